@@ -1,0 +1,1 @@
+"""Where records live: `base` says what a store promises, the others keep the promise."""
