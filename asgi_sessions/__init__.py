@@ -1,3 +1,81 @@
-"""Server-side sessions for any ASGI app."""
+"""Server-side sessions for any ASGI app: typed, locked, and never losing an acknowledged change.
+
+The walk of a request, in order:
+
+1. The cookie is read and its signature verified (`cookie`). Without a valid one the request gets a fresh
+   session and the store is not asked.
+2. The record is checked out: its lock and its content in one round trip (`stores`).
+3. The client's fingerprint is compared (`fingerprint`); another client gets a fresh session.
+4. The app runs and uses `request.session`, a dict with a typed record behind it (`session`, `data`).
+5. The answer's start is held back until what changed is committed, which writes only if the lease, the
+   version and the record are still what was checked out (`exchange`, `unit`).
+6. The lock goes in the same trip; whatever happens, it goes.
+"""
+
+from .data import SessionData, SessionFilter, SessionMetrics
+from .errors import (
+    LockAcquisitionError,
+    LockLostError,
+    LockReleaseError,
+    LockTimeoutError,
+    ReadOnlySessionError,
+    SessionClosedError,
+    SessionConflictError,
+    SessionDataError,
+    SessionError,
+    SessionLockError,
+    SessionStoreError,
+    TooManyWaitersError,
+)
+from .events import SessionEvent
+from .fingerprint import Fingerprint
+from .middleware import SessionMiddleware
+from .session import Session, get_session, get_session_data
+from .stores.base import SessionStore
+from .stores.memory import InMemorySessionStore
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DistributedLock",
+    "DistributedLockManager",
+    "Fingerprint",
+    "InMemorySessionStore",
+    "LockAcquisitionError",
+    "LockLostError",
+    "LockReleaseError",
+    "LockTimeoutError",
+    "ReadOnlySessionError",
+    "RedisSessionStore",
+    "Session",
+    "SessionClosedError",
+    "SessionConflictError",
+    "SessionData",
+    "SessionDataError",
+    "SessionError",
+    "SessionEvent",
+    "SessionFilter",
+    "SessionLockError",
+    "SessionMetrics",
+    "SessionMiddleware",
+    "SessionStore",
+    "SessionStoreError",
+    "TooManyWaitersError",
+    "get_session",
+    "get_session_data",
+]
+
+# What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
+_ON_DEMAND = {
+    "DistributedLock": ".locks",
+    "DistributedLockManager": ".locks",
+    "RedisSessionStore": ".stores.redis",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _ON_DEMAND:
+        from importlib import import_module
+
+        return getattr(import_module(_ON_DEMAND[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,311 @@
+"""The session cookie: sign, verify, read from a request, render for a response.
+
+The cookie carries an id and a signature, never data. Everything a client sends is hostile here: reading never
+raises, costs linear time, and hands out an id only if this server signed exactly these bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+from itsdangerous import TimestampSigner
+from itsdangerous.encoding import base64_decode, bytes_to_int
+
+from .types import Headers
+
+SameSite: TypeAlias = Literal["lax", "strict", "none"]
+Reason: TypeAlias = Literal["bad_signature", "ambiguous", "absurd"]
+
+SALT = b"asgi_sessions.cookie"
+MAX_COOKIE_BYTES = 65_536  # of all cookie headers of one request together
+MAX_CANDIDATES = 4  # cookies of our name whose signature is checked
+MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
+MAX_PAIR_BYTES = 4096  # name and value (RFC 6265bis section 5.6: browsers drop what is longer)
+MAX_TOKEN_BYTES = 32 + 1 + 11 + 1 + 43  # id.timestamp.signature
+
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
+# The middle is base64url of a number of at most 8 bytes, so a length of 1 modulo 4 does not occur.
+_TOKEN = re.compile(
+    rb"([0-9a-f]{32})\.((?:[A-Za-z0-9_-]{4}){0,2}(?:[A-Za-z0-9_-]{2,3})?)\.([A-Za-z0-9_-]{43})"
+)
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 6265 section 4.1.1: an RFC 7230 token
+_PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]{0,1023}")
+_DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
+_BLANK = b" \t"
+
+
+class Verified(NamedTuple):
+    """What a cookie value of ours says.
+
+    `issued_at` is in whole seconds since the epoch, by the clock of the server that signed it. `stale_key`:
+    a fallback key signed it, so the answer should carry a cookie signed by the current one.
+    """
+
+    session_id: str
+    issued_at: int
+    stale_key: bool
+
+
+class _KeySigner(TimestampSigner):
+    """The TimestampSigner of one key, which it derives once."""
+
+    def __init__(self, key: bytes, clock: Callable[[], float]) -> None:
+        super().__init__(key, salt=SALT, key_derivation="hmac", digest_method=hashlib.sha256)
+        self._derived = super().derive_key()
+        self._clock = clock
+
+    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
+        return self._derived
+
+    def get_timestamp(self) -> int:
+        return int(self._clock())
+
+
+class CookieSigner:
+    """Signs session ids with `secret_key`; verifies what it or one of the `fallbacks` signed.
+
+    A key is a str, bytes, or any object whose `str()` is the secret (Starlette's `Secret`). HMAC-SHA-256
+    under a salt of our own: a value that was signed elsewhere with the same key is refused. An absent or
+    empty key is a ValueError; one under 32 bytes warns, at the frame that `stacklevel` names (2: the caller).
+    `clock` gives seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        secret_key: object,
+        fallbacks: Sequence[object] = (),
+        *,
+        clock: Callable[[], float] = time.time,
+        stacklevel: int = 2,
+    ) -> None:
+        if isinstance(fallbacks, (str, bytes)):
+            raise ValueError("secret_key_fallbacks is one string; pass a list of keys: [old_key]")
+        keys = [_key_bytes(secret_key, "secret_key")]
+        keys += [_key_bytes(key, f"secret_key_fallbacks[{i}]") for i, key in enumerate(fallbacks)]
+        for index, key in enumerate(keys):
+            if len(key) < MIN_KEY_BYTES:
+                where = f"secret_key_fallbacks[{index - 1}]" if index else "secret_key"
+                warnings.warn(_short_key(where, len(key)), UserWarning, stacklevel=stacklevel)
+        self._signers = [_KeySigner(key, clock) for key in keys]
+
+    def sign(self, session_id: str) -> str:
+        """The cookie value ``id.timestamp.signature``; ValueError for an id that no cookie may carry."""
+        if _SESSION_ID.fullmatch(session_id) is None:
+            raise ValueError("a cookie carries generated ids only (32 lower-case hexadecimal digits)")
+        return self._signers[0].sign(session_id).decode("ascii")
+
+    def verify(self, token: bytes) -> Verified | None:
+        """What `token` says, None unless `sign` gave exactly these bytes under one of the keys. Never raises.
+
+        The signature's text is compared, not what it decodes to: base64 has several texts for one value. A
+        token of another shape or length is refused before anything is hashed.
+        """
+        match = _TOKEN.fullmatch(token)
+        if match is None:
+            return None
+        session_id, timestamp, signature = match.groups()
+        signed = token[: match.end(2)]
+        for signer in self._signers:
+            if hmac.compare_digest(signer.get_signature(signed), signature):
+                issued_at = bytes_to_int(base64_decode(timestamp))
+                return Verified(session_id.decode("ascii"), issued_at, signer is not self._signers[0])
+        return None
+
+
+def _key_bytes(key: object, where: str) -> bytes:
+    raw = key if isinstance(key, bytes) else str("" if key is None else key).encode("utf-8", "surrogatepass")
+    if not raw:
+        raise ValueError(f"{where} is empty; {_MAKE_A_KEY}")
+    return raw
+
+
+def _short_key(where: str, size: int) -> str:
+    return f"{where} has {size} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {_MAKE_A_KEY}"
+
+
+_MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a request says about its session.
+
+    `session_id` is None unless exactly one valid id came in; `reason` then tells why, and is None too for a
+    request without our cookie. `presented`: a cookie of our name was there (not looked up when "absurd").
+    `issued_at` and `stale_key` as in `Verified`.
+    """
+
+    session_id: str | None = None
+    issued_at: int = 0
+    stale_key: bool = False
+    reason: Reason | None = None
+    presented: bool = False
+
+
+NO_COOKIE = Presented()
+BAD_SIGNATURE = Presented(reason="bad_signature", presented=True)
+AMBIGUOUS = Presented(reason="ambiguous", presented=True)
+ABSURD = Presented(reason="absurd")
+
+
+def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
+    """The values of every cookie called exactly `name` in these header lines, in order; [] where none is.
+
+    HTTP/2 may split the header into lines (RFC 9113 section 8.2.3). Only space and tab are trimmed and
+    nothing is unquoted: a parser that knows more ways to read a name finds cookies that the browser did not
+    set. A piece without ``=`` has no name and is passed over. Linear time; never raises.
+    """
+    found: list[bytes] = []
+    for line in lines:
+        if name not in line:
+            continue
+        for pair in line.split(b";"):
+            key, equals, value = pair.partition(b"=")
+            if equals and key.strip(_BLANK) == name:
+                found.append(value.strip(_BLANK))
+    return found
+
+
+class SessionCookie:
+    """The session cookie of one app: reads it from requests, renders it for responses.
+
+    Attributes and their order are Starlette's. `https_only=None` makes the cookie `Secure` where the request
+    came over https or wss; True and False force it. A combination that browsers refuse is a ValueError.
+    """
+
+    def __init__(
+        self,
+        secret_key: object,
+        *,
+        fallbacks: Sequence[object] = (),
+        name: str = "session",
+        path: str = "/",
+        domain: str | None = None,
+        same_site: SameSite = "lax",
+        https_only: bool | None = None,
+        partitioned: bool = False,
+        clock: Callable[[], float] = time.time,
+        stacklevel: int = 2,
+    ) -> None:
+        _check_name(name, path, domain, https_only)
+        _check_scope(path, domain)
+        _check_cross_site(same_site, https_only, partitioned)
+        self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
+        self._name = name.encode("ascii")
+        self._start = f"{name}="
+        self._path = f"; path={path}; "
+        self._https_only = https_only
+        self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
+        removal = f"{name}=null; path={path}; expires=Thu, 01 Jan 1970 00:00:00 GMT; "
+        self._removals = tuple((removal + flags).encode("ascii") for flags in self._flags)
+
+    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented:
+        """What these request headers say about the session; `NO_COOKIE` where ours is absent. Never raises.
+
+        The first four cookies of our name are verified. Two different valid ids mean that somebody planted
+        one (a sibling domain, a longer path): which one is not for us to guess, so neither counts.
+        """
+        lines = [value for name, value in headers if name == b"cookie"]
+        if not lines:
+            return NO_COOKIE
+        if sum(map(len, lines)) > MAX_COOKIE_BYTES:
+            return ABSURD
+        tokens = cookie_values(lines, self._name)
+        return self._judge(tokens[:MAX_CANDIDATES]) if tokens else NO_COOKIE
+
+    def _judge(self, tokens: list[bytes]) -> Presented:
+        verified = [seen for seen in map(self.signer.verify, tokens) if seen is not None]
+        if not verified:
+            return BAD_SIGNATURE
+        best = verified[0]
+        for other in verified[1:]:
+            if other.session_id != best.session_id:
+                return AMBIGUOUS
+            best = min(best, other, key=lambda seen: (seen.stale_key, -seen.issued_at))
+        return Presented(best.session_id, best.issued_at, best.stale_key, None, True)
+
+    def render(self, session_id: str, *, max_age: int | None, secure: bool) -> bytes:
+        """The value of a `Set-Cookie` header that hands out this id, signed now.
+
+        `max_age` is in seconds, None for a cookie that ends with the browser session. `secure`: the request
+        came over https or wss; counts only where `https_only` is None.
+        """
+        age = "" if max_age is None else f"Max-Age={max_age}; "
+        flags = self._flags[self._is_secure(secure)]
+        return f"{self._start}{self.signer.sign(session_id)}{self._path}{age}{flags}".encode("ascii")
+
+    def render_removal(self, *, secure: bool) -> bytes:
+        """The value of a `Set-Cookie` header that makes the browser forget the cookie; `secure` as above."""
+        return self._removals[self._is_secure(secure)]
+
+    def _is_secure(self, secure: bool) -> bool:
+        return secure if self._https_only is None else self._https_only
+
+
+def _flags(same_site: str, secure: bool, domain: str | None, partitioned: bool) -> str:
+    flags = f"httponly; samesite={same_site}"
+    if secure:
+        flags += "; secure"
+    if domain is not None:
+        flags += f"; domain={domain}"
+    if partitioned and secure:  # browsers drop a partitioned cookie that is not Secure (CHIPS section 2.1)
+        flags += "; partitioned"
+    return flags
+
+
+def _check_name(name: str, path: str, domain: str | None, https_only: bool | None) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"session_cookie={name!r} is not a cookie name; use letters, digits, '-' and '_'")
+    if len(name) + MAX_TOKEN_BYTES > MAX_PAIR_BYTES:
+        raise ValueError(f"session_cookie has {len(name)} characters and browsers drop it; shorten it")
+    prefix = name.lower()  # RFC 6265bis section 5.4: browsers compare these prefixes without regard to case
+    if prefix.startswith(("__secure-", "__http-", "__host-")) and not https_only:
+        raise ValueError(f"browsers take the cookie {name!r} only if it is Secure; set https_only=True")
+    if prefix.startswith("__host-") and (path != "/" or domain is not None):
+        raise ValueError(f"browsers take the cookie {name!r} only with path='/' and domain=None; set these")
+
+
+def _check_scope(path: str, domain: str | None) -> None:
+    if _PATH.fullmatch(path) is None:
+        raise ValueError(f"path={path!r} must begin with '/' and be printable ASCII without ';'; try '/'")
+    if domain is not None and _DOMAIN.fullmatch(domain) is None:
+        raise ValueError(
+            f"domain={domain!r} must be a bare host name such as 'example.com' (an international one in"
+            " its xn-- form), without scheme, port or spaces; use domain=None for this host alone"
+        )
+
+
+def _check_cross_site(same_site: str, https_only: bool | None, partitioned: bool) -> None:
+    if same_site not in ("lax", "strict", "none"):
+        raise ValueError(f"same_site={same_site!r} must be 'lax', 'strict' or 'none'")
+    if same_site == "none" and not https_only:
+        raise ValueError("browsers take a same_site='none' cookie only if it is Secure; set https_only=True")
+    if partitioned and https_only is False:
+        raise ValueError("browsers take a partitioned cookie only if it is Secure; set https_only=True")
+
+
+def vary_cookie(headers: Headers) -> None:
+    """Makes `Vary` name `Cookie`: added to the first `Vary` line, or as a line of its own where none is.
+
+    Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
+    """
+    first: int | None = None
+    for index, (name, value) in enumerate(headers):
+        if name.lower() != b"vary":
+            continue
+        fields = {field.strip(_BLANK) for field in value.lower().split(b",")}
+        if b"cookie" in fields or b"*" in fields:
+            return
+        first = index if first is None else first
+    if first is None:
+        headers.append((b"vary", b"Cookie"))
+    else:
+        name, value = headers[first]
+        headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")

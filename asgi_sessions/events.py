@@ -1,0 +1,161 @@
+"""What happens to sessions, told to the log and to the app's `on_event`, without any secret.
+
+An event never carries an id, a cookie or a header value: whoever reads logs must not be able to take over a
+session (OWASP Session Management: Logging Sessions Life Cycle).
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+SESSION_CREATED = "session_created"  # a record was stored for the first time
+SESSION_REGENERATED = "session_regenerated"  # a new id, the data kept
+SESSION_ENDED = "session_ended"  # invalidated by the app
+BAD_SIGNATURE = "bad_signature"  # a cookie of our name that no key of ours signed
+AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two valid ids in one request
+ABSURD_COOKIE = "absurd_cookie"  # more cookie bytes than any browser sends; answered with 400
+UNKNOWN_SESSION = "unknown_session"  # a signed id whose record is absent
+RETIRED_SESSION = "retired_session"  # an id that was just replaced
+UNREADABLE_RECORD = "unreadable_record"  # what lies in the store is not a record of ours
+FINGERPRINT_MISMATCH = "fingerprint_mismatch"  # another client than the one that the record was made for
+LOCK_TIMEOUT = "lock_timeout"  # the wait for others was over; answered with 503
+TOO_MANY_WAITERS = "too_many_waiters"  # answered with 503
+LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
+CONFLICT = "conflict"  # the version moved; answered with 409
+STORE_ERROR = "store_error"  # the backend failed; answered with 503
+UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
+ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
+RENEWAL_FAILED = "renewal_failed"  # the lease could not be renewed while the request ran
+
+Detail: TypeAlias = str | int | float
+
+LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
+
+_logger = logging.getLogger("asgi_sessions")
+_salt = secrets.token_bytes(32)
+# Ids, lock tokens and fingerprints all look like this; an exception's text may quote one.
+_SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """One thing that happened: `name` is a constant of this module, `details` are its facts.
+
+    `session` is a short hash that is the same for the same id within this process, so that the events of one
+    session can be told from another's; None where no session is concerned.
+    """
+
+    name: str
+    session: str | None
+    details: Mapping[str, Detail]
+
+
+def session_hash(session_id: str) -> str:
+    """12 hexadecimal digits that stand for the id in logs; other ones in each process."""
+    return hmac.digest(_salt, session_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
+
+
+class EventSink:
+    """Hands events to the log ``asgi_sessions`` and to `on_event`; costs next to nothing if nobody listens.
+
+    `on_event` is called at once, in the event loop, so it must not block; what it raises is logged once per
+    event name and never reaches the request. TypeError for one that cannot be called or is a coroutine
+    function. `clock` gives seconds and is for the log's limit only.
+    """
+
+    def __init__(
+        self,
+        on_event: Callable[[SessionEvent], object] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if on_event is not None:
+            _check_callback(on_event)
+        self._on_event = on_event
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+        self._complained: set[str] = set()
+
+    def emit(
+        self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
+    ) -> None:
+        """Tells the listeners. Never raises; ids are taken out of the details."""
+        logged = _logger.isEnabledFor(level)
+        if self._on_event is None and not logged:
+            return
+        clean = {key: _without_ids(value, session_id) for key, value in details.items()}
+        event = SessionEvent(name, None if session_id is None else session_hash(session_id), clean)
+        if logged:
+            self._log(event, level)
+        if self._on_event is not None:
+            self._call(self._on_event, event)
+
+    def flush(self) -> None:
+        """Logs how many lines were left out so far; for the shut-down."""
+        for name, window in self._windows.items():
+            window.report(name)
+
+    def _log(self, event: SessionEvent, level: int) -> None:
+        window = self._windows.setdefault(event.name, _Window())
+        now = self._clock()
+        if now - window.start >= 1.0:
+            window.report(event.name)
+            window.start, window.lines = now, 0
+        if window.lines < LINES_PER_SECOND:
+            window.lines += 1
+            _logger.log(level, "%s", _line(event))
+        else:
+            window.dropped += 1
+            window.level = max(window.level, level)
+
+    def _call(self, callback: Callable[[SessionEvent], object], event: SessionEvent) -> None:
+        try:
+            callback(event)
+        except Exception:
+            if event.name not in self._complained:
+                self._complained.add(event.name)
+                _logger.exception("on_event failed for %s; further failures are not logged", event.name)
+
+
+@dataclass(slots=True)
+class _Window:
+    """The second that one event name's log lines are counted in."""
+
+    start: float = float("-inf")
+    lines: int = 0
+    dropped: int = 0
+    level: int = logging.NOTSET
+
+    def report(self, name: str) -> None:
+        if self.dropped:
+            _logger.log(self.level, "%s: %d more, not logged", name, self.dropped)
+        self.dropped, self.level = 0, logging.NOTSET
+
+
+def _check_callback(on_event: object) -> None:
+    if not callable(on_event):
+        raise TypeError("on_event must be a function that takes a SessionEvent")
+    if inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(type(on_event).__call__):
+        raise TypeError("on_event must be a plain function; let it put the event into a queue for async work")
+
+
+def _without_ids(value: Detail, session_id: str | None) -> Detail:
+    if not isinstance(value, str):
+        return value
+    if session_id:
+        value = value.replace(session_id, "...")
+    return _SECRET.sub("...", value)
+
+
+def _line(event: SessionEvent) -> str:
+    """The event on one line: `repr` escapes control characters and keeps a text from posing as a detail."""
+    session = "" if event.session is None else f" session={event.session}"
+    return event.name + session + "".join(f" {key}={value!r}" for key, value in event.details.items())

@@ -1,0 +1,207 @@
+"""One request's messages: each kind of connection holds its answer back until the session is safe."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from .answers import Answers, status_of
+from .cookie import Presented, SessionCookie, vary_cookie
+from .events import ABSURD_COOKIE, AMBIGUOUS_COOKIE, BAD_SIGNATURE
+from .fingerprint import FingerprintReader
+from .session import Change, Mode
+from .stores.base import Outcome, raise_for
+from .types import Headers, Message, Receive, Scope, Send
+from .unit import Rules, Unit
+
+_EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE, "absurd": ABSURD_COOKIE}
+_BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for every exchange of one middleware; times in seconds."""
+
+    rules: Rules
+    cookie: SessionCookie
+    client: FingerprintReader | None  # None: fingerprints are off
+    answers: Answers
+    max_age: int | None
+    refresh_after: float | None  # rolling: the age at which a cookie is sent again
+    early_release: bool  # release_lock="response_start"
+
+
+class Exchange:
+    """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
+
+    __slots__ = ("_began", "_presented", "_scope", "_secure", "_send", "_settings", "_started", "unit")
+
+    def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
+        self.unit = Unit(settings.rules, settings.client.of(scope) if settings.client is not None else None)
+        self._settings = settings
+        self._scope = scope
+        self._send = send
+        self._presented = presented
+        self._secure = scope.get("scheme") in ("https", "wss")
+        self._started = False  # the answer's headers have left
+        self._began = time.perf_counter()
+
+    async def open(self, *, read_only: bool) -> None:
+        """Load the session that the cookie names; a request without one gets a fresh session, for free."""
+        if self._presented.reason is not None:
+            self._settings.rules.events.emit(_EVENTS[self._presented.reason])
+        if self._presented.session_id is not None:
+            await self.unit.open(self._presented.session_id, read_only=read_only)
+        if read_only:
+            self.unit.session.set_mode(Mode.READ_ONLY)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """Nothing more is stored; the error is answered where it is the session's, else it rises."""
+        await self.unit.roll_back()
+        if self._started or status_of(error) is None:
+            raise error
+        self._started = True
+        session_id = self._presented.session_id
+        await self._settings.answers.explain(self._scope, receive, self._send, error, session_id)
+
+    async def close(self) -> None:
+        """Let go of what is still held, whatever happened."""
+        await self.unit.roll_back()
+        self._settings.rules.store.note_response(time.perf_counter() - self._began)
+
+    def _dressed(self, message: Message) -> Message:
+        """The answer's start with the session's headers."""
+        self._started = True
+        self.unit.deliverable = False
+        headers: Headers = list(message.get("headers", ()))
+        if self.unit.session.accessed:
+            vary_cookie(headers)
+        cookie = self._cookie()
+        if cookie is not None:
+            headers.append((b"set-cookie", cookie))
+            if not any(name.lower() == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
+        return {**message, "headers": headers}
+
+    def _cookie(self) -> bytes | None:
+        """The Set-Cookie value, where the client must learn something."""
+        unit, cookie = self.unit, self._settings.cookie
+        if unit.new_cookie is not None:
+            return cookie.render(unit.new_cookie, max_age=self._max_age(), secure=self._secure)
+        presented = self._presented
+        if presented.session_id is None:
+            return None
+        if unit.cookie_gone:
+            return cookie.render_removal(secure=self._secure)
+        if unit.is_loaded and (presented.stale_key or self._is_due(presented.issued_at)):
+            return cookie.render(presented.session_id, max_age=self._max_age(), secure=self._secure)
+        return None
+
+    def _is_due(self, issued_at: int) -> bool:
+        after = self._settings.refresh_after
+        return after is not None and time.time() - issued_at >= after
+
+    def _max_age(self) -> int | None:
+        left = self.unit.max_age()
+        return self._settings.max_age if left is None else left
+
+
+class HTTPExchange(Exchange):
+    """Holds `http.response.start` back until what the app changed is stored, or answers for it."""
+
+    __slots__ = ("_failure", "_has_body_length", "_held_start")
+
+    def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
+        super().__init__(settings, scope, send, presented)
+        self._held_start: Message | None = None
+        self._failure: Exception | None = None
+
+    async def send(self, message: Message) -> None:
+        """What the app calls `send`."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._on_start(message)
+        elif kind in _BODY:
+            await self._on_body(message)
+        else:
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
+        if self._failure is not None and not self._started:
+            raise self._failure
+        if self._held_start is not None:
+            await self._send_start(last=True)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """A commit that failed is what counts, whatever the app made of it on the way up."""
+        if self._failure is not None and not self._started:
+            error = self._failure
+        await super().fail(error, receive)
+
+    async def _on_start(self, message: Message) -> None:
+        if self._failure is not None and message["status"] < 400:
+            raise self._failure
+        if message["status"] >= 500 or self._failure is not None:
+            await self.unit.roll_back()  # a failed request changes nothing
+            await self._send(self._dressed(message))
+            return
+        self._held_start = message
+        if not self._ends_at_once(message):
+            await self._send_start(last=False)
+
+    async def _on_body(self, message: Message) -> None:
+        last = not message.get("more_body", False)
+        if self._held_start is not None:
+            await self._send_start(last=last)
+        elif last and self.unit.session.mode is Mode.OPEN:
+            await self._commit(release=True)
+            self.unit.session.set_mode(Mode.CLOSED)
+        await self._send(message)
+
+    async def _send_start(self, *, last: bool) -> None:
+        """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
+        session = self.unit.session
+        release = last or self._settings.early_release or not session.accessed
+        await self._commit(release=release)
+        start, self._held_start = self._held_start, None
+        if session.mode is Mode.OPEN and (release or not self.unit.keeps_record):
+            session.set_mode(Mode.CLOSED)
+        if start is not None:
+            await self._send(self._dressed(start))
+
+    async def _commit(self, *, release: bool) -> None:
+        try:
+            outcome = await self.unit.store_changes(release=release)
+            if outcome is not Outcome.GONE or self._started:
+                raise_for(outcome)
+        except Exception as error:
+            self._failure, self._held_start = error, None
+            raise
+
+    def _ends_at_once(self, start: Message) -> bool:
+        """Whether the body is known to end: its first message may be the last, so one trip does for both."""
+        if start["status"] in (204, 304) or self._scope["method"] == "HEAD":
+            return True
+        return any(name.lower() == b"content-length" for name, _ in start.get("headers", ()))
+
+
+class WebSocketExchange(Exchange):
+    """Loads without a lock; changes go through `Session.transaction()`. A new cookie rides on the accept."""
+
+    __slots__ = ()
+
+    async def open(self, *, read_only: bool) -> None:
+        """As for HTTP, always without the lock."""
+        await super().open(read_only=True)
+
+    async def send(self, message: Message) -> None:
+        """What the app calls `send`."""
+        if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            message = self._dressed(message)
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """A nested change outside a transaction would be lost: that is an error of the app, and is said."""
+        if self.unit.session.change() is not Change.NOTHING:
+            self.unit.session.require_open()

@@ -1,0 +1,152 @@
+"""The walk of a request: `SessionMiddleware` knows the settings, an exchange knows one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from .answers import Answers
+from .cookie import Presented, SessionCookie
+from .data import SessionData
+from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
+from .exchange import HTTPExchange, Settings, WebSocketExchange
+from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .options import (
+    Routes,
+    resolve_lifetime,
+    resolve_lock,
+    resolve_model,
+    resolve_origins,
+    resolve_routes,
+    resolve_store,
+)
+from .session import Session, held
+from .stores.base import SessionStore
+from .types import ASGIApp, Receive, Scope, Send
+from .unit import Rules, Unit
+
+
+class SessionMiddleware:
+    """Gives each request of any ASGI app its session in `scope["session"]`.
+
+    Takes the place of Starlette's middleware of this name: same arguments, same behaviour, but the data stay
+    on the server, typed and under a lock. See the README for every option; a wrong value raises `ValueError`
+    here, with the remedy. All times are seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        secret_key: object,
+        session_cookie: str = "session",
+        max_age: int | None = 14 * 24 * 60 * 60,
+        path: str = "/",
+        same_site: Literal["lax", "strict", "none"] = "lax",
+        https_only: bool | None = None,
+        domain: str | None = None,
+        partitioned: bool = False,
+        *,
+        secret_key_fallbacks: Sequence[object] = (),
+        store: SessionStore | str | None = None,
+        model: type[SessionData] = SessionData,
+        idle_timeout: float | None = None,
+        rolling: bool = False,
+        fingerprint: Fingerprint | None = Fingerprint(),  # noqa: B008  # a frozen value
+        trusted_proxies: Iterable[TrustedProxy] = (),
+        exclude: Routes = (),
+        read_only: Routes = (),
+        lock: bool = True,
+        lock_timeout: float = 10.0,
+        lock_wait: float = 15.0,
+        max_waiters: int = 64,
+        lock_max_hold: float = 300.0,
+        release_lock: Literal["response_end", "response_start"] = "response_end",
+        allowed_origins: Iterable[str] | None = None,
+        error_response: ASGIApp | None = None,
+        on_event: Callable[[SessionEvent], object] | None = None,
+    ) -> None:
+        if release_lock not in ("response_end", "response_start"):
+            raise ValueError('release_lock is "response_end" or "response_start"')
+        if rolling and max_age is None:
+            raise ValueError("rolling restarts max_age: give it one, or use idle_timeout with max_age=None")
+        self.app = app
+        self.store = resolve_store(store)
+        cookie = SessionCookie(
+            secret_key, fallbacks=secret_key_fallbacks, name=session_cookie, path=path, same_site=same_site,
+            https_only=https_only, domain=domain, partitioned=partitioned, stacklevel=3,
+        )  # fmt: skip
+        policy = resolve_lock(lock_timeout, lock_wait, max_waiters, lock_max_hold)
+        lifetime = resolve_lifetime(max_age, idle_timeout, rolling, self.store)
+        self._events = EventSink(on_event)
+        self._answers = Answers(error_response, self._events)
+        self._settings = Settings(
+            rules=Rules(
+                self.store,
+                resolve_model(model),
+                lifetime,
+                policy if lock else None,
+                policy,
+                session_cookie,
+                self._events,
+            ),
+            cookie=cookie,
+            client=FingerprintReader(fingerprint, trusted_proxies) if fingerprint is not None else None,
+            answers=self._answers,
+            max_age=max_age,
+            refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
+            early_release=release_lock == "response_start",
+        )
+        self._excluded = resolve_routes("exclude", exclude)
+        self._read_only = resolve_routes("read_only", read_only)
+        self._origins = resolve_origins(allowed_origins)
+        self.store.bind(model, policy)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._live(scope, receive, send)
+        if scope["type"] not in ("http", "websocket") or self._excluded(scope) or self._is_nested(scope):
+            return await self.app(scope, receive, send)
+        presented = self._settings.cookie.read(scope["headers"])
+        if not self._admits(scope, presented):
+            return await self._answers.refuse(scope, receive, send)
+        kind = HTTPExchange if scope["type"] == "http" else WebSocketExchange
+        exchange = kind(self._settings, scope, send, presented)
+        current = held.set((*held.get(), exchange.unit.session))
+        try:
+            await exchange.open(read_only=self._read_only(scope))
+            scope["session"] = exchange.unit.session
+            await self.app(scope, receive, exchange.send)
+            await exchange.finish()
+        except Exception as error:
+            await exchange.fail(error, receive)
+        finally:
+            held.reset(current)
+            await exchange.close()
+        return None
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.store.open()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            await self.store.aclose()
+
+    def _is_nested(self, scope: Scope) -> bool:
+        """Another middleware with this cookie and store is around us: its session is ours too."""
+        around = scope.get("session")
+        unit = around.unit if isinstance(around, Session) else None
+        if not isinstance(unit, Unit) or unit.rules.store is not self.store:
+            return False
+        return unit.rules.cookie_name == self._settings.rules.cookie_name
+
+    def _admits(self, scope: Scope, presented: Presented) -> bool:
+        if presented.reason == "absurd":
+            self._events.emit(ABSURD_COOKIE)
+            return False
+        if self._origins is None or scope["type"] != "websocket":
+            return True
+        origins = [value for name, value in scope["headers"] if name == b"origin"]
+        if len(origins) == 1 and origins[0].lower() in self._origins:
+            return True
+        self._events.emit(ORIGIN_REFUSED)
+        return False

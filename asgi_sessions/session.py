@@ -1,0 +1,425 @@
+"""The handle that an app sees as `request.session`: a dict, and behind it the typed record."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar, cast
+
+from .data import SessionData
+from .errors import ReadOnlySessionError, SessionClosedError
+from .fields import LiveMetadata, new_session_id
+from .record import decode, encode, encode_checked
+
+T = TypeVar("T", bound=SessionData)
+
+_STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
+
+
+class Mode(enum.Enum):
+    """What the handle lets an app do now."""
+
+    OPEN = "open"
+    READ_ONLY = "read-only"  # loaded without a lock
+    CLOSED = "closed"  # nothing stores a change any more
+
+
+class Fate(enum.Enum):
+    """What the app wants to become of the session's id."""
+
+    KEEP = "keep"
+    MOVE = "move"  # to a new id, data kept
+    END = "end"
+
+
+class Change(enum.Enum):
+    """What a commit has to do."""
+
+    NOTHING = "nothing"
+    CREATE = "create"  # a new record, never over another
+    WRITE = "write"  # the loaded record, changed
+    MOVE = "move"  # a new record under a new id, the loaded one retired
+    DELETE = "delete"
+
+
+class UnitOfWork(Protocol):
+    """What carries the handle's wishes out: the middleware's side of one request."""
+
+    def holds(self, store: object, session_id: str) -> bool: ...
+
+    async def commit(self, *, release: bool) -> None: ...
+
+    def transaction(self) -> AbstractAsyncContextManager[SessionData]: ...
+
+
+class Session(LiveMetadata):
+    """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
+
+    Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
+    Starlette's. `is_new` says that no record was there when the request began. A change after the last
+    chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
+    """
+
+    __slots__ = (
+        "_data",
+        "_fate",
+        "_loaded",
+        "_mode",
+        "_model",
+        "_prepare",
+        "_pristine",
+        "_unit",
+        "accessed",
+        "is_new",
+        "modified",
+    )
+    __hash__ = None  # type: ignore[assignment]  # as any dict
+
+    def __init__(
+        self, values: Any = (), /, *, model: type[SessionData] = SessionData, unit: UnitOfWork | None = None
+    ) -> None:
+        super().__init__(values)
+        self.accessed = False
+        self.modified = False
+        self.is_new = True
+        self._model = model
+        self._unit = unit
+        self._prepare: Callable[[SessionData], None] | None = None
+        self._mode = Mode.OPEN
+        self._data: SessionData | None = None  # a fresh record is made when somebody looks at it
+        self._loaded: bytes | None = None  # the stored record as it was loaded or last committed
+        self._pristine = b""  # the fresh record as it was made
+        self._fate = Fate.KEEP
+
+    # -- the typed record -------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> SessionData:
+        """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
+        self.accessed = True
+        return self._record()
+
+    @property
+    def session_id(self) -> str:
+        """The id under which the record is stored, or will be; changes when a new id is committed."""
+        return self._record().session_id
+
+    def mark_accessed(self) -> None:
+        """Note that the answer depends on the session: it will say `Vary: Cookie`."""
+        self.accessed = True
+
+    def mark_modified(self) -> None:
+        """Note a change. Not needed for one to be stored; raises where it could not be."""
+        self.require_open()
+        self.accessed = True
+        self.modified = True
+
+    def before_change(self) -> None:
+        """Called by the record when one of its fields is assigned."""
+        self.mark_modified()
+
+    # -- identity -----------------------------------------------------------------------------------------
+
+    def regenerate_id(self) -> None:
+        """Give the session a new id when it is committed, data kept; the old id is dead from then on.
+
+        To be called whenever privileges change (OWASP Session Management: Renew the Session ID After Any
+        Privilege Level Change). A new session has a fresh id anyway.
+        """
+        self.mark_modified()
+        self._fate = Fate.MOVE
+
+    def login(self, user_id: str) -> None:
+        """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation)."""
+        self.mark_modified()
+        self._record().user_id = user_id
+        self._fate = Fate.MOVE
+
+    def logout(self) -> None:
+        """Sign out: the same as `invalidate()`."""
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """End the session: the record is deleted, the cookie removed, the dict emptied.
+
+        What is put in afterwards starts a new session under a new id.
+        """
+        self.mark_modified()
+        self._empty(new_session_id())
+        self._fate = Fate.END
+
+    # -- storing before the response ----------------------------------------------------------------------
+
+    async def save(self) -> None:
+        """Store what changed now and keep the lock. Raises what the commit raises."""
+        await self._work().commit(release=False)
+
+    async def release(self) -> None:
+        """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
+        await self._work().commit(release=True)
+
+    def transaction(self) -> AbstractAsyncContextManager[SessionData]:
+        """`async with session.transaction() as data:` lock, load the newest record, commit, release.
+
+        For WebSockets, background tasks, long streams and read-only routes. In the request that holds the
+        lock it commits what is there and keeps the lock. An exception in the block rolls back to what was
+        there before it. `LockTimeoutError` where the lock was not to be had, `SessionConflictError` where
+        the session has ended meanwhile.
+        """
+        return self._work().transaction()
+
+    # -- the dict -------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        self.accessed = True
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None, /) -> Any:
+        self.accessed = True
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.accessed = True
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self.accessed = True
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.accessed = True
+        return super().__len__()
+
+    def keys(self) -> Any:
+        self.accessed = True
+        return super().keys()
+
+    def values(self) -> Any:
+        self.accessed = True
+        return super().values()
+
+    def items(self) -> Any:
+        self.accessed = True
+        return super().items()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.mark_modified()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.mark_modified()
+        super().__delitem__(key)
+
+    def clear(self) -> None:
+        """Empty the session: the values, and the record's fields go back to their defaults.
+
+        A session that is left empty ends, as in Starlette: record deleted, cookie removed.
+        """
+        self.mark_modified()
+        self._empty(None)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        if key in self:
+            self.mark_modified()
+        return super().pop(key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        self.mark_modified()
+        return super().popitem()
+
+    def setdefault(self, key: str, default: Any = None, /) -> Any:
+        if key not in self:
+            self.mark_modified()
+        return super().setdefault(key, default)
+
+    def update(self, *args: Any, **values: Any) -> None:
+        self.mark_modified()
+        super().update(*args, **values)
+
+    def __ior__(self, other: Any, /) -> Session:  # type: ignore[override,misc]  # as Starlette's
+        self.mark_modified()
+        super().update(other)
+        return self
+
+    # -- for the middleware -----------------------------------------------------------------------------
+
+    def load(self, record: bytes) -> SessionData:
+        """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
+        data = decode(self._model, record)
+        self._bind(data)
+        self._loaded = record
+        self._fate = Fate.KEEP
+        self.is_new = False
+        return data
+
+    def forget(self) -> None:
+        """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
+        dict.clear(self)
+        self._data = self._loaded = None
+        self._fate = Fate.KEEP
+        self.is_new = True
+
+    def committed(self, record: bytes) -> None:
+        """Take note that `record` is what the store holds now."""
+        self._loaded = record
+        self._fate = Fate.KEEP
+
+    def set_mode(self, mode: Mode) -> None:
+        """From now on let the app change the session, or not."""
+        self._mode = mode
+
+    @property
+    def mode(self) -> Mode:
+        """What an app may do now."""
+        return self._mode
+
+    def require_open(self) -> None:
+        """Raise the error that says why a change could not be stored; nothing where it can."""
+        if self._mode is Mode.READ_ONLY:
+            raise ReadOnlySessionError(
+                "this session was loaded without its lock; change it in `async with session.transaction()`"
+            )
+        if self._mode is Mode.CLOSED:
+            raise SessionClosedError(
+                "the session is committed and its lock released, so this change would be lost;"
+                " make it in `async with session.transaction()`"
+            )
+
+    @property
+    def unit(self) -> UnitOfWork | None:
+        """What stores this session; None for a handle that belongs to no request."""
+        return self._unit
+
+    @property
+    def fate(self) -> Fate:
+        """What the app wants to become of the id."""
+        return self._fate
+
+    def change(self) -> Change:
+        """What a commit has to do. Pure: the table of the whole product's writing."""
+        if self._loaded is None:
+            return Change.NOTHING if self._is_blank() else Change.CREATE
+        if self._fate is Fate.END:
+            return Change.DELETE if self._is_blank() else Change.MOVE
+        if self._fate is Fate.MOVE:
+            return Change.MOVE
+        if not self.accessed or not self._differs_from(self._loaded):
+            return Change.NOTHING
+        if self.modified and self._is_blank():
+            return Change.DELETE  # cleared, as Starlette means it
+        return Change.WRITE if self._differs_from(self._as_read()) else Change.NOTHING
+
+    def rename(self, session_id: str) -> None:
+        """Put the record under a new id."""
+        self._record().__dict__["session_id"] = session_id
+
+    @contextmanager
+    def savepoint(self) -> Iterator[SessionData]:
+        """Yield the record; an exception brings back what it was."""
+        data = self._record()
+        before = encode_checked(data)
+        flags = self.modified, self._fate
+        try:
+            yield data
+        except BaseException:
+            self._bind(decode(self._model, before))
+            self.modified, self._fate = flags
+            raise
+
+    def prepared_by(self, prepare: Callable[[SessionData], None]) -> None:
+        """Let `prepare` finish each fresh record (the middleware puts the fingerprint in)."""
+        self._prepare = prepare
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _record(self) -> SessionData:
+        if self._data is None:
+            fresh = self._model(session_id=new_session_id())
+            if self._prepare is not None:
+                self._prepare(fresh)
+            self._pristine = encode(fresh)
+            fresh.__dict__["metadata"] = self
+            self._data = fresh
+        return self._data
+
+    def _empty(self, session_id: str | None) -> None:
+        """Bring values and fields back to their defaults; with an id, as a new session of that id."""
+        dict.clear(self)
+        if self._data is None:
+            return
+        data, fresh = self._data, self._model(session_id=session_id or self._data.session_id)
+        if session_id is not None and self._prepare is not None:
+            self._prepare(fresh)
+        kept = _STAMPS if session_id is None else {"metadata"}
+        data.__dict__.update({name: value for name, value in fresh.__dict__.items() if name not in kept})
+        if data.__pydantic_extra__:
+            data.__pydantic_extra__.clear()
+        if session_id is not None:
+            self._pristine = encode(data)
+
+    def _bind(self, data: SessionData) -> None:
+        values = data.__dict__["metadata"]
+        dict.clear(self)
+        dict.update(self, values)
+        data.__dict__["metadata"] = self
+        self._data = data
+
+    def _differs_from(self, record: bytes) -> bool:
+        try:
+            return encode(self._record()) != record
+        except ValueError:  # not storable, so it was changed; the commit will say what is wrong
+            return True
+
+    def _as_read(self) -> bytes:
+        """The loaded record as this release would write it: new defaults are no change by the app."""
+        return encode(decode(self._model, cast(bytes, self._loaded)))
+
+    def _is_blank(self) -> bool:
+        """Nothing but the defaults is in it."""
+        if dict.__len__(self):
+            return False
+        data = self._data
+        if data is None or not self._differs_from(self._pristine):
+            return True
+        fields, fresh = type(data).model_fields, self._model(session_id=data.session_id)
+        return all(getattr(data, name) == getattr(fresh, name) for name in fields if name not in _STAMPS)
+
+    def _work(self) -> UnitOfWork:
+        if self._unit is None:
+            raise SessionClosedError("this session belongs to no request")
+        return self._unit
+
+
+held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default=())
+"""The sessions whose requests run in this context, innermost last."""
+
+
+def held_session(store: object, session_id: str) -> Session | None:
+    """The handle of the running request that holds this session of this store, if one does."""
+    for session in reversed(held.get()):
+        if session.unit is not None and session.unit.holds(store, session_id):
+            return session
+    return None
+
+
+def get_session(connection: Any) -> Session:
+    """The session of a request or WebSocket of any framework, or of a bare ASGI scope.
+
+    `RuntimeError` where the middleware is not installed or excluded the path.
+    """
+    scope = connection if isinstance(connection, dict) else connection.scope
+    session = scope.get("session")
+    if not isinstance(session, Session):
+        raise RuntimeError("no session here: add asgi_sessions.SessionMiddleware, or see its `exclude`")
+    session.mark_accessed()
+    return session
+
+
+def get_session_data(connection: Any, model: type[T]) -> T:
+    """The typed record of a connection's session; `TypeError` where the middleware has another model."""
+    data = get_session(connection).data
+    if not isinstance(data, model):
+        raise TypeError(f"the middleware's model is {type(data).__name__}: pass it model={model.__name__}")
+    return data
