@@ -47,11 +47,8 @@ __all__ = [
 ]
 
 _MOMENTS = ("created_at", "updated_at", "last_activity")
+_LATER_MOMENTS = frozenset(_MOMENTS[1:])
 _ANY_MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
-
-
-def _created(fields: dict[str, Any]) -> datetime:
-    return fields.get("created_at") or utc_now()
 
 
 class SessionData(BaseModel):
@@ -78,12 +75,17 @@ class SessionData(BaseModel):
     escalated: bool = False
     metadata: Metadata = Field(default_factory=dict)
     created_at: Moment = Field(default_factory=utc_now)
-    updated_at: Moment = Field(default_factory=_created)
-    last_activity: Moment = Field(default_factory=_created)
+    updated_at: Moment = Field(default_factory=utc_now)
+    last_activity: Moment = Field(default_factory=utc_now)
     fingerprint: HexHash | None = None
 
     @model_validator(mode="after")
-    def _check_order(self) -> Self:
+    def _settle_times(self) -> Self:
+        given = self.__pydantic_fields_set__
+        if not given >= _LATER_MOMENTS:  # those not given are the creation's, however the clock ran
+            omitted = _LATER_MOMENTS - given
+            vars(self).update(dict.fromkeys(omitted, self.created_at))
+            given |= omitted  # once: an assignment comes by here too
         if self.updated_at < self.created_at:
             raise ValueError("updated_at must not be before created_at")
         return self

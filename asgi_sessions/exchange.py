@@ -66,7 +66,8 @@ class Exchange:
 
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
-        await self.unit.roll_back()
+        self.unit.session.set_mode(Mode.CLOSED)
+        await self.unit.abandon()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
 
     def _dressed(self, message: Message) -> Message:
@@ -183,7 +184,10 @@ class HTTPExchange(Exchange):
         """Whether the body is known to end: its first message may be the last, so one trip does for both."""
         if start["status"] in (204, 304) or self._scope["method"] == "HEAD":
             return True
-        return any(name.lower() == b"content-length" for name, _ in start.get("headers", ()))
+        for name, _ in start.get("headers", ()):
+            if len(name) == 14 and name.lower() == b"content-length":
+                return True
+        return False
 
 
 class WebSocketExchange(Exchange):

@@ -8,7 +8,7 @@ import secrets
 from datetime import datetime, timezone
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, GetCoreSchemaHandler, StringConstraints, ValidationInfo
+from pydantic import AfterValidator, GetCoreSchemaHandler, StringConstraints, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from .errors import SessionDataError
@@ -114,7 +114,9 @@ class _MetadataSchema:
 
 Identifier = Annotated[str, StringConstraints(max_length=255), AfterValidator(_identifier)]
 SessionId = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_identifier)]
-Moment = Annotated[datetime, _MomentSchema]
+Moment = Annotated[
+    datetime, _MomentSchema, WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")
+]
 Metadata = Annotated[dict[str, Any], _MetadataSchema]
 HexHash = Annotated[str, StringConstraints(pattern=_HEX_HASH, to_lower=True)]
 

@@ -104,7 +104,7 @@ class SessionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._live(scope, receive, send)
-        if scope["type"] not in ("http", "websocket") or self._excluded(scope) or self._is_nested(scope):
+        if scope["type"] not in ("http", "websocket") or self._passes_through(scope):
             return await self.app(scope, receive, send)
         presented = self._settings.cookie.read(scope["headers"])
         if not self._admits(scope, presented):
@@ -113,7 +113,7 @@ class SessionMiddleware:
         exchange = kind(self._settings, scope, send, presented)
         current = held.set((*held.get(), exchange.unit.session))
         try:
-            await exchange.open(read_only=self._read_only(scope))
+            await exchange.open(read_only=self._read_only is not None and self._read_only(scope))
             scope["session"] = exchange.unit.session
             await self.app(scope, receive, exchange.send)
             await exchange.finish()
@@ -131,8 +131,10 @@ class SessionMiddleware:
         finally:
             await self.store.aclose()
 
-    def _is_nested(self, scope: Scope) -> bool:
-        """Another middleware with this cookie and store is around us: its session is ours too."""
+    def _passes_through(self, scope: Scope) -> bool:
+        """Excluded, or a middleware with this cookie and store is around us: its session is ours too."""
+        if self._excluded is not None and self._excluded(scope):
+            return True
         around = scope.get("session")
         unit = around.unit if isinstance(around, Session) else None
         if not isinstance(unit, Unit) or unit.rules.store is not self.store:

@@ -81,8 +81,11 @@ def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float)
     return LockPolicy(timeout=timeout, wait=wait, max_waiters=max_waiters, max_hold=max_hold)
 
 
-def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool]:
-    """A predicate of the scope, from one or from path patterns (`/static/*`, or compiled expressions)."""
+def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool] | None:
+    """A predicate of the scope, from one or from path patterns (`/static/*`, or compiled expressions).
+
+    None where there are no patterns.
+    """
     if callable(routes):
         return routes
     patterns = [routes] if isinstance(routes, str | re.Pattern) else list(routes)
@@ -90,7 +93,7 @@ def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool]:
         if isinstance(pattern, str) and not pattern.startswith(("/", "*")):
             raise ValueError(f"{name}: the path pattern {pattern!r} never matches: begin it with / or *")
     if not patterns:
-        return _never
+        return None
     compiled = [re.compile(fnmatch.translate(p)) if isinstance(p, str) else p for p in patterns]
     return lambda scope: any(pattern.match(scope["path"]) for pattern in compiled)
 
@@ -107,7 +110,3 @@ def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
                 f"allowed_origins: {origin!r} is no origin, write https://host or https://host:port"
             )
     return frozenset(origin.lower().encode("latin-1") for origin in origins)
-
-
-def _never(scope: Scope) -> bool:
-    return False

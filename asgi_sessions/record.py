@@ -58,12 +58,12 @@ def encode_checked(data: BaseModel) -> bytes:
         _check_size(data, raw)
         again = decode(type(data), raw)
         same = again.__dict__ == data.__dict__ and again.__pydantic_extra__ == data.__pydantic_extra__
+        if not same or b"Infinity" in raw:  # infinities are for typed fields only, JSON has none
+            _check_fields(data, again)
     except SessionDataError:
         raise
     except Exception as fault:  # the model's own serialisers, validators and __eq__ may raise anything
         raise _explain(data, fault) from fault
-    if not same or b"Infinity" in raw:
-        _check_fields(data, again)
     _check_depth(raw, again)
     return raw
 
@@ -187,9 +187,14 @@ def _check_fields(data: BaseModel, again: BaseModel) -> None:
             was = normalise(was, name)
         if was != reads and not (field.exclude or name in _ALWAYS_READ_BACK or _same(was, reads)):
             raise SessionDataError(name, "would not read back as it is now")
+    _check_extras(data, again)
+
+
+def _check_extras(data: BaseModel, again: BaseModel) -> None:
     kept, read = data.__pydantic_extra__ or {}, again.__pydantic_extra__ or {}
     for name in (kept.keys() | read.keys()) - type(data).__pydantic_computed_fields__.keys():
-        if name not in kept or normalise(kept[name], name) != read.get(name, _UNSET):
+        was, reads = kept.get(name, _UNSET), read.get(name, _UNSET)
+        if was is _UNSET or (was != reads and normalise(was, name) != reads):
             raise SessionDataError(name, "would not read back as it is now")
 
 

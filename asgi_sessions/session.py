@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
+from .content import Content
 from .data import SessionData
 from .errors import ReadOnlySessionError, SessionClosedError
 from .fields import LiveMetadata, new_session_id
-from .record import decode, encode, encode_checked
 
 T = TypeVar("T", bound=SessionData)
-
-_STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
 class Mode(enum.Enum):
@@ -62,19 +60,7 @@ class Session(LiveMetadata):
     chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
     """
 
-    __slots__ = (
-        "_data",
-        "_fate",
-        "_loaded",
-        "_mode",
-        "_model",
-        "_prepare",
-        "_pristine",
-        "_unit",
-        "accessed",
-        "is_new",
-        "modified",
-    )
+    __slots__ = ("_content", "_fate", "_mode", "_unit", "accessed", "is_new", "modified")
     __hash__ = None  # type: ignore[assignment]  # as any dict
 
     def __init__(
@@ -84,13 +70,9 @@ class Session(LiveMetadata):
         self.accessed = False
         self.modified = False
         self.is_new = True
-        self._model = model
+        self._content = Content(self, model)
         self._unit = unit
-        self._prepare: Callable[[SessionData], None] | None = None
         self._mode = Mode.OPEN
-        self._data: SessionData | None = None  # a fresh record is made when somebody looks at it
-        self._loaded: bytes | None = None  # the stored record as it was loaded or last committed
-        self._pristine = b""  # the fresh record as it was made
         self._fate = Fate.KEEP
 
     # -- the typed record -------------------------------------------------------------------------------
@@ -99,12 +81,12 @@ class Session(LiveMetadata):
     def data(self) -> SessionData:
         """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
         self.accessed = True
-        return self._record()
+        return self._content.typed()
 
     @property
     def session_id(self) -> str:
         """The id under which the record is stored, or will be; changes when a new id is committed."""
-        return self._record().session_id
+        return str(self._content.peek("session_id"))
 
     def mark_accessed(self) -> None:
         """Note that the answer depends on the session: it will say `Vary: Cookie`."""
@@ -134,7 +116,7 @@ class Session(LiveMetadata):
     def login(self, user_id: str) -> None:
         """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation)."""
         self.mark_modified()
-        self._record().user_id = user_id
+        self._content.typed().user_id = user_id
         self._fate = Fate.MOVE
 
     def logout(self) -> None:
@@ -147,7 +129,7 @@ class Session(LiveMetadata):
         What is put in afterwards starts a new session under a new id.
         """
         self.mark_modified()
-        self._empty(new_session_id())
+        self._content.empty(new_session_id())
         self._fate = Fate.END
 
     # -- storing before the response ----------------------------------------------------------------------
@@ -218,7 +200,7 @@ class Session(LiveMetadata):
         A session that is left empty ends, as in Starlette: record deleted, cookie removed.
         """
         self.mark_modified()
-        self._empty(None)
+        self._content.empty(None)
 
     def pop(self, key: str, *default: Any) -> Any:
         if key in self:
@@ -245,25 +227,26 @@ class Session(LiveMetadata):
 
     # -- for the middleware -----------------------------------------------------------------------------
 
-    def load(self, record: bytes) -> SessionData:
+    @property
+    def content(self) -> Content:
+        """The record behind the handle."""
+        return self._content
+
+    def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
-        data = decode(self._model, record)
-        self._bind(data)
-        self._loaded = record
+        self._content.load(record)
         self._fate = Fate.KEEP
         self.is_new = False
-        return data
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
-        dict.clear(self)
-        self._data = self._loaded = None
+        self._content.forget()
         self._fate = Fate.KEEP
         self.is_new = True
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
-        self._loaded = record
+        self._content.committed(record)
         self._fate = Fate.KEEP
 
     def set_mode(self, mode: Mode) -> None:
@@ -299,92 +282,32 @@ class Session(LiveMetadata):
 
     def change(self) -> Change:
         """What a commit has to do. Pure: the table of the whole product's writing."""
-        if self._loaded is None:
-            return Change.NOTHING if self._is_blank() else Change.CREATE
+        content = self._content
+        if content.loaded is None:
+            return Change.NOTHING if content.is_blank() else Change.CREATE
         if self._fate is Fate.END:
-            return Change.DELETE if self._is_blank() else Change.MOVE
+            return Change.DELETE if content.is_blank() else Change.MOVE
         if self._fate is Fate.MOVE:
             return Change.MOVE
-        if not self.accessed or not self._differs_from(self._loaded):
+        if not self.accessed or not content.is_changed():
             return Change.NOTHING
-        if self.modified and self._is_blank():
+        if self.modified and content.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
-        return Change.WRITE if self._differs_from(self._as_read()) else Change.NOTHING
-
-    def rename(self, session_id: str) -> None:
-        """Put the record under a new id."""
-        self._record().__dict__["session_id"] = session_id
+        return Change.WRITE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:
         """Yield the record; an exception brings back what it was."""
-        data = self._record()
-        before = encode_checked(data)
+        before = self._content.snapshot()
         flags = self.modified, self._fate
         try:
-            yield data
+            yield self._content.typed()
         except BaseException:
-            self._bind(decode(self._model, before))
+            self._content.restore(before)
             self.modified, self._fate = flags
             raise
 
-    def prepared_by(self, prepare: Callable[[SessionData], None]) -> None:
-        """Let `prepare` finish each fresh record (the middleware puts the fingerprint in)."""
-        self._prepare = prepare
-
     # -- inside -------------------------------------------------------------------------------------------
-
-    def _record(self) -> SessionData:
-        if self._data is None:
-            fresh = self._model(session_id=new_session_id())
-            if self._prepare is not None:
-                self._prepare(fresh)
-            self._pristine = encode(fresh)
-            fresh.__dict__["metadata"] = self
-            self._data = fresh
-        return self._data
-
-    def _empty(self, session_id: str | None) -> None:
-        """Bring values and fields back to their defaults; with an id, as a new session of that id."""
-        dict.clear(self)
-        if self._data is None:
-            return
-        data, fresh = self._data, self._model(session_id=session_id or self._data.session_id)
-        if session_id is not None and self._prepare is not None:
-            self._prepare(fresh)
-        kept = _STAMPS if session_id is None else {"metadata"}
-        data.__dict__.update({name: value for name, value in fresh.__dict__.items() if name not in kept})
-        if data.__pydantic_extra__:
-            data.__pydantic_extra__.clear()
-        if session_id is not None:
-            self._pristine = encode(data)
-
-    def _bind(self, data: SessionData) -> None:
-        values = data.__dict__["metadata"]
-        dict.clear(self)
-        dict.update(self, values)
-        data.__dict__["metadata"] = self
-        self._data = data
-
-    def _differs_from(self, record: bytes) -> bool:
-        try:
-            return encode(self._record()) != record
-        except ValueError:  # not storable, so it was changed; the commit will say what is wrong
-            return True
-
-    def _as_read(self) -> bytes:
-        """The loaded record as this release would write it: new defaults are no change by the app."""
-        return encode(decode(self._model, cast(bytes, self._loaded)))
-
-    def _is_blank(self) -> bool:
-        """Nothing but the defaults is in it."""
-        if dict.__len__(self):
-            return False
-        data = self._data
-        if data is None or not self._differs_from(self._pristine):
-            return True
-        fields, fresh = type(data).model_fields, self._model(session_id=data.session_id)
-        return all(getattr(data, name) == getattr(fresh, name) for name in fields if name not in _STAMPS)
 
     def _work(self) -> UnitOfWork:
         if self._unit is None:

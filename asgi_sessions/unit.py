@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from .data import SessionData, stamp
+from .data import SessionData
 from .errors import SessionClosedError, SessionConflictError
 from .events import (
     FINGERPRINT_MISMATCH,
@@ -23,7 +23,6 @@ from .events import (
     EventSink,
 )
 from .fields import new_session_id
-from .record import encode_checked
 from .session import Change, Fate, Mode, Session
 from .stores.base import Checkout, Lifetime, Missing, Outcome, SessionStore, raise_for
 from .stores.local import LockPolicy
@@ -72,7 +71,7 @@ class Unit:
 
     def __init__(self, rules: Rules, fingerprint: str | None) -> None:
         self.session = Session(model=rules.model, unit=self)
-        self.session.prepared_by(self._put_fingerprint)
+        self.session.content.prepared_by(self._put_fingerprint)
         self.new_cookie: str | None = None
         self.cookie_gone = False
         self.deliverable = True
@@ -106,14 +105,15 @@ class Unit:
     def _show(self, taken: Checkout) -> str | None:
         """Load the handle; the name of an event where the record must not be shown to this client."""
         try:
-            data = self.session.load(taken.record)
+            self.session.load(taken.record)
         except ValueError:
             return UNREADABLE_RECORD
-        if data.session_id != taken.session_id:
+        content = self.session.content
+        if content.peek("session_id") != taken.session_id:
             return UNREADABLE_RECORD
-        if self._fingerprint is not None and not _same_client(data, self._fingerprint):
+        if self._fingerprint is not None and content.peek("fingerprint") not in (None, self._fingerprint):
             return FINGERPRINT_MISMATCH
-        self._known_user = data.user_id
+        self._known_user = content.peek("user_id")
         return None
 
     def _put_fingerprint(self, fresh: SessionData) -> None:
@@ -230,9 +230,8 @@ class Unit:
         """Store the handle's record under an id that nobody has, for the client to be told of."""
         if not self.deliverable:
             raise SessionClosedError("the cookie of a new session can no longer be sent")
+        record = self.session.content.seal()
         data = self.session.data
-        stamp(data)
-        record = encode_checked(data)
         if lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
             lock = None if release else self.rules.lock
             created = await self.rules.store.create(data.session_id, record, lifetime, lock)
@@ -246,14 +245,14 @@ class Unit:
         self.new_cookie, self.cookie_gone = data.session_id, False
 
     async def _write(self, taken: Checkout, release: bool) -> Outcome:
-        data = self.session.data
-        stamp(data)
-        record = encode_checked(data)
-        if data.user_id is not None and data.user_id != self._known_user:
-            await self.rules.store.link_user(data.user_id, taken.session_id, self._remaining(taken))
+        content = self.session.content
+        record = content.seal()
+        user_id = content.peek("user_id")
+        if user_id is not None and user_id != self._known_user:
+            await self.rules.store.link_user(user_id, taken.session_id, self._remaining(taken))
         outcome = await self.rules.store.commit(taken, record, release=release)
         if outcome is Outcome.STORED:
-            self._known_user = data.user_id
+            self._known_user = user_id
             self.session.committed(record)
         return outcome
 
@@ -261,7 +260,7 @@ class Unit:
         """Create under the new id first: if we die in between, the old session is still whole."""
         kept = self.session.fate is Fate.MOVE
         if kept:
-            self.session.rename(new_session_id())
+            self.session.content.rename(new_session_id())
         new_cookie = self.new_cookie
         try:
             await self._store_new(self._remaining(taken) if kept else self.rules.lifetime, release)
@@ -334,11 +333,6 @@ class Unit:
     async def _let_go(self) -> None:
         if self._checkout is not None and self._checkout.token is not None:
             await self.rules.store.release(self._checkout)
-
-
-def _same_client(data: SessionData, fingerprint: str) -> bool:
-    """Plain comparison: the hash is no secret of the client's, and the cookie was verified before."""
-    return data.fingerprint is None or data.fingerprint == fingerprint
 
 
 def _task() -> int:

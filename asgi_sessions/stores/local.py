@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 
@@ -26,18 +25,20 @@ class LockPolicy:
 class _Waiter:
     __slots__ = ("granted", "max_hold", "token", "woken")
 
-    def __init__(self, max_hold: float) -> None:
-        self.token = secrets.token_hex(16)
+    def __init__(self, token: str, max_hold: float) -> None:
+        self.token = token
         self.max_hold = max_hold
         self.granted = False
         self.woken = anyio.Event()
 
 
-@dataclass(slots=True)
 class _Lock:
-    token: str
-    ends: float  # by the clock: a holder that hangs longer than max_hold has lost the lock
-    waiters: deque[_Waiter] = field(default_factory=deque)
+    __slots__ = ("ends", "token", "waiters")
+
+    def __init__(self, token: str, ends: float) -> None:
+        self.token = token
+        self.ends = ends  # by the clock: a holder that hangs longer than max_hold has lost the lock
+        self.waiters: deque[_Waiter] | None = None  # made by the first who waits
 
 
 class LocalLocks:
@@ -49,6 +50,7 @@ class LocalLocks:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._locks: dict[str, _Lock] = {}
+        self._tokens = 0
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -70,7 +72,7 @@ class LocalLocks:
             self._pass_on(session_id, lock)
             if session_id in self._locks:
                 return None
-        token = secrets.token_hex(16)
+        token = self._new_token()
         self._locks[session_id] = _Lock(token, self._clock() + policy.max_hold)
         return token
 
@@ -82,10 +84,11 @@ class LocalLocks:
         token = self.try_acquire(session_id, policy)
         if token is not None:
             return token, 0.0
-        waiters = self._locks[session_id].waiters
+        lock = self._locks[session_id]
+        waiters = lock.waiters = deque() if lock.waiters is None else lock.waiters
         if len(waiters) >= policy.max_waiters:
             raise TooManyWaitersError(policy.max_waiters)
-        waiter = _Waiter(policy.max_hold)
+        waiter = _Waiter(self._new_token(), policy.max_hold)
         waiters.append(waiter)
         started = anyio.current_time()
         try:
@@ -116,6 +119,10 @@ class LocalLocks:
             if not waiter.granted and lock.ends <= self._clock():
                 self._pass_on(session_id, lock)
 
+    def _new_token(self) -> str:
+        self._tokens += 1  # need not be unguessable: it never leaves the process
+        return str(self._tokens)
+
     def _pass_on(self, session_id: str, lock: _Lock) -> None:
         if not lock.waiters:
             del self._locks[session_id]
@@ -130,4 +137,6 @@ class LocalLocks:
         if waiter.granted:
             self.release(session_id, waiter.token)
         else:
-            self._locks[session_id].waiters.remove(waiter)
+            waiters = self._locks[session_id].waiters
+            assert waiters is not None  # noqa: S101  # who waits is in it
+            waiters.remove(waiter)

@@ -160,7 +160,8 @@ class InMemorySessionStore(SessionStore):
             self._rewrite(checkout.session_id, entry, record)
             checkout.record, checkout.version = record, entry.version
         if release:
-            await self.release(checkout)
+            self._locks.release(checkout.session_id, checkout.token)
+            checkout.token = None
         return outcome
 
     async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
