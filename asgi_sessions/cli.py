@@ -1,0 +1,80 @@
+"""The command line: `asgi-sessions key | health | stats | sessions | logout`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+from collections.abc import Sequence
+
+from .errors import SessionError
+from .options import resolve_store
+from .stores.base import SessionStore
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 0, 1 where the store is not healthy or failed, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    if options.command == "key":
+        print(secrets.token_hex(32))
+        return 0
+    try:
+        return asyncio.run(_run(options))
+    except (SessionError, ValueError, ImportError) as error:
+        print(f"asgi-sessions: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="asgi-sessions", description="Look after a session store.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("key", help="print a new secret_key")
+    helps = {
+        "health": "write, read and delete a probe",
+        "stats": "print the store's figures",
+        "sessions": "list the sessions of a user (ids shortened: a whole one is a password)",
+        "logout": "end every session of a user",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("url", help="the store, e.g. redis://127.0.0.1:6379/0")
+        command.add_argument("--prefix", default="session:", help="key prefix of the store")
+        if name in ("sessions", "logout"):
+            command.add_argument("user", help="the user's id")
+    return parser
+
+
+async def _run(options: argparse.Namespace) -> int:
+    store = resolve_store(options.url, prefix=options.prefix)
+    try:
+        return await _COMMANDS[options.command](store, options)
+    finally:
+        await store.aclose()
+
+
+async def _health(store: SessionStore, options: argparse.Namespace) -> int:
+    health = await store.health_check()
+    print(json.dumps(health, indent=2, default=str))
+    return 0 if health["healthy"] else 1
+
+
+async def _stats(store: SessionStore, options: argparse.Namespace) -> int:
+    metrics = await store.get_metrics()
+    print(json.dumps({**await store.get_stats(), **metrics.model_dump()}, indent=2, default=str))
+    return 0
+
+
+async def _sessions(store: SessionStore, options: argparse.Namespace) -> int:
+    for data in await store.list_for_user(options.user):
+        print(f"{data.session_id[:6]}…  since {data.created_at:%Y-%m-%d %H:%M}  last {data.last_activity:%H:%M}")
+    return 0
+
+
+async def _logout(store: SessionStore, options: argparse.Namespace) -> int:
+    print(f"{await store.delete_for_user(options.user)} sessions ended")
+    return 0
+
+
+_COMMANDS = {"health": _health, "stats": _stats, "sessions": _sessions, "logout": _logout}
