@@ -12,6 +12,8 @@ The walk of a request, in order:
 6. The lock goes in the same trip; whatever happens, it goes.
 """
 
+from typing import TYPE_CHECKING
+
 from .data import SessionData, SessionFilter, SessionMetrics
 from .errors import (
     LockAcquisitionError,
@@ -64,6 +66,10 @@ __all__ = [
     "get_session",
     "get_session_data",
 ]
+
+if TYPE_CHECKING:
+    from .locks import DistributedLock, DistributedLockManager
+    from .stores.redis import RedisSessionStore
 
 # What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
 _ON_DEMAND = {

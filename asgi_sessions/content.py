@@ -23,7 +23,7 @@ class Content:
 
     A plain `SessionData` record stays a parsed dict until its typed form is asked for: a handle that is used
     as a dict then costs half. A model with fields of its own is typed from the start, for only it can tell
-    whether the record still fits.
+    whether the record still fits. Once typed it stays one object: what an app does to it is never lost.
     """
 
     __slots__ = ("_data", "_handle", "_model", "_prepare", "_pristine", "_top", "_values", "loaded")
@@ -35,7 +35,7 @@ class Content:
         self._values: dict[str, Any] | None = None  # the parsed record, until it is typed
         self._top: dict[str, Any] = {}  # the metadata's first level as it was parsed
         self._data: SessionData | None = None
-        self._pristine = b""  # a fresh record as it was made
+        self._pristine = b""  # a record without content: as it was made or emptied
         self.loaded: bytes | None = None  # the stored record as it was loaded or last committed
 
     def prepared_by(self, prepare: Callable[[SessionData], None]) -> None:
@@ -44,13 +44,14 @@ class Content:
 
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
-        values = _parse_plain(record) if self._model is SessionData else None
+        lazy = self._model is SessionData and self._data is None
+        values = _parse_plain(record) if lazy else None
         if values is None:
             self._bind(decode(self._model, record))
         else:
             self._top = values["metadata"]
             self._fill(self._top)
-            self._values, self._data = values, None
+            self._values = values
         self.loaded = record
 
     def committed(self, record: bytes) -> None:
@@ -62,7 +63,9 @@ class Content:
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
         dict.clear(self._handle)
-        self._values = self._data = self.loaded = None
+        self._values = self.loaded = None
+        if self._data is not None:
+            self._bind(self._fresh())
 
     def typed(self) -> SessionData:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
@@ -93,8 +96,7 @@ class Content:
         data.__dict__.update({name: value for name, value in fresh.__dict__.items() if name not in kept})
         if data.__pydantic_extra__:
             data.__pydantic_extra__.clear()
-        if session_id is not None:
-            self._pristine = encode(data)
+        self._pristine = encode(data)
 
     def is_blank(self) -> bool:
         """Whether nothing but the defaults is in it."""
@@ -105,17 +107,21 @@ class Content:
         if self._data is not None and not self._differs_from(self._pristine):
             return True
         data = self.typed()
-        fields, fresh = type(data).model_fields, self._model(session_id=data.session_id)
+        fields, pristine = type(data).model_fields, self._pristine
+        fresh = decode(self._model, pristine) if pristine else self._model(session_id=data.session_id)
         return all(getattr(data, name) == getattr(fresh, name) for name in fields if name not in _STAMPS)
 
     def is_changed(self) -> bool:
         """Whether it says something else than the record that was loaded. New defaults are no change."""
         assert self.loaded is not None  # noqa: S101  # asked of a loaded record only
-        if self._values is not None and self._top != self._handle:
+        if self._values is not None and dict.__ne__(self._top, self._handle):
             return True  # seen without encoding; what looks equal may still be nested, or True for 1
         if not self._differs_from(self.loaded):
             return False
-        return self._data is None or self._differs_from(encode(decode(self._model, self.loaded)))
+        lazy = self._values is not None  # and somebody else may have written it in his own way
+        return self._differs_from(
+            to_json(from_json(self.loaded)) if lazy else encode(decode(self._model, self.loaded))
+        )
 
     def snapshot(self) -> bytes:
         """The record as it is now, for `restore`; `SessionDataError` where it could not be stored."""
@@ -154,7 +160,11 @@ class Content:
     def _bind(self, data: SessionData) -> None:
         self._fill(data.__dict__["metadata"])
         data.__dict__["metadata"] = self._handle
-        self._data, self._values = data, None
+        self._values = None
+        if self._data is None:
+            self._data = data
+        else:
+            _become(self._data, data)
 
     def _fill(self, values: dict[str, Any]) -> None:
         if dict.__len__(self._handle):
@@ -174,6 +184,12 @@ class Content:
         return now != record
 
 
+def _become(record: SessionData, other: SessionData) -> None:
+    """Give the record the content of another, which is not used any more."""
+    for part in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__"):
+        object.__setattr__(record, part, getattr(other, part))
+
+
 def _parse_plain(record: bytes) -> dict[str, Any] | None:
     """The parsed record if it is what this release writes; None where only the model can tell."""
     values: dict[str, Any] = from_json(record)
@@ -185,6 +201,7 @@ def _parse_plain(record: bytes) -> dict[str, Any] | None:
         and type(get("session_id")) is type(get("created_at")) is str
         and type(get("updated_at")) is type(get("last_activity")) is str
         and type(get("message_count")) is int
+        and 0 <= values["message_count"] <= 100_000
         and type(get("escalated")) is bool
         and type(get("user_id", 0)) in _TEXT_OR_NONE
         and type(get("fingerprint", 0)) in _TEXT_OR_NONE
@@ -194,7 +211,7 @@ def _parse_plain(record: bytes) -> dict[str, Any] | None:
 
 def _seal_plain(values: dict[str, Any], now: datetime) -> bytes | None:
     """The stamped record if it is beyond doubt; None where the typed way has to decide or to explain."""
-    stamped = now.isoformat()[:-6] + "Z"
+    stamped = f"{now.isoformat()[:-6]}Z"
     if stamped[:19] <= values["created_at"][:19]:  # its first second, or a clock that went back
         return None
     before = values["updated_at"], values["last_activity"]

@@ -110,7 +110,7 @@ class Exchange:
 class HTTPExchange(Exchange):
     """Holds `http.response.start` back until what the app changed is stored, or answers for it."""
 
-    __slots__ = ("_failure", "_has_body_length", "_held_start")
+    __slots__ = ("_failure", "_held_start")
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
         super().__init__(settings, scope, send, presented)
@@ -121,7 +121,10 @@ class HTTPExchange(Exchange):
         """What the app calls `send`."""
         kind = message["type"]
         if kind == "http.response.start":
-            await self._on_start(message)
+            if not isinstance(message.get("headers", ()), list | tuple):
+                message = {**message, "headers": list(message["headers"])}  # may be readable once only
+            if not self._holds_back(message):
+                await self._on_start(message)
         elif kind in _BODY:
             await self._on_body(message)
         else:
@@ -140,16 +143,22 @@ class HTTPExchange(Exchange):
             error = self._failure
         await super().fail(error, receive)
 
-    async def _on_start(self, message: Message) -> None:
-        if self._failure is not None and message["status"] < 400:
+    def _holds_back(self, start: Message) -> bool:
+        """Keep the start of a good answer whose body is known to end: one trip may commit and release."""
+        if self._failure is not None or start["status"] >= 500 or not self._ends_at_once(start):
+            return False
+        self._held_start = start
+        return True
+
+    async def _on_start(self, start: Message) -> None:
+        if self._failure is not None and start["status"] < 400:
             raise self._failure
-        if message["status"] >= 500 or self._failure is not None:
+        if start["status"] >= 500 or self._failure is not None:
             await self.unit.roll_back()  # a failed request changes nothing
-            await self._send(self._dressed(message))
+            await self._send(self._dressed(start))
             return
-        self._held_start = message
-        if not self._ends_at_once(message):
-            await self._send_start(last=False)
+        self._held_start = start
+        await self._send_start(last=False)
 
     async def _on_body(self, message: Message) -> None:
         last = not message.get("more_body", False)
@@ -164,7 +173,8 @@ class HTTPExchange(Exchange):
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
         session = self.unit.session
         release = last or self._settings.early_release or not session.accessed
-        await self._commit(release=release)
+        if session.accessed or self.unit.is_loaded:
+            await self._commit(release=release)
         start, self._held_start = self._held_start, None
         if session.mode is Mode.OPEN and (release or not self.unit.keeps_record):
             session.set_mode(Mode.CLOSED)
@@ -181,7 +191,7 @@ class HTTPExchange(Exchange):
             raise
 
     def _ends_at_once(self, start: Message) -> bool:
-        """Whether the body is known to end: its first message may be the last, so one trip does for both."""
+        """Whether the body is of known length, so that its first message may be the last."""
         if start["status"] in (204, 304) or self._scope["method"] == "HEAD":
             return True
         for name, _ in start.get("headers", ()):

@@ -130,6 +130,7 @@ class SessionMiddleware:
             await self.app(scope, receive, send)
         finally:
             await self.store.aclose()
+            self._events.flush()
 
     def _passes_through(self, scope: Scope) -> bool:
         """Excluded, or a middleware with this cookie and store is around us: its session is ours too."""

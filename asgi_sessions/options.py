@@ -21,8 +21,8 @@ Routes: TypeAlias = Iterable["str | re.Pattern[str]"] | Callable[[Scope], bool] 
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 
 
-def resolve_store(store: SessionStore | str | None) -> SessionStore:
-    """The store itself, or the one that a URL names; None is memory."""
+def resolve_store(store: SessionStore | str | None, prefix: str = "session:") -> SessionStore:
+    """The store itself, or the one that a URL names, there with this key prefix; None is memory."""
     if isinstance(store, SessionStore):
         return store
     if store is None or store == "memory://":
@@ -34,7 +34,7 @@ def resolve_store(store: SessionStore | str | None) -> SessionStore:
         raise ValueError(f"unknown store scheme {scheme!r}: use memory, {', '.join(_REDIS_SCHEMES)}")
     from .stores.redis import RedisSessionStore  # here, because redis is an optional dependency
 
-    return RedisSessionStore(store)
+    return RedisSessionStore(store, prefix)
 
 
 def resolve_model(model: type[SessionData]) -> type[SessionData]:

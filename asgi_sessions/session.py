@@ -86,6 +86,7 @@ class Session(LiveMetadata):
     @property
     def session_id(self) -> str:
         """The id under which the record is stored, or will be; changes when a new id is committed."""
+        self.accessed = True
         return str(self._content.peek("session_id"))
 
     def mark_accessed(self) -> None:
@@ -114,7 +115,9 @@ class Session(LiveMetadata):
         self._fate = Fate.MOVE
 
     def login(self, user_id: str) -> None:
-        """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation)."""
+        """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation). `ValueError` for ""."""
+        if not user_id:
+            raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
         self._content.typed().user_id = user_id
         self._fate = Fate.MOVE
@@ -174,6 +177,30 @@ class Session(LiveMetadata):
         self.accessed = True
         return super().__len__()
 
+    def __reversed__(self) -> Iterator[str]:
+        self.accessed = True
+        return super().__reversed__()
+
+    def __eq__(self, other: object) -> bool:
+        self.accessed = True
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        self.accessed = True
+        return super().__ne__(other)
+
+    def __or__(self, other: Any, /) -> Any:
+        self.accessed = True
+        return super().__or__(other)
+
+    def __ror__(self, other: Any, /) -> Any:
+        self.accessed = True
+        return super().__ror__(other)
+
+    def copy(self) -> dict[str, Any]:
+        self.accessed = True
+        return super().copy()
+
     def keys(self) -> Any:
         self.accessed = True
         return super().keys()
@@ -208,7 +235,8 @@ class Session(LiveMetadata):
         return super().pop(key, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        self.mark_modified()
+        if self:
+            self.mark_modified()
         return super().popitem()
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
@@ -220,7 +248,7 @@ class Session(LiveMetadata):
         self.mark_modified()
         super().update(*args, **values)
 
-    def __ior__(self, other: Any, /) -> Session:  # type: ignore[override,misc]  # as Starlette's
+    def __ior__(self, other: Any, /) -> Session:  # type: ignore[override]  # as Starlette's
         self.mark_modified()
         super().update(other)
         return self
@@ -287,13 +315,12 @@ class Session(LiveMetadata):
             return Change.NOTHING if content.is_blank() else Change.CREATE
         if self._fate is Fate.END:
             return Change.DELETE if content.is_blank() else Change.MOVE
-        if self._fate is Fate.MOVE:
-            return Change.MOVE
+        moves = self._fate is Fate.MOVE
         if not self.accessed or not content.is_changed():
-            return Change.NOTHING
+            return Change.MOVE if moves else Change.NOTHING
         if self.modified and content.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
-        return Change.WRITE
+        return Change.MOVE if moves else Change.WRITE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:

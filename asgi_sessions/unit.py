@@ -78,7 +78,7 @@ class Unit:
         self.rules = rules
         self._fingerprint = fingerprint
         self._checkout: Checkout | None = None
-        self._began = time.monotonic()
+        self._began = 0.0  # of the checkout
         self._known_user: str | None = None
         self._retired = False
         self._turn: anyio.Lock | None = None
@@ -94,7 +94,7 @@ class Unit:
             self._retired = taken is Missing.RETIRED
             self.rules.events.emit(_WHY_MISSING[taken], session_id)
             return
-        self._checkout = taken
+        self._checkout, self._began = taken, time.monotonic()
         refusal = self._show(taken)
         if refusal is not None:
             self.session.forget()
@@ -203,21 +203,19 @@ class Unit:
                 await self._let_go()
             return Outcome.STORED
         self.session.require_open()
-        outcome = await self._carry_out(change, release)
+        taken = self._checkout
+        if taken is None:
+            outcome = await self._create(release)
+        elif change is Change.WRITE:
+            outcome = await self._write(taken, release)
+        elif change is Change.MOVE:
+            outcome = await self._move(taken, release)
+        else:
+            outcome = await self._delete(taken)
         if outcome is Outcome.GONE:
             await self._let_go()
             self._forget_record()
         return outcome
-
-    async def _carry_out(self, change: Change, release: bool) -> Outcome:
-        if change is Change.CREATE:
-            return await self._create(release)
-        assert self._checkout is not None  # noqa: S101  # every other change starts from a loaded record
-        if change is Change.WRITE:
-            return await self._write(self._checkout, release)
-        if change is Change.MOVE:
-            return await self._move(self._checkout, release)
-        return await self._delete(self._checkout)
 
     async def _create(self, release: bool) -> Outcome:
         if self._retired and self.session.fate is Fate.KEEP:

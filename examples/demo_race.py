@@ -1,0 +1,109 @@
+"""Many requests at once at one session, and what the session middleware makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import NamedTuple
+
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from asgi_sessions import SessionData, SessionStore
+
+RACERS = 50
+WORK = 0.01  # seconds between reading the count and writing it
+
+
+class Counter(HTTPEndpoint):
+    """Reads a count from the session, works a while, and writes it plus one: PUT 0, POST + 1, GET, DELETE."""
+
+    async def put(self, request: Request) -> Response:
+        request.session["count"] = 0
+        return Response(status_code=204)
+
+    async def post(self, request: Request) -> Response:
+        count = request.session.get("count", 0)
+        await asyncio.sleep(WORK)
+        request.session["count"] = count + 1
+        return Response(status_code=204)
+
+    async def get(self, request: Request) -> Response:
+        return PlainTextResponse(str(request.session.get("count", 0)))
+
+    async def delete(self, request: Request) -> Response:
+        request.session.clear()
+        return Response(status_code=204)
+
+
+class LastWriterWins:
+    """Load, run the app, store: a session middleware without a lock. Here to lose the race, not for use."""
+
+    def __init__(self, app: ASGIApp, store: SessionStore) -> None:
+        self.app = app
+        self.store = store
+        self.session_id = secrets.token_hex(16)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        data = await self.store.get(self.session_id) or SessionData(session_id=self.session_id)
+        scope["session"] = data.metadata
+
+        async def store_then_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and data.metadata:
+                await self.store.set(self.session_id, data)
+            elif message["type"] == "http.response.start":
+                await self.store.delete(self.session_id)
+            await send(message)
+
+        await self.app(scope, receive, store_then_send)
+
+
+async def race(app: ASGIApp) -> dict[str, int]:
+    """What became of `RACERS` simultaneous increments of a fresh session; `lost` were acknowledged."""
+    cookie = (await call(app, "PUT")).cookie
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(call(app, "POST", cookie) for _ in range(RACERS)))
+    elapsed = time.perf_counter() - started
+    stored = int((await call(app, "GET", cookie)).body)
+    await call(app, "DELETE", cookie)
+    acknowledged = sum(answer.status < 300 for answer in answers)
+    return {
+        "acknowledged": acknowledged,
+        "refused": RACERS - acknowledged,
+        "stored": stored,
+        "lost": acknowledged - stored,
+        "ms": round(elapsed * 1000),
+    }
+
+
+class Answer(NamedTuple):
+    """What an in-process request was answered with."""
+
+    status: int
+    cookie: bytes
+    body: bytes
+
+
+async def call(app: ASGIApp, method: str, cookie: bytes = b"") -> Answer:
+    """One request of the counter without a network: a browser would send only six at a time."""
+    headers = [(b"host", b"race"), (b"user-agent", b"race"), *([(b"cookie", cookie)] if cookie else [])]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+        "scheme": "http", "path": "/race/count", "raw_path": b"/race/count", "query_string": b"",
+        "root_path": "", "headers": headers, "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await app(scope, receive, send)
+    set_cookie = dict(messages[0]["headers"]).get(b"set-cookie", b"")
+    body = b"".join(message.get("body", b"") for message in messages[1:])
+    return Answer(messages[0]["status"], set_cookie.partition(b";")[0], body)

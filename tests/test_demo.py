@@ -1,0 +1,294 @@
+"""The demo app: what its pages show is what the package promises."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect
+
+from asgi_sessions import InMemorySessionStore
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SECRET = "a-secret-of-the-tests-and-of-nothing-else"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[ModuleType]:
+    """The module `examples/demo.py`, with its neighbours importable as when it is run as a script."""
+    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "demo", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def store() -> InMemorySessionStore:
+    """A fresh store in memory."""
+    return InMemorySessionStore()
+
+
+@pytest.fixture
+def client(demo: ModuleType, store: InMemorySessionStore) -> Iterator[TestClient]:
+    """A browser in front of the demo, whose chat does not pause between words."""
+    with TestClient(demo.build(store, SECRET, pause=0)) as client:
+        yield client
+
+
+def second_browser(client: TestClient) -> TestClient:
+    """Another browser at the same server."""
+    return TestClient(client.app)
+
+
+def facts(client: TestClient) -> dict[str, str]:
+    """What the strip at the top of each page says."""
+    answer: dict[str, str] = client.get("/session").json()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/", "Sign in"),
+        ("/cart", "On the shelf"),
+        ("/chat", "Hang up"),
+        ("/socket", "new WebSocket("),
+        ("/race", "Start the race"),
+    ],
+)
+def test_each_page_is_served(client: TestClient, path: str, content: str) -> None:
+    """Each page answers 200, carries its content, and leaves no unfilled mark."""
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert content in answer.text
+    assert "{{" not in answer.text
+
+
+def test_looking_stores_nothing(client: TestClient, store: InMemorySessionStore) -> None:
+    """A visitor who only looks gets no cookie and no record."""
+    for path in ("/", "/cart", "/chat", "/socket", "/race", "/session"):
+        assert "set-cookie" not in client.get(path).headers
+    assert asyncio.run(store.count_active()) == 0
+
+
+def test_sign_in_changes_the_id_and_keeps_the_cart(client: TestClient) -> None:
+    """Signing in gives another cookie, the page names both ids by their hashes, and the cart stays."""
+    client.post("/cart/add", data={"sku": "assam"})
+    cookie, before = client.cookies["session"], facts(client)["id"]
+    page = client.post("/sign-in", data={"name": "ann"}).text
+    assert client.cookies["session"] != cookie
+    after = facts(client)
+    assert (after["user"], after["cart"]) == ("ann", "1")
+    assert "Hello, ann" in page
+    assert before in page
+    assert after["id"] in page
+    assert before != after["id"]
+
+
+def test_old_cookie_is_dead_after_sign_in(client: TestClient) -> None:
+    """Who presents the id from before the sign-in is anonymous and gets nothing of the session."""
+    client.post("/cart/add", data={"sku": "assam"})
+    planted = client.cookies["session"]
+    client.post("/sign-in", data={"name": "ann"})
+    thief = second_browser(client)
+    thief.cookies["session"] = planted
+    assert facts(thief)["user"] == "anonymous"
+    assert facts(thief)["cart"] == "0"
+
+
+@pytest.mark.parametrize("name", ["ann lee", 'x"y', "a;b", "delete everything", "x" * 300])
+def test_unusable_names_are_refused(client: TestClient, name: str) -> None:
+    """A name that cannot be a user id gives the form again with the reason, and signs nobody in."""
+    answer = client.post("/sign-in", data={"name": name})
+    assert answer.status_code == 422
+    assert "cannot be used" in answer.text
+    assert facts(client)["user"] == "anonymous"
+
+
+def test_names_are_escaped(client: TestClient) -> None:
+    """What a visitor types comes back as text, never as markup or as a mark of the page's template."""
+    page = client.post("/sign-in", data={"name": "<script>{{store}}</script>"}).text
+    assert "Hello, &lt;script&gt;{{store}}&lt;/script&gt;" in page
+    assert "<script>{{" not in page
+
+
+def test_sign_out_removes_cookie_and_record(client: TestClient, store: InMemorySessionStore) -> None:
+    """After signing out nothing is left, neither in the browser nor in the store."""
+    client.post("/sign-in", data={"name": "ann"})
+    client.post("/sign-out")
+    assert "session" not in client.cookies
+    assert asyncio.run(store.count_active()) == 0
+
+
+def test_sign_out_everywhere_ends_the_other_browsers_session(client: TestClient) -> None:
+    """Each browser of a user is listed, and signing out everywhere ends all of them, but no other user's."""
+    other, stranger = second_browser(client), second_browser(client)
+    other.post("/sign-in", data={"name": "ann"})
+    stranger.post("/sign-in", data={"name": "bob"})
+    page = client.post("/sign-in", data={"name": "ann"}).text
+    assert f'<span class="id">{facts(other)["id"]}</span>' in page
+    assert page.count("this one") == 1
+    client.post("/sign-out-everywhere")
+    assert [facts(browser)["user"] for browser in (client, other, stranger)] == [
+        "anonymous",
+        "anonymous",
+        "bob",
+    ]
+
+
+def test_cart_changed_in_place_survives(client: TestClient) -> None:
+    """A product added twice counts twice, and the total is that of both products."""
+    for sku in ("assam", "pot", "assam"):
+        client.post("/cart/add", data={"sku": sku})
+    assert facts(client)["cart"] == "3"
+    assert "€ 46.80" in client.get("/cart").text
+
+
+def test_product_taken_out_of_the_cart_is_gone(client: TestClient) -> None:
+    """Removing takes the whole line and leaves the others."""
+    for sku in ("assam", "pot", "assam"):
+        client.post("/cart/add", data={"sku": sku})
+    page = client.post("/cart/remove", data={"sku": "assam"}).text
+    assert "Remove Teapot" in page
+    assert "Remove Assam" not in page
+
+
+def test_unknown_product_is_not_found(client: TestClient) -> None:
+    """What is not on the shelf is answered with 404 and nothing is stored."""
+    assert client.post("/cart/add", data={"sku": "coffee"}).status_code == 404
+    assert "session" not in client.cookies
+
+
+def test_streamed_answer_counts_when_it_ends(client: TestClient) -> None:
+    """A new visitor's answers come as events, the last of which tells the count that is stored."""
+    for count in ("1", "2"):
+        answer = client.post("/chat", data={"question": "Is <b>tea</b>\n\nevent: done good?"})
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
+        assert [data for kind, data in events if kind == "done"] == [count]
+        assert ("word", "<b>tea</b>") in events
+        assert facts(client)["messages"] == count
+
+
+def test_socket_counts_clicks(client: TestClient) -> None:
+    """Each click is answered with the stored count, over one connection and the next."""
+    client.post("/cart/add", data={"sku": "assam"})
+    for start in (0, 2):
+        with client.websocket_connect("/socket/clicks") as connection:
+            for click in (1, 2):
+                connection.send_text("click")
+                assert connection.receive_json() == {"clicks": start + click}
+                assert facts(client)["clicks"] == str(start + click)
+
+
+def test_socket_begins_a_session(client: TestClient) -> None:
+    """A new visitor's cookie rides on the accept, and names the session in which the clicks count."""
+    with client.websocket_connect("/socket/clicks") as connection:
+        headers: dict[bytes, bytes] = dict(connection.extra_headers or [])
+        connection.send_text("click")
+        connection.receive_json()
+    client.cookies["session"] = headers[b"set-cookie"].decode().partition("=")[2].partition(";")[0]
+    assert facts(client)["clicks"] == "1"
+
+
+def test_socket_of_an_ended_session_closes(client: TestClient) -> None:
+    """A click after the session ended elsewhere closes the socket and does not bring the session back."""
+    client.post("/sign-in", data={"name": "ann"})
+    with client.websocket_connect("/socket/clicks") as connection:
+        client.post("/sign-out")
+        connection.send_text("click")
+        with pytest.raises(WebSocketDisconnect) as closed:
+            connection.receive_json()
+    assert closed.value.code == 4001
+    assert facts(client)["user"] == "anonymous"
+
+
+def test_race(client: TestClient, store: InMemorySessionStore) -> None:
+    """With the lock all is stored, with versions the losers know, the naive way loses silently."""
+    result = client.post("/race/run").json()
+    locked, versions, naive = result["locked"], result["versions"], result["naive"]
+    assert (locked["acknowledged"], locked["stored"], locked["lost"]) == (50, 50, 0)
+    assert versions["lost"] == 0
+    assert versions["acknowledged"] + versions["refused"] == 50
+    assert naive["acknowledged"] == 50
+    assert naive["lost"] > 0
+    assert asyncio.run(store.count_active()) == 0
+
+
+@contextmanager
+def running_demo() -> Iterator[int]:
+    """The script's port while it runs as a process of its own; Ctrl-C must end it cleanly."""
+    command = [sys.executable, str(EXAMPLES / "demo.py"), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            yield port_told_by(server)
+        finally:
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=30)
+    assert server.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+
+
+def port_told_by(server: subprocess.Popen[str]) -> int:
+    """The port in the address that the script prints once it listens."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        address = re.search(r"http://127\.0\.0\.1:(\d+)/race", line)
+        if address is not None:
+            return int(address[1])
+    raise AssertionError("the script ended without telling its address")
+
+
+def test_script_serves_until_it_is_interrupted() -> None:
+    """`python examples/demo.py` says where it is, serves the home page, and ends cleanly by Ctrl-C."""
+    with running_demo() as port:
+        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
+        assert "A shop that keeps its promises" in page.text
+
+
+def test_hanging_up_is_not_counted() -> None:
+    """Who leaves before a streamed answer ends is not counted, and the next request gets its turn."""
+    with running_demo() as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as browser:
+        with browser.stream("POST", "/chat", data={"question": "Is tea good?"}) as answer:
+            next(answer.iter_text())
+        assert browser.post("/cart/add", data={"sku": "pot"}).status_code == 303
+        facts = browser.get("/session").json()
+        assert (facts["cart"], facts["messages"]) == ("1", "0")
+
+
+def test_clicks_over_a_real_connection() -> None:
+    """Browser and server speak WebSocket: the cookie of the accept names the session that counts."""
+    with running_demo() as port, connect(f"ws://127.0.0.1:{port}/socket/clicks") as connection:
+        assert connection.request is not None
+        assert connection.response is not None
+        headers = {
+            "cookie": connection.response.headers["set-cookie"].partition(";")[0],
+            "user-agent": connection.request.headers["user-agent"],
+        }
+        connection.send("click")
+        assert json.loads(connection.recv()) == {"clicks": 1}
+        facts = httpx.get(f"http://127.0.0.1:{port}/session", headers=headers).json()
+        assert facts["clicks"] == "1"
