@@ -7,17 +7,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from logging import WARNING
 
 import anyio
 
 from .data import SessionData
-from .errors import SessionClosedError, SessionConflictError
+from .errors import SessionClosedError, SessionConflictError, SessionStoreError
 from .events import (
     FINGERPRINT_MISMATCH,
     RETIRED_SESSION,
     SESSION_CREATED,
     SESSION_ENDED,
     SESSION_REGENERATED,
+    STORE_ERROR,
     UNKNOWN_SESSION,
     UNREADABLE_RECORD,
     EventSink,
@@ -329,8 +331,14 @@ class Unit:
                 await self._let_go()
 
     async def _let_go(self) -> None:
-        if self._checkout is not None and self._checkout.token is not None:
-            await self.rules.store.release(self._checkout)
+        """Release; where that fails the lock ends with its lease, and the answer need not suffer."""
+        taken = self._checkout
+        if taken is not None and taken.token is not None:
+            try:
+                await self.rules.store.release(taken)
+            except SessionStoreError as error:
+                taken.token = None
+                self.rules.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))
 
 
 def _task() -> int:
