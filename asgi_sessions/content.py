@@ -2,82 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
-
-from pydantic_core import from_json, to_json
+from typing import Any, cast
+from weakref import ref
 
 from .data import SessionData, stamp
 from .errors import SessionStoreError
 from .fields import LiveMetadata, new_session_id, utc_now
-from .record import MAX_METADATA_BYTES, decode, encode, encode_checked
+from .plain import PlainRecord, parse_plain
+from .record import decode, encode, encode_checked
 
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
-_TEXT_OR_NONE = (str, type(None))
-_CHECK_DEPTH_FROM = 100  # a record shorter than this many brackets cannot be nested too deeply
 
 
 class Content:
     """The record behind a handle, whose dict is its metadata.
 
-    A plain `SessionData` record stays a parsed dict until its typed form is asked for: a handle that is used
-    as a dict then costs half. A model with fields of its own is typed from the start, for only it can tell
+    A plain `SessionData` record stays as it is until its typed form is asked for: a handle that is used as a
+    dict then costs half. A model with fields of its own is typed from the start, for only it can tell
     whether the record still fits. Once typed it stays one object: what an app does to it is never lost.
     """
 
-    __slots__ = ("_data", "_handle", "_model", "_prepare", "_pristine", "_top", "_values", "loaded")
+    __slots__ = ("_data", "_model", "_plain", "_pristine", "_ref", "client", "loaded")
 
     def __init__(self, handle: LiveMetadata, model: type[SessionData]) -> None:
-        self._handle = handle
+        self._ref = ref(handle)  # weak: no cycle, so that a request's objects go with the request
         self._model = model
-        self._prepare: Callable[[SessionData], None] | None = None
-        self._values: dict[str, Any] | None = None  # the parsed record, until it is typed
-        self._top: dict[str, Any] = {}  # the metadata's first level as it was parsed
+        self.client: str | None = None  # the fingerprint of fresh records
+        self._plain: PlainRecord | None = None  # the loaded record, until it is typed
         self._data: SessionData | None = None
         self._pristine = b""  # a record without content: as it was made or emptied
         self.loaded: bytes | None = None  # the stored record as it was loaded or last committed
 
-    def prepared_by(self, prepare: Callable[[SessionData], None]) -> None:
-        """Let `prepare` finish each fresh record."""
-        self._prepare = prepare
+    @property
+    def _handle(self) -> LiveMetadata:
+        return cast(LiveMetadata, self._ref())  # alive: who asks its content comes through it
 
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
         lazy = self._model is SessionData and self._data is None
-        values = _parse_plain(record) if lazy else None
-        if values is None:
+        plain = parse_plain(record) if lazy else None
+        if plain is None:
             self._bind(decode(self._model, record))
         else:
-            self._top = values["metadata"]
-            self._fill(self._top)
-            self._values = values
+            self._fill(plain.metadata)
+            self._plain = plain
         self.loaded = record
 
     def committed(self, record: bytes) -> None:
         """Take note that `record`, sealed just now, is what the store holds."""
         self.loaded = record
-        if self._values is not None:
-            self._top = dict(dict.items(self._handle))
+        if self._plain is not None:
+            self._plain.committed(self._values())
 
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
         dict.clear(self._handle)
-        self._values = self.loaded = None
+        self._plain = self.loaded = None
         if self._data is not None:
             self._bind(self._fresh())
 
     def typed(self) -> SessionData:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
         if self._data is None:
-            self._data = self._fresh() if self._values is None else self._typed_from(self.loaded)
+            self._data = self._fresh() if self._plain is None else self._typed_from(self.loaded)
             self._data.__dict__["metadata"] = self._handle
-            self._values = None
+            self._plain = None
         return self._data
 
-    def peek(self, field: str) -> Any:
-        """A field's value as it is now, without making the record typed."""
-        return self._values[field] if self._values is not None else getattr(self.typed(), field)
+    def identity(self) -> PlainRecord | SessionData:
+        """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""
+        return self._plain if self._plain is not None else self.typed()
 
     def rename(self, session_id: str) -> None:
         """Put the record under another id."""
@@ -90,8 +84,8 @@ class Content:
             return
         data = self.typed()
         fresh = self._model(session_id=session_id or data.session_id)
-        if session_id is not None and self._prepare is not None:
-            self._prepare(fresh)
+        if session_id is not None:
+            self._mark(fresh)
         kept = _STAMPS if session_id is None else {"metadata"}
         data.__dict__.update({name: value for name, value in fresh.__dict__.items() if name not in kept})
         if data.__pydantic_extra__:
@@ -102,7 +96,7 @@ class Content:
         """Whether nothing but the defaults is in it."""
         if dict.__len__(self._handle):
             return False
-        if self._data is None and self._values is None:
+        if self._data is None and self._plain is None:
             return True
         if self._data is not None and not self._differs_from(self._pristine):
             return True
@@ -114,14 +108,12 @@ class Content:
     def is_changed(self) -> bool:
         """Whether it says something else than the record that was loaded. New defaults are no change."""
         assert self.loaded is not None  # noqa: S101  # asked of a loaded record only
-        if self._values is not None and dict.__ne__(self._top, self._handle):
-            return True  # seen without encoding; what looks equal may still be nested, or True for 1
-        if not self._differs_from(self.loaded):
-            return False
-        lazy = self._values is not None  # and somebody else may have written it in his own way
-        return self._differs_from(
-            to_json(from_json(self.loaded)) if lazy else encode(decode(self._model, self.loaded))
-        )
+        if self._plain is None:
+            return self._differs_from(self.loaded) and self._differs_from(self._as_read())
+        try:
+            return self._plain.differs(self._values())
+        except ValueError:  # not storable, so it was changed; sealing says what is wrong
+            return True
 
     def snapshot(self) -> bytes:
         """The record as it is now, for `restore`; `SessionDataError` where it could not be stored."""
@@ -136,20 +128,22 @@ class Content:
 
         What is returned has been proven to read back as it is.
         """
-        if self._values is not None:
-            record = _seal_plain(self._plain(self._values), utc_now())
-            if record is not None:
-                return record
+        record = self._seal_plain() if self._plain is not None else None
+        if record is not None:
+            return record
         data = self.typed()
         stamp(data)
         return encode_checked(data)
 
     def _fresh(self) -> SessionData:
         fresh = self._model(session_id=new_session_id())
-        if self._prepare is not None:
-            self._prepare(fresh)
+        self._mark(fresh)
         self._pristine = encode(fresh)
         return fresh
+
+    def _mark(self, fresh: SessionData) -> None:
+        if self.client is not None:
+            fresh.__dict__["fingerprint"] = self.client
 
     def _typed_from(self, record: bytes | None) -> SessionData:
         try:
@@ -160,7 +154,7 @@ class Content:
     def _bind(self, data: SessionData) -> None:
         self._fill(data.__dict__["metadata"])
         data.__dict__["metadata"] = self._handle
-        self._values = None
+        self._plain = None
         if self._data is None:
             self._data = data
         else:
@@ -171,14 +165,24 @@ class Content:
             dict.clear(self._handle)
         dict.update(self._handle, values)
 
-    def _plain(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The parsed record with the handle's values of now, as the exact dict that encodes fastest."""
-        values["metadata"] = dict(dict.items(self._handle))  # a copy of the handle would ask its methods
-        return values
+    def _values(self) -> dict[str, Any]:
+        """The handle's values as an exact dict, which encodes fastest. A copy would ask the handle's methods."""
+        return dict(dict.items(self._handle))
+
+    def _seal_plain(self) -> bytes | None:
+        assert self._plain is not None  # noqa: S101  # seal() has looked
+        try:
+            return self._plain.seal(self._values(), utc_now())
+        except ValueError:
+            return None  # the typed way says which value it was
+
+    def _as_read(self) -> bytes:
+        """The loaded record as this release would write it."""
+        return encode(decode(self._model, self.loaded or b""))
 
     def _differs_from(self, record: bytes) -> bool:
         try:
-            now = encode(self.typed()) if self._values is None else to_json(self._plain(self._values))
+            now = encode(self.typed())
         except ValueError:  # not storable, so it was changed; the commit will say what is wrong
             return True
         return now != record
@@ -188,41 +192,3 @@ def _become(record: SessionData, other: SessionData) -> None:
     """Give the record the content of another, which is not used any more."""
     for part in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__"):
         object.__setattr__(record, part, getattr(other, part))
-
-
-def _parse_plain(record: bytes) -> dict[str, Any] | None:
-    """The parsed record if it is what this release writes; None where only the model can tell."""
-    values: dict[str, Any] = from_json(record)
-    if type(values) is not dict:
-        return None
-    get = values.get
-    plain = (
-        type(get("metadata")) is dict
-        and type(get("session_id")) is type(get("created_at")) is str
-        and type(get("updated_at")) is type(get("last_activity")) is str
-        and type(get("message_count")) is int
-        and 0 <= values["message_count"] <= 100_000
-        and type(get("escalated")) is bool
-        and type(get("user_id", 0)) in _TEXT_OR_NONE
-        and type(get("fingerprint", 0)) in _TEXT_OR_NONE
-    )
-    return values if plain else None
-
-
-def _seal_plain(values: dict[str, Any], now: datetime) -> bytes | None:
-    """The stamped record if it is beyond doubt; None where the typed way has to decide or to explain."""
-    stamped = f"{now.isoformat()[:-6]}Z"
-    if stamped[:19] <= values["created_at"][:19]:  # its first second, or a clock that went back
-        return None
-    before = values["updated_at"], values["last_activity"]
-    values["updated_at"] = values["last_activity"] = stamped
-    try:
-        record: bytes = to_json(values, inf_nan_mode="constants")
-        if len(record) <= MAX_METADATA_BYTES and record.count(b"[") + record.count(b"{") < _CHECK_DEPTH_FROM:
-            again = from_json(record)
-            if again == values:
-                return record
-    except ValueError:
-        pass  # the typed way says which value it was
-    values["updated_at"], values["last_activity"] = before
-    return None

@@ -9,7 +9,7 @@ from .answers import Answers, status_of
 from .cookie import Presented, SessionCookie, vary_cookie
 from .events import ABSURD_COOKIE, AMBIGUOUS_COOKIE, BAD_SIGNATURE
 from .fingerprint import FingerprintReader
-from .session import Change, Mode
+from .session import Mode, Session
 from .stores.base import Outcome, raise_for
 from .types import Headers, Message, Receive, Scope, Send
 from .unit import Rules, Unit
@@ -34,10 +34,12 @@ class Settings:
 class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
-    __slots__ = ("_began", "_presented", "_scope", "_secure", "_send", "_settings", "_started", "unit")
+    __slots__ = ("_began", "_presented", "_scope", "_secure", "_send", "_settings", "_started", "session", "unit")
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
-        self.unit = Unit(settings.rules, settings.client.of(scope) if settings.client is not None else None)
+        self.session = Session(model=settings.rules.model)
+        client = settings.client.of(scope) if settings.client is not None else None
+        self.unit = Unit(settings.rules, self.session, client)
         self._settings = settings
         self._scope = scope
         self._send = send
@@ -53,7 +55,7 @@ class Exchange:
         if self._presented.session_id is not None:
             await self.unit.open(self._presented.session_id, read_only=read_only)
         if read_only:
-            self.unit.session.set_mode(Mode.READ_ONLY)
+            self.session.set_mode(Mode.READ_ONLY)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """Nothing more is stored; the error is answered where it is the session's, else it rises."""
@@ -66,8 +68,7 @@ class Exchange:
 
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
-        self.unit.session.set_mode(Mode.CLOSED)
-        await self.unit.abandon()
+        await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
 
     def _dressed(self, message: Message) -> Message:
@@ -75,7 +76,7 @@ class Exchange:
         self._started = True
         self.unit.deliverable = False
         headers: Headers = list(message.get("headers", ()))
-        if self.unit.session.accessed:
+        if self.session.accessed:
             vary_cookie(headers)
         cookie = self._cookie()
         if cookie is not None:
@@ -132,8 +133,7 @@ class HTTPExchange(Exchange):
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
-        if self._failure is not None and not self._started:
-            raise self._failure
+        self._raise_failure()
         if self._held_start is not None:
             await self._send_start(last=True)
 
@@ -142,6 +142,11 @@ class HTTPExchange(Exchange):
         if self._failure is not None and not self._started:
             error = self._failure
         await super().fail(error, receive)
+
+    def _raise_failure(self) -> None:
+        """A commit that failed is not forgotten because the app swallowed its error and went on."""
+        if self._failure is not None and not self._started:
+            raise self._failure
 
     def _holds_back(self, start: Message) -> bool:
         """Keep the start of a good answer whose body is known to end: one trip may commit and release."""
@@ -161,17 +166,18 @@ class HTTPExchange(Exchange):
         await self._send_start(last=False)
 
     async def _on_body(self, message: Message) -> None:
+        self._raise_failure()
         last = not message.get("more_body", False)
         if self._held_start is not None:
             await self._send_start(last=last)
-        elif last and self.unit.session.mode is Mode.OPEN:
+        elif last and self.session.mode is Mode.OPEN:
             await self._commit(release=True)
-            self.unit.session.set_mode(Mode.CLOSED)
+            self.session.set_mode(Mode.CLOSED)
         await self._send(message)
 
     async def _send_start(self, *, last: bool) -> None:
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
-        session = self.unit.session
+        session = self.session
         release = last or self._settings.early_release or not session.accessed
         if session.accessed or self.unit.is_loaded:
             await self._commit(release=release)
@@ -213,9 +219,11 @@ class WebSocketExchange(Exchange):
         """What the app calls `send`."""
         if message["type"] in ("websocket.accept", "websocket.http.response.start"):
             message = self._dressed(message)
+        elif message["type"] == "websocket.close":
+            self._started = True
+            self.unit.deliverable = False
         await self._send(message)
 
     async def finish(self) -> None:
-        """A nested change outside a transaction would be lost: that is an error of the app, and is said."""
-        if self.unit.session.change() is not Change.NOTHING:
-            self.unit.session.require_open()
+        """A change that no transaction stored is an error of the app."""
+        self.unit.refuse_unseen_change()

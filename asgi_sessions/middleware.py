@@ -111,10 +111,10 @@ class SessionMiddleware:
             return await self._answers.refuse(scope, receive, send)
         kind = HTTPExchange if scope["type"] == "http" else WebSocketExchange
         exchange = kind(self._settings, scope, send, presented)
-        current = held.set((*held.get(), exchange.unit.session))
+        current = held.set((*held.get(), exchange.session))
         try:
             await exchange.open(read_only=self._read_only is not None and self._read_only(scope))
-            scope["session"] = exchange.unit.session
+            scope["session"] = exchange.session
             await self.app(scope, receive, exchange.send)
             await exchange.finish()
         except Exception as error:

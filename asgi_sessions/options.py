@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -16,7 +18,8 @@ from .stores.local import LockPolicy
 from .stores.memory import InMemorySessionStore
 from .types import Scope
 
-Routes: TypeAlias = Iterable["str | re.Pattern[str]"] | Callable[[Scope], bool] | str
+Pattern: TypeAlias = "str | re.Pattern[str]"
+Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
 
@@ -31,7 +34,8 @@ def resolve_store(store: SessionStore | str | None, prefix: str = "session:") ->
         raise TypeError(f"store is a SessionStore or a URL, not {type(store).__name__}")
     scheme = store.partition("://")[0]
     if scheme not in _REDIS_SCHEMES:
-        raise ValueError(f"unknown store scheme {scheme!r}: use memory, {', '.join(_REDIS_SCHEMES)}")
+        known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
+        raise ValueError(f"unknown store scheme {scheme!r}: a store's URL begins with one of {known}")
     from .stores.redis import RedisSessionStore  # here, because redis is an optional dependency
 
     return RedisSessionStore(store, prefix)
@@ -57,6 +61,7 @@ def resolve_lifetime(
     A browser-session cookie (`max_age=None`) without an idle timeout lives `store.default_ttl` seconds after
     its last request: the browser never tells that it was closed.
     """
+    _require_numbers(max_age=max_age, idle_timeout=idle_timeout)
     if max_age is not None and max_age < -1:
         raise ValueError("max_age is a number of seconds, None for a browser-session cookie, or -1 for none")
     if idle_timeout is not None and not idle_timeout > 0:
@@ -70,6 +75,7 @@ def resolve_lifetime(
 
 def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float) -> LockPolicy:
     """The lock's times (seconds) and bounds."""
+    _require_numbers(lock_timeout=timeout, lock_wait=wait, max_waiters=max_waiters, lock_max_hold=max_hold)
     if not timeout > 0:
         raise ValueError("lock_timeout is the lease in seconds and above 0; lock=False turns locking off")
     if not wait >= 0:
@@ -87,9 +93,13 @@ def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool] | None:
     None where there are no patterns.
     """
     if callable(routes):
+        if inspect.iscoroutinefunction(routes):
+            raise TypeError(f"{name} is a plain function of the scope: a coroutine would always count as yes")
         return routes
     patterns = [routes] if isinstance(routes, str | re.Pattern) else list(routes)
     for pattern in patterns:
+        if not isinstance(pattern.pattern if isinstance(pattern, re.Pattern) else pattern, str):
+            raise TypeError(f"{name}: a path pattern is a str or a compiled expression of str: {pattern!r}")
         if isinstance(pattern, str) and not pattern.startswith(("/", "*")):
             raise ValueError(f"{name}: the path pattern {pattern!r} never matches: begin it with / or *")
     if not patterns:
@@ -104,9 +114,20 @@ def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
         return None
     if isinstance(origins, str):
         raise ValueError(f"allowed_origins is a collection of origins: [{origins!r}]")
-    for origin in origins:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", origin):
+    known = list(origins)
+    for origin in known:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[!-+\-.0-~]+", str(origin)):
             raise ValueError(
                 f"allowed_origins: {origin!r} is no origin, write https://host or https://host:port"
             )
-    return frozenset(origin.lower().encode("latin-1") for origin in origins)
+    return frozenset(origin.lower().encode() for origin in known)
+
+
+def _require_numbers(**given: object) -> None:
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} is a number, not {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is a finite number, not {value!r}")

@@ -21,6 +21,7 @@ class Mode(enum.Enum):
 
     OPEN = "open"
     READ_ONLY = "read-only"  # loaded without a lock
+    TRANSACTION = "transaction"  # open to the block of a transaction, read-only to everybody else
     CLOSED = "closed"  # nothing stores a change any more
 
 
@@ -47,9 +48,11 @@ class UnitOfWork(Protocol):
 
     def holds(self, store: object, session_id: str) -> bool: ...
 
+    def is_inside(self) -> bool: ...
+
     async def commit(self, *, release: bool) -> None: ...
 
-    def transaction(self) -> AbstractAsyncContextManager[SessionData]: ...
+    def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
 
 
 class Session(LiveMetadata):
@@ -60,18 +63,16 @@ class Session(LiveMetadata):
     chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_content", "_fate", "_mode", "_unit", "accessed", "is_new", "modified")
+    __slots__ = ("__weakref__", "_content", "_fate", "_mode", "_unit", "accessed", "is_new", "modified")
     __hash__ = None  # type: ignore[assignment]  # as any dict
 
-    def __init__(
-        self, values: Any = (), /, *, model: type[SessionData] = SessionData, unit: UnitOfWork | None = None
-    ) -> None:
+    def __init__(self, values: Any = (), /, *, model: type[SessionData] = SessionData) -> None:
         super().__init__(values)
         self.accessed = False
         self.modified = False
         self.is_new = True
         self._content = Content(self, model)
-        self._unit = unit
+        self._unit: UnitOfWork | None = None
         self._mode = Mode.OPEN
         self._fate = Fate.KEEP
 
@@ -87,7 +88,7 @@ class Session(LiveMetadata):
     def session_id(self) -> str:
         """The id under which the record is stored, or will be; changes when a new id is committed."""
         self.accessed = True
-        return str(self._content.peek("session_id"))
+        return self._content.identity().session_id
 
     def mark_accessed(self) -> None:
         """Note that the answer depends on the session: it will say `Vary: Cookie`."""
@@ -153,7 +154,7 @@ class Session(LiveMetadata):
         there before it. `LockTimeoutError` where the lock was not to be had, `SessionConflictError` where
         the session has ended meanwhile.
         """
-        return self._work().transaction()
+        return self._work().transaction(self)
 
     # -- the dict -------------------------------------------------------------------------------------------
 
@@ -286,17 +287,29 @@ class Session(LiveMetadata):
         """What an app may do now."""
         return self._mode
 
+    def is_open(self) -> bool:
+        """Whether a change made here is stored: by the request, or by the transaction around it."""
+        if self._mode is Mode.TRANSACTION:
+            return self._unit is not None and self._unit.is_inside()
+        return self._mode is Mode.OPEN
+
     def require_open(self) -> None:
         """Raise the error that says why a change could not be stored; nothing where it can."""
-        if self._mode is Mode.READ_ONLY:
+        if self.is_open():
+            return
+        if self._mode is not Mode.CLOSED:
             raise ReadOnlySessionError(
                 "this session was loaded without its lock; change it in `async with session.transaction()`"
             )
-        if self._mode is Mode.CLOSED:
-            raise SessionClosedError(
-                "the session is committed and its lock released, so this change would be lost;"
-                " make it in `async with session.transaction()`"
-            )
+        raise SessionClosedError(
+            "the session is committed and its lock released, so this change would be lost;"
+            " make it in `async with session.transaction()`"
+        )
+
+    def attach(self, unit: UnitOfWork, client: str | None) -> None:
+        """Be stored by this unit; fresh records carry the client's fingerprint."""
+        self._unit = unit
+        self._content.client = client
 
     @property
     def unit(self) -> UnitOfWork | None:
@@ -328,7 +341,7 @@ class Session(LiveMetadata):
         before = self._content.snapshot()
         flags = self.modified, self._fate
         try:
-            yield self._content.typed()
+            yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
             self._content.restore(before)
             self.modified, self._fate = flags

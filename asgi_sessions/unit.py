@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from logging import WARNING
+from typing import cast
+from weakref import ref
 
 import anyio
 
 from .data import SessionData
-from .errors import SessionClosedError, SessionConflictError, SessionStoreError
+from .errors import LockTimeoutError, SessionClosedError, SessionConflictError, SessionStoreError
 from .events import (
     FINGERPRINT_MISMATCH,
     RETIRED_SESSION,
@@ -34,6 +37,9 @@ _WHY_MISSING = {
     Missing.RETIRED: RETIRED_SESSION,
     Missing.UNREADABLE: UNREADABLE_RECORD,
 }
+
+_inside: ContextVar[object] = ContextVar("asgi_sessions_transaction", default=None)
+# the transaction in whose block this code runs, as its task, a child of it or a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +67,20 @@ class Unit:
         "_checkout",
         "_fingerprint",
         "_known_user",
+        "_lost",
+        "_ref",
         "_retired",
-        "_transacting",
+        "_transaction",
         "_turn",
         "cookie_gone",
         "deliverable",
         "new_cookie",
         "rules",
-        "session",
     )
 
-    def __init__(self, rules: Rules, fingerprint: str | None) -> None:
-        self.session = Session(model=rules.model, unit=self)
-        self.session.content.prepared_by(self._put_fingerprint)
+    def __init__(self, rules: Rules, session: Session, fingerprint: str | None) -> None:
+        session.attach(self, fingerprint)
+        self._ref = ref(session)  # weak: no cycle, so that a request's objects go with the request
         self.new_cookie: str | None = None
         self.cookie_gone = False
         self.deliverable = True
@@ -82,9 +89,15 @@ class Unit:
         self._checkout: Checkout | None = None
         self._began = 0.0  # of the checkout
         self._known_user: str | None = None
-        self._retired = False
+        self._lost = False  # the lease ended under us
+        self._retired = False  # the id was replaced: the client has, or will have, another cookie
         self._turn: anyio.Lock | None = None
-        self._transacting: int | None = None
+        self._transaction: object | None = None  # the one under way that took a turn of its own
+
+    @property
+    def session(self) -> Session:
+        """The handle; whoever calls a unit holds it."""
+        return cast(Session, self._ref())
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -96,13 +109,18 @@ class Unit:
             self._retired = taken is Missing.RETIRED
             self.rules.events.emit(_WHY_MISSING[taken], session_id)
             return
-        self._checkout, self._began = taken, time.monotonic()
+        await self._accept(taken)
+
+    async def _accept(self, taken: Checkout) -> bool:
+        """Load the record into the handle; False, and nothing held, where this client must not see it."""
+        self._checkout, self._began, self._lost = taken, time.monotonic(), False
         refusal = self._show(taken)
         if refusal is not None:
             self.session.forget()
-            self.rules.events.emit(refusal, session_id)
-            await self._let_go()
+            self.rules.events.emit(refusal, taken.session_id)
+            await self.abandon()
             self._checkout = None
+        return refusal is None
 
     def _show(self, taken: Checkout) -> str | None:
         """Load the handle; the name of an event where the record must not be shown to this client."""
@@ -110,17 +128,13 @@ class Unit:
             self.session.load(taken.record)
         except ValueError:
             return UNREADABLE_RECORD
-        content = self.session.content
-        if content.peek("session_id") != taken.session_id:
+        identity = self.session.content.identity()
+        if identity.session_id != taken.session_id:
             return UNREADABLE_RECORD
-        if self._fingerprint is not None and content.peek("fingerprint") not in (None, self._fingerprint):
+        if self._fingerprint is not None and identity.fingerprint not in (None, self._fingerprint):
             return FINGERPRINT_MISMATCH
-        self._known_user = content.peek("user_id")
+        self._known_user = identity.user_id
         return None
-
-    def _put_fingerprint(self, fresh: SessionData) -> None:
-        if self._fingerprint is not None:
-            fresh.__dict__["fingerprint"] = self._fingerprint
 
     # -- what the handle asks for -------------------------------------------------------------------------
 
@@ -129,68 +143,95 @@ class Unit:
         taken = self._checkout
         if taken is None or store is not self.rules.store or taken.session_id != session_id:
             return False
-        return self.session.mode is Mode.OPEN and self._transacting in (None, _task())
+        return self.session.is_open()
+
+    def is_inside(self) -> bool:
+        """Whether this code runs in the block of the transaction under way."""
+        return self._transaction is not None and _inside.get() is self._transaction
 
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
         raise_for(await self.store_changes(release=release))
-        if release:
+        if release and not self._is_busy_elsewhere():
             self.session.set_mode(Mode.CLOSED)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SessionData]:
-        """See `Session.transaction`."""
-        if self.session.mode is Mode.OPEN and self._transacting in (None, _task()):
+    async def transaction(self, session: Session) -> AsyncIterator[SessionData]:
+        """See `Session.transaction`; `session` is the handle, kept alive for the block."""
+        if self.session.is_open():
             with self.session.savepoint() as data:
                 yield data
-            await self.commit(release=False)
+            if self._transaction is None:  # else the outer block stores, or rolls back
+                await self.commit(release=False)
             return
-        if self._turn is None:
-            self._turn = anyio.Lock()
-        async with self._turn:
-            mode = self.session.mode
-            self._transacting = _task()
+        async with self._one_at_a_time():
+            mode, around = self.session.mode, _inside.get()
+            self._transaction = object()
+            _inside.set(self._transaction)
             try:
                 async with self._own_turn() as data:
                     yield data
             finally:
-                self._transacting = None
+                _inside.set(around)
+                self._transaction = None
                 self.session.set_mode(mode)
+
+    def refuse_unseen_change(self) -> None:
+        """Raise where a read-only session was changed within a value: it would be lost without a word."""
+        if self.session.mode is Mode.READ_ONLY and self.session.change() is not Change.NOTHING:
+            self.session.require_open()
+
+    @asynccontextmanager
+    async def _one_at_a_time(self) -> AsyncIterator[None]:
+        """Let the tasks of this request transact in turn: they share the handle."""
+        turn = self._turn = self._turn or anyio.Lock()
+        try:
+            turn.acquire_nowait()
+        except anyio.WouldBlock:
+            wait = self.rules.lock_to_transact.wait
+            with anyio.move_on_after(wait) as waiting:
+                await turn.acquire()
+            if waiting.cancelled_caught:
+                raise LockTimeoutError(wait) from None
+        try:
+            yield
+        finally:
+            turn.release()
 
     @asynccontextmanager
     async def _own_turn(self) -> AsyncIterator[SessionData]:
         """Lock and load anew for one block, commit and release after it."""
-        before = await self._retake()
-        self.session.set_mode(Mode.OPEN)
+        self.refuse_unseen_change()
+        await self._retake()
+        self.session.set_mode(Mode.TRANSACTION)
         try:
             yield self.session.data
             raise_for(await self.store_changes(release=True))
         except BaseException:
-            if before is None:
+            if self._checkout is None:
                 self.session.forget()
             else:
-                self.session.load(before)
+                self.session.load(self._checkout.record)
             raise
         finally:
             await self.abandon()
 
-    async def _retake(self) -> bytes | None:
-        """Check the record out again, under the lock; None where this session never had a record."""
+    async def _retake(self) -> None:
+        """Check the record out again, under the lock; nothing where this session never had a record."""
         if self._checkout is None:
             if not self.deliverable:
                 raise SessionClosedError(
                     "this client has no session, and its cookie can no longer be sent:"
                     " begin the session before the response starts or the WebSocket is accepted"
                 )
-            return None
+            return
         session_id = self._checkout.session_id
         taken = await self.rules.store.checkout(session_id, self.rules.lock_to_transact, self.rules.lifetime)
         if isinstance(taken, Missing):
+            self._retired = taken is Missing.RETIRED
             self._forget_record()
+        if isinstance(taken, Missing) or not await self._accept(taken):
             raise SessionConflictError("the session has ended since it was loaded")
-        self._checkout, self._began = taken, time.monotonic()
-        self.session.load(taken.record)
-        return taken.record
 
     # -- storing ------------------------------------------------------------------------------------------
 
@@ -198,56 +239,91 @@ class Unit:
         """Bring the store up to date in as few trips as there are; STORED also when there was nothing to do.
 
         GONE: the record was deleted meanwhile; the handle is a fresh session then and the cookie is to go.
+        Once LOST, only an end of the session is tried again.
         """
+        if self._is_busy_elsewhere():
+            return Outcome.STORED  # what is in the handle now is that transaction's to store
         change = self.session.change()
         if change is Change.NOTHING:
             if release:
                 await self._let_go()
             return Outcome.STORED
         self.session.require_open()
+        if self._lost and self.session.fate is not Fate.END:
+            return Outcome.LOST
+        outcome = await self._carry_out(change, release)
+        self._lost = outcome is Outcome.LOST
+        if outcome is Outcome.GONE:
+            outcome = await self._settle()
+        return outcome
+
+    async def _carry_out(self, change: Change, release: bool) -> Outcome:
         taken = self._checkout
         if taken is None:
-            outcome = await self._create(release)
-        elif change is Change.WRITE:
-            outcome = await self._write(taken, release)
-        elif change is Change.MOVE:
-            outcome = await self._move(taken, release)
-        else:
-            outcome = await self._delete(taken)
-        if outcome is Outcome.GONE:
-            await self._let_go()
-            self._forget_record()
-        return outcome
+            return await self._create(release)
+        if change is Change.WRITE:
+            return await self._write(taken, release)
+        if change is Change.MOVE:
+            return await self._move(taken, release)
+        return await self._delete(taken)
+
+    async def _settle(self) -> Outcome:
+        """The record is gone: deleted, or moved to a new id, whose cookie is then not ours to remove."""
+        await self._let_go()
+        if self._checkout is not None:
+            found = await self.rules.store.checkout(self._checkout.session_id, None, None)
+            self._retired = found is Missing.RETIRED
+        if self._retired:
+            return Outcome.CONFLICT
+        self._forget_record()
+        return Outcome.GONE
 
     async def _create(self, release: bool) -> Outcome:
         if self._retired and self.session.fate is Fate.KEEP:
             raise SessionConflictError("the session got a new id while this request was under way")
-        await self._store_new(self.rules.lifetime, release)
+        self._adopt(*await self._store_new(self.rules.lifetime, release))
         self.rules.events.emit(SESSION_CREATED, self.new_cookie)
         return Outcome.STORED
 
-    async def _store_new(self, lifetime: Lifetime, release: bool) -> None:
-        """Store the handle's record under an id that nobody has, for the client to be told of."""
+    async def _store_new(self, lifetime: Lifetime, release: bool) -> tuple[Checkout | None, bytes]:
+        """Store the handle's record under its id, which nobody has yet."""
         if not self.deliverable:
             raise SessionClosedError("the cookie of a new session can no longer be sent")
         record = self.session.content.seal()
+        if not lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
+            return None, record
         data = self.session.data
-        if lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
-            lock = None if release else self.rules.lock
-            created = await self.rules.store.create(data.session_id, record, lifetime, lock)
-            if created is None:
-                raise SessionConflictError("the new session id is taken")
-            self._checkout, self._began = created, time.monotonic()
+        lock = None if release else self.rules.lock
+        created = await self.rules.store.create(data.session_id, record, lifetime, lock)
+        if created is None:
+            raise SessionConflictError("the new session id is taken")
+        try:
             if data.user_id is not None:
                 await self.rules.store.link_user(data.user_id, data.session_id, lifetime)
-        self._known_user = data.user_id
+        except BaseException:
+            await self._take_back(created)
+            raise
+        return created, record
+
+    async def _take_back(self, created: Checkout) -> None:
+        """Delete a record that was created for a change which then was not to be."""
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.rules.store.discard(created, retire=False)
+            finally:
+                await self.rules.store.release(created)
+
+    def _adopt(self, created: Checkout | None, record: bytes) -> None:
+        """From now on this request's session is the new record, and the client is to be told its id."""
+        data = self.session.data
+        self._checkout, self._began, self._known_user = created, time.monotonic(), data.user_id
         self.session.committed(record)
-        self.new_cookie, self.cookie_gone = data.session_id, False
+        self.new_cookie, self.cookie_gone, self._retired = data.session_id, False, False
 
     async def _write(self, taken: Checkout, release: bool) -> Outcome:
         content = self.session.content
         record = content.seal()
-        user_id = content.peek("user_id")
+        user_id = content.identity().user_id
         if user_id is not None and user_id != self._known_user:
             await self.rules.store.link_user(user_id, taken.session_id, self._remaining(taken))
         outcome = await self.rules.store.commit(taken, record, release=release)
@@ -261,23 +337,27 @@ class Unit:
         kept = self.session.fate is Fate.MOVE
         if kept:
             self.session.content.rename(new_session_id())
-        new_cookie = self.new_cookie
-        try:
-            await self._store_new(self._remaining(taken) if kept else self.rules.lifetime, release)
-            outcome = await self.rules.store.discard(taken, retire=True)
-        except BaseException:
-            self._checkout = taken
-            raise
+        created, record = await self._store_new(
+            self._remaining(taken) if kept else self.rules.lifetime, release
+        )
+        outcome = await self._retire(taken, created)
         if outcome is not Outcome.STORED and (kept or outcome is not Outcome.GONE):
-            await self._undo_new(taken, new_cookie)
+            if created is not None:
+                await self._take_back(created)
             return outcome
+        self._adopt(created, record)
         self.rules.events.emit(SESSION_REGENERATED if kept else SESSION_ENDED, taken.session_id)
         return Outcome.STORED
 
-    async def _undo_new(self, taken: Checkout, new_cookie: str | None) -> None:
-        if self._checkout is not None and self._checkout is not taken:
-            await self.rules.store.discard(self._checkout, retire=False)
-        self._checkout, self.new_cookie = taken, new_cookie
+    async def _retire(self, taken: Checkout, created: Checkout | None) -> Outcome:
+        """Delete the old record. A failure leaves the new one: the old may be there still, or not."""
+        try:
+            return await self.rules.store.discard(taken, retire=True)
+        except BaseException:
+            if created is not None:
+                with anyio.CancelScope(shield=True):
+                    await self.rules.store.release(created)
+            raise
 
     async def _delete(self, taken: Checkout) -> Outcome:
         outcome = await self.rules.store.discard(taken, retire=False)
@@ -292,7 +372,7 @@ class Unit:
     def _forget_record(self) -> None:
         self.session.forget()
         self._checkout = self.new_cookie = self._known_user = None
-        self.cookie_gone = True
+        self.cookie_gone = not self._retired
 
     def _remaining(self, taken: Checkout) -> Lifetime:
         """What is left of a checked-out record's life: a new id or a write never prolongs it."""
@@ -311,8 +391,8 @@ class Unit:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether there is a record behind the handle."""
-        return self._checkout is not None
+        """Whether there is a record behind the handle, under the client's id."""
+        return self._checkout is not None and not self._retired
 
     @property
     def keeps_record(self) -> bool:
@@ -320,9 +400,14 @@ class Unit:
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
 
     async def roll_back(self) -> None:
-        """Let go without storing what is not stored yet."""
+        """Let go without storing what is not stored yet. A transaction of another task goes on."""
+        if self._is_busy_elsewhere():
+            return
         self.session.set_mode(Mode.CLOSED)
         await self.abandon()
+
+    def _is_busy_elsewhere(self) -> bool:
+        return self._transaction is not None and not self.is_inside()
 
     async def abandon(self) -> None:
         """Let the lock go if it is still held, even while the request is being cancelled."""
@@ -339,7 +424,3 @@ class Unit:
             except SessionStoreError as error:
                 taken.token = None
                 self.rules.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))
-
-
-def _task() -> int:
-    return anyio.get_current_task().id

@@ -1,0 +1,97 @@
+"""The common record, a `SessionData` without fields of its own, read and written without its model.
+
+A handle that is used as a dict needs the metadata only. What stands before and behind them in the record is
+checked against its exact shape and taken over byte by byte; anything unusual is left to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from .record import MAX_DEPTH, MAX_METADATA_BYTES
+
+_NAME = rb'(?:null|"[^"\\]{1,255}")'
+_TIME = rb"[0-9T:.-]{19,26}Z"
+_HEAD = re.compile(
+    rb'\{"session_id":"([^"\\]{1,255})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
+    + _NAME + rb',"message_count":(?:\d{1,5}|100000),"escalated":(?:true|false),"metadata":'
+)  # fmt: skip
+_TAIL = re.compile(
+    rb',"created_at":"(' + _TIME + rb')","updated_at":"' + _TIME + rb'","last_activity":"' + _TIME
+    + rb'","fingerprint":(null|"[0-9a-f]{32,64}")\}'
+)  # fmt: skip
+
+
+class PlainRecord:
+    """A parsed record: the metadata as it was stored, and what surrounds it."""
+
+    __slots__ = ("_created", "_fingerprint", "_head", "_json", "_sealed", "_user_id", "metadata", "session_id")
+
+    def __init__(self, head: re.Match[bytes], json: bytes, tail: re.Match[bytes]) -> None:
+        self.session_id = head[1].decode()
+        self.metadata: dict[str, Any] = from_json(json)
+        self._user_id = head[2]
+        self._head = head[0]
+        self._json = json
+        self._created, self._fingerprint = tail.groups()
+        self._sealed = b""
+
+    @property
+    def user_id(self) -> str | None:
+        """Who is signed in."""
+        return None if self._user_id == b"null" else self._user_id[1:-1].decode()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The client that the record was made for."""
+        return None if self._fingerprint == b"null" else self._fingerprint[1:-1].decode()
+
+    def differs(self, values: dict[str, Any]) -> bool:
+        """Whether these values are not the stored ones. `ValueError` if JSON has no such value."""
+        if self.metadata != values:
+            return True
+        json = to_json(values)  # nested values may be the same objects, and True equals 1
+        return json != self._json and json != to_json(from_json(self._json))  # others write in their own way
+
+    def seal(self, values: dict[str, Any], now: datetime) -> bytes | None:
+        """The record with these values and the time of the change, proven to read back as it is.
+
+        None where it is not beyond doubt: the model has to decide, and to say what is wrong.
+        """
+        time = f"{now.isoformat()[:-6]}Z".encode()
+        if time[:19] <= self._created[:19]:  # its first second, or a clock that went back
+            return None
+        json = to_json(values)
+        if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
+            return None
+        if from_json(json) != values:
+            return None
+        self._sealed = json
+        return b'%b%b,"created_at":"%b","updated_at":"%b","last_activity":"%b","fingerprint":%b}' % (
+            self._head, json, self._created, time, time, self._fingerprint,
+        )  # fmt: skip
+
+    def committed(self, values: dict[str, Any]) -> None:
+        """What was sealed last is what the store holds now."""
+        self._json, self.metadata = self._sealed, values
+
+
+def parse_plain(record: bytes) -> PlainRecord | None:
+    """The parsed record; None where it has another shape, which the model may know.
+
+    The metadata's end is found from behind: fields that another release added stand after the fingerprint,
+    so that such a record has another shape.
+    """
+    head = _HEAD.match(record)
+    tail = _TAIL.fullmatch(record, record.rfind(b',"created_at":"'))
+    if head is None or tail is None:
+        return None
+    try:
+        plain = PlainRecord(head, record[head.end() : tail.start()], tail)
+    except ValueError:
+        return None
+    return plain if type(plain.metadata) is dict else None
