@@ -1,9 +1,8 @@
-"""What a session holds: a record that is parsed at once and becomes typed when somebody looks at it."""
+"""What a session holds: a dict that is a record, and becomes typed when somebody looks at it."""
 
 from __future__ import annotations
 
-from typing import Any, cast
-from weakref import ref
+from typing import Any
 
 from .data import SessionData, stamp
 from .errors import SessionStoreError
@@ -14,28 +13,25 @@ from .record import decode, encode, encode_checked
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
-class Content:
-    """The record behind a handle, whose dict is its metadata.
+class Content(LiveMetadata):
+    """A dict that is the metadata of a record, and the record with it.
 
     A plain `SessionData` record stays as it is until its typed form is asked for: a handle that is used as a
     dict then costs half. A model with fields of its own is typed from the start, for only it can tell
     whether the record still fits. Once typed it stays one object: what an app does to it is never lost.
     """
 
-    __slots__ = ("_data", "_model", "_plain", "_pristine", "_ref", "client", "loaded")
+    __slots__ = ("_data", "_model", "_plain", "_pristine", "client", "loaded")
+    __hash__ = None  # type: ignore[assignment]  # as any dict
 
-    def __init__(self, handle: LiveMetadata, model: type[SessionData]) -> None:
-        self._ref = ref(handle)  # weak: no cycle, so that a request's objects go with the request
+    def __init__(self, values: Any, model: type[SessionData]) -> None:
+        super().__init__(values)
         self._model = model
         self.client: str | None = None  # the fingerprint of fresh records
         self._plain: PlainRecord | None = None  # the loaded record, until it is typed
         self._data: SessionData | None = None
         self._pristine = b""  # a record without content: as it was made or emptied
         self.loaded: bytes | None = None  # the stored record as it was loaded or last committed
-
-    @property
-    def _handle(self) -> LiveMetadata:
-        return cast(LiveMetadata, self._ref())  # alive: who asks its content comes through it
 
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
@@ -56,7 +52,7 @@ class Content:
 
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
-        dict.clear(self._handle)
+        dict.clear(self)
         self._plain = self.loaded = None
         if self._data is not None:
             self._bind(self._fresh())
@@ -65,7 +61,7 @@ class Content:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
         if self._data is None:
             self._data = self._fresh() if self._plain is None else self._typed_from(self.loaded)
-            self._data.__dict__["metadata"] = self._handle
+            self._data.__dict__["metadata"] = self
             self._plain = None
         return self._data
 
@@ -79,7 +75,7 @@ class Content:
 
     def empty(self, session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
-        dict.clear(self._handle)
+        dict.clear(self)
         if self.loaded is None and self._data is None:
             return
         data = self.typed()
@@ -94,7 +90,7 @@ class Content:
 
     def is_blank(self) -> bool:
         """Whether nothing but the defaults is in it."""
-        if dict.__len__(self._handle):
+        if dict.__len__(self):
             return False
         if self._data is None and self._plain is None:
             return True
@@ -153,7 +149,7 @@ class Content:
 
     def _bind(self, data: SessionData) -> None:
         self._fill(data.__dict__["metadata"])
-        data.__dict__["metadata"] = self._handle
+        data.__dict__["metadata"] = self
         self._plain = None
         if self._data is None:
             self._data = data
@@ -161,13 +157,13 @@ class Content:
             _become(self._data, data)
 
     def _fill(self, values: dict[str, Any]) -> None:
-        if dict.__len__(self._handle):
-            dict.clear(self._handle)
-        dict.update(self._handle, values)
+        if dict.__len__(self):
+            dict.clear(self)
+        dict.update(self, values)
 
     def _values(self) -> dict[str, Any]:
-        """The handle's values as an exact dict, which encodes fastest. A copy would ask the handle's methods."""
-        return dict(dict.items(self._handle))
+        """The values as an exact dict, which encodes fastest; dict(self) would ask the handle's methods."""
+        return dict(dict.items(self))
 
     def _seal_plain(self) -> bytes | None:
         assert self._plain is not None  # noqa: S101  # seal() has looked

@@ -70,6 +70,7 @@ class Exchange:
         """Let go of what is still held, whatever happened."""
         await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
+        self.unit.detach()
 
     def _dressed(self, message: Message) -> Message:
         """The answer's start with the session's headers."""
@@ -150,15 +151,20 @@ class HTTPExchange(Exchange):
 
     def _holds_back(self, start: Message) -> bool:
         """Keep the start of a good answer whose body is known to end: one trip may commit and release."""
-        if self._failure is not None or start["status"] >= 500 or not self._ends_at_once(start):
+        if self._failure is not None or self._is_error_page(start) or not self._ends_at_once(start):
             return False
         self._held_start = start
         return True
 
+    def _is_error_page(self, start: Message) -> bool:
+        """Whether nothing is to be stored: a server error, or after a failed commit any error."""
+        failed = self._failure is not None or self.unit.refused
+        return bool(start["status"] >= (400 if failed else 500))
+
     async def _on_start(self, start: Message) -> None:
         if self._failure is not None and start["status"] < 400:
             raise self._failure
-        if start["status"] >= 500 or self._failure is not None:
+        if self._is_error_page(start):
             await self.unit.roll_back()  # a failed request changes nothing
             await self._send(self._dressed(start))
             return

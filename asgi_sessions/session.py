@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from .content import Content
 from .data import SessionData
 from .errors import ReadOnlySessionError, SessionClosedError
-from .fields import LiveMetadata, new_session_id
+from .fields import new_session_id
 
 T = TypeVar("T", bound=SessionData)
 
@@ -46,6 +46,8 @@ class Change(enum.Enum):
 class UnitOfWork(Protocol):
     """What carries the handle's wishes out: the middleware's side of one request."""
 
+    session: Session
+
     def holds(self, store: object, session_id: str) -> bool: ...
 
     def is_inside(self) -> bool: ...
@@ -55,7 +57,7 @@ class UnitOfWork(Protocol):
     def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
 
 
-class Session(LiveMetadata):
+class Session(Content):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
     Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
@@ -63,15 +65,13 @@ class Session(LiveMetadata):
     chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
     """
 
-    __slots__ = ("__weakref__", "_content", "_fate", "_mode", "_unit", "accessed", "is_new", "modified")
-    __hash__ = None  # type: ignore[assignment]  # as any dict
+    __slots__ = ("_fate", "_mode", "_unit", "accessed", "is_new", "modified")
 
     def __init__(self, values: Any = (), /, *, model: type[SessionData] = SessionData) -> None:
-        super().__init__(values)
+        super().__init__(values, model)
         self.accessed = False
         self.modified = False
         self.is_new = True
-        self._content = Content(self, model)
         self._unit: UnitOfWork | None = None
         self._mode = Mode.OPEN
         self._fate = Fate.KEEP
@@ -82,13 +82,13 @@ class Session(LiveMetadata):
     def data(self) -> SessionData:
         """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
         self.accessed = True
-        return self._content.typed()
+        return self.typed()
 
     @property
     def session_id(self) -> str:
         """The id under which the record is stored, or will be; changes when a new id is committed."""
         self.accessed = True
-        return self._content.identity().session_id
+        return self.identity().session_id
 
     def mark_accessed(self) -> None:
         """Note that the answer depends on the session: it will say `Vary: Cookie`."""
@@ -120,7 +120,7 @@ class Session(LiveMetadata):
         if not user_id:
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
-        self._content.typed().user_id = user_id
+        self.typed().user_id = user_id
         self._fate = Fate.MOVE
 
     def logout(self) -> None:
@@ -133,7 +133,7 @@ class Session(LiveMetadata):
         What is put in afterwards starts a new session under a new id.
         """
         self.mark_modified()
-        self._content.empty(new_session_id())
+        self.empty(new_session_id())
         self._fate = Fate.END
 
     # -- storing before the response ----------------------------------------------------------------------
@@ -228,7 +228,7 @@ class Session(LiveMetadata):
         A session that is left empty ends, as in Starlette: record deleted, cookie removed.
         """
         self.mark_modified()
-        self._content.empty(None)
+        self.empty(None)
 
     def pop(self, key: str, *default: Any) -> Any:
         if key in self:
@@ -256,26 +256,21 @@ class Session(LiveMetadata):
 
     # -- for the middleware -----------------------------------------------------------------------------
 
-    @property
-    def content(self) -> Content:
-        """The record behind the handle."""
-        return self._content
-
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
-        self._content.load(record)
+        super().load(record)
         self._fate = Fate.KEEP
         self.is_new = False
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
-        self._content.forget()
+        super().forget()
         self._fate = Fate.KEEP
         self.is_new = True
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
-        self._content.committed(record)
+        super().committed(record)
         self._fate = Fate.KEEP
 
     def set_mode(self, mode: Mode) -> None:
@@ -309,7 +304,7 @@ class Session(LiveMetadata):
     def attach(self, unit: UnitOfWork, client: str | None) -> None:
         """Be stored by this unit; fresh records carry the client's fingerprint."""
         self._unit = unit
-        self._content.client = client
+        self.client = client
 
     @property
     def unit(self) -> UnitOfWork | None:
@@ -323,27 +318,26 @@ class Session(LiveMetadata):
 
     def change(self) -> Change:
         """What a commit has to do. Pure: the table of the whole product's writing."""
-        content = self._content
-        if content.loaded is None:
-            return Change.NOTHING if content.is_blank() else Change.CREATE
+        if self.loaded is None:
+            return Change.NOTHING if self.is_blank() else Change.CREATE
         if self._fate is Fate.END:
-            return Change.DELETE if content.is_blank() else Change.MOVE
+            return Change.DELETE if self.is_blank() else Change.MOVE
         moves = self._fate is Fate.MOVE
-        if not self.accessed or not content.is_changed():
+        if not self.accessed or not self.is_changed():
             return Change.MOVE if moves else Change.NOTHING
-        if self.modified and content.is_blank():
+        if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
         return Change.MOVE if moves else Change.WRITE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:
         """Yield the record; an exception brings back what it was."""
-        before = self._content.snapshot()
+        before = self.snapshot()
         flags = self.modified, self._fate
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
-            self._content.restore(before)
+            self.restore(before)
             self.modified, self._fate = flags
             raise
 
@@ -352,6 +346,7 @@ class Session(LiveMetadata):
     def _work(self) -> UnitOfWork:
         if self._unit is None:
             raise SessionClosedError("this session belongs to no request")
+        self._unit.session = self
         return self._unit
 
 
@@ -362,7 +357,7 @@ held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default
 def held_session(store: object, session_id: str) -> Session | None:
     """The handle of the running request that holds this session of this store, if one does."""
     for session in reversed(held.get()):
-        if session.unit is not None and session.unit.holds(store, session_id):
+        if session.unit is not None and session.unit.holds(store, session_id) and session.is_open():
             return session
     return None
 

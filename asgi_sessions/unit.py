@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from logging import WARNING
-from typing import cast
-from weakref import ref
 
 import anyio
 
@@ -37,6 +35,8 @@ _WHY_MISSING = {
     Missing.RETIRED: RETIRED_SESSION,
     Missing.UNREADABLE: UNREADABLE_RECORD,
 }
+
+_NOBODY = Session()
 
 _inside: ContextVar[object] = ContextVar("asgi_sessions_transaction", default=None)
 # the transaction in whose block this code runs, as its task, a child of it or a thread
@@ -68,22 +68,24 @@ class Unit:
         "_fingerprint",
         "_known_user",
         "_lost",
-        "_ref",
         "_retired",
         "_transaction",
         "_turn",
         "cookie_gone",
         "deliverable",
         "new_cookie",
+        "refused",
         "rules",
+        "session",
     )
 
     def __init__(self, rules: Rules, session: Session, fingerprint: str | None) -> None:
         session.attach(self, fingerprint)
-        self._ref = ref(session)  # weak: no cycle, so that a request's objects go with the request
+        self.session = session
         self.new_cookie: str | None = None
         self.cookie_gone = False
         self.deliverable = True
+        self.refused = False  # the app's last `save` or `release` failed
         self.rules = rules
         self._fingerprint = fingerprint
         self._checkout: Checkout | None = None
@@ -93,11 +95,6 @@ class Unit:
         self._retired = False  # the id was replaced: the client has, or will have, another cookie
         self._turn: anyio.Lock | None = None
         self._transaction: object | None = None  # the one under way that took a turn of its own
-
-    @property
-    def session(self) -> Session:
-        """The handle; whoever calls a unit holds it."""
-        return cast(Session, self._ref())
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -128,7 +125,7 @@ class Unit:
             self.session.load(taken.record)
         except ValueError:
             return UNREADABLE_RECORD
-        identity = self.session.content.identity()
+        identity = self.session.identity()
         if identity.session_id != taken.session_id:
             return UNREADABLE_RECORD
         if self._fingerprint is not None and identity.fingerprint not in (None, self._fingerprint):
@@ -139,11 +136,9 @@ class Unit:
     # -- what the handle asks for -------------------------------------------------------------------------
 
     def holds(self, store: object, session_id: str) -> bool:
-        """Whether a change to this session of this store belongs into this unit's record."""
+        """Whether this session of this store is the unit's record."""
         taken = self._checkout
-        if taken is None or store is not self.rules.store or taken.session_id != session_id:
-            return False
-        return self.session.is_open()
+        return taken is not None and store is self.rules.store and taken.session_id == session_id
 
     def is_inside(self) -> bool:
         """Whether this code runs in the block of the transaction under way."""
@@ -151,7 +146,9 @@ class Unit:
 
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
+        self.refused = True
         raise_for(await self.store_changes(release=release))
+        self.refused = False
         if release and not self._is_busy_elsewhere():
             self.session.set_mode(Mode.CLOSED)
 
@@ -289,7 +286,7 @@ class Unit:
         """Store the handle's record under its id, which nobody has yet."""
         if not self.deliverable:
             raise SessionClosedError("the cookie of a new session can no longer be sent")
-        record = self.session.content.seal()
+        record = self.session.seal()
         if not lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
             return None, record
         data = self.session.data
@@ -321,22 +318,22 @@ class Unit:
         self.new_cookie, self.cookie_gone, self._retired = data.session_id, False, False
 
     async def _write(self, taken: Checkout, release: bool) -> Outcome:
-        content = self.session.content
-        record = content.seal()
-        user_id = content.identity().user_id
+        session = self.session
+        record = session.seal()
+        user_id = session.identity().user_id
         if user_id is not None and user_id != self._known_user:
             await self.rules.store.link_user(user_id, taken.session_id, self._remaining(taken))
         outcome = await self.rules.store.commit(taken, record, release=release)
         if outcome is Outcome.STORED:
             self._known_user = user_id
-            self.session.committed(record)
+            session.committed(record)
         return outcome
 
     async def _move(self, taken: Checkout, release: bool) -> Outcome:
         """Create under the new id first: if we die in between, the old session is still whole."""
         kept = self.session.fate is Fate.MOVE
         if kept:
-            self.session.content.rename(new_session_id())
+            self.session.rename(new_session_id())
         created, record = await self._store_new(
             self._remaining(taken) if kept else self.rules.lifetime, release
         )
@@ -398,6 +395,14 @@ class Unit:
     def keeps_record(self) -> bool:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
+
+    def detach(self) -> None:
+        """The request is over: without this reference its objects go at once, not with the next collection.
+
+        A handle that is used later comes back by itself (`Session.transaction` in a task that lives on).
+        """
+        if self._transaction is None:
+            self.session = _NOBODY
 
     async def roll_back(self) -> None:
         """Let go without storing what is not stored yet. A transaction of another task goes on."""
