@@ -68,7 +68,8 @@ async def _stats(store: SessionStore, options: argparse.Namespace) -> int:
 
 async def _sessions(store: SessionStore, options: argparse.Namespace) -> int:
     for data in await store.list_for_user(options.user):
-        print(f"{data.session_id[:6]}…  since {data.created_at:%Y-%m-%d %H:%M}  last {data.last_activity:%H:%M}")
+        since, last = f"{data.created_at:%Y-%m-%d %H:%M}", f"{data.last_activity:%Y-%m-%d %H:%M}"
+        print(f"{data.session_id[:6]}…  since {since}  last {last}")
     return 0
 
 

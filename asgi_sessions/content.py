@@ -6,7 +6,7 @@ from typing import Any
 
 from .data import SessionData, stamp
 from .errors import SessionStoreError
-from .fields import LiveMetadata, new_session_id, utc_now
+from .fields import LiveMetadata, new_session_id
 from .plain import PlainRecord, parse_plain
 from .record import decode, encode, encode_checked
 
@@ -48,7 +48,7 @@ class Content(LiveMetadata):
         """Take note that `record`, sealed just now, is what the store holds."""
         self.loaded = record
         if self._plain is not None:
-            self._plain.committed(self._values())
+            self._plain.committed()
 
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
@@ -168,7 +168,7 @@ class Content(LiveMetadata):
     def _seal_plain(self) -> bytes | None:
         assert self._plain is not None  # noqa: S101  # seal() has looked
         try:
-            return self._plain.seal(self._values(), utc_now())
+            return self._plain.seal(self._values())
         except ValueError:
             return None  # the typed way says which value it was
 

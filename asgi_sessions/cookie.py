@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import re
 import time
 import warnings
@@ -40,6 +41,9 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 6265 section 4.1.1: a
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]{0,1023}")
 _DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
 _BLANK = b" \t"
+_LINES_OF_VARY = frozenset(
+    bytes(letters) for letters in itertools.product(*[(letter, letter - 32) for letter in b"vary"])
+)
 
 
 class Verified(NamedTuple):
@@ -200,6 +204,7 @@ class SessionCookie:
         _check_cross_site(same_site, https_only, partitioned)
         self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
         self._name = name.encode("ascii")
+        self._alone = self._name + b"="
         self._known: dict[bytes, Presented] = {}  # verified tokens, found by their whole value only
         self._start = f"{name}="
         self._path = f"; path={path}; "
@@ -217,9 +222,12 @@ class SessionCookie:
         lines = [value for name, value in headers if name == b"cookie"]
         if not lines:
             return NO_COOKIE
-        if sum(map(len, lines)) > MAX_COOKIE_BYTES:
+        if len(lines) == 1 and b";" not in lines[0] and lines[0].startswith(self._alone):
+            tokens = [lines[0][len(self._alone) :].strip(_BLANK)]  # the only cookie there is
+        elif sum(map(len, lines)) > MAX_COOKIE_BYTES:
             return ABSURD
-        tokens = cookie_values(lines, self._name)
+        else:
+            tokens = cookie_values(lines, self._name)
         if len(tokens) == 1:
             return self._known.get(tokens[0]) or self._remember(tokens[0])
         return self._judge(tokens[:MAX_CANDIDATES]) if tokens else NO_COOKIE
@@ -309,6 +317,9 @@ def vary_cookie(headers: Headers) -> None:
 
     Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
     """
+    if _LINES_OF_VARY.isdisjoint(dict(headers)):  # nearly always
+        headers.append((b"vary", b"Cookie"))
+        return
     first: int | None = None
     for index, (name, value) in enumerate(headers):
         if name.lower() != b"vary":
@@ -317,8 +328,6 @@ def vary_cookie(headers: Headers) -> None:
         if b"cookie" in fields or b"*" in fields:
             return
         first = index if first is None else first
-    if first is None:
-        headers.append((b"vary", b"Cookie"))
-    else:
+    if first is not None:
         name, value = headers[first]
         headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")

@@ -15,6 +15,9 @@ from .types import Headers, Message, Receive, Scope, Send
 from .unit import Rules, Unit
 
 _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE, "absurd": ABSURD_COOKIE}
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
+_STORED, _GONE = Outcome.STORED, Outcome.GONE
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -34,7 +37,7 @@ class Settings:
 class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
-    __slots__ = ("_began", "_presented", "_scope", "_secure", "_send", "_settings", "_started", "session", "unit")
+    __slots__ = ("_began", "_presented", "_scope", "_send", "_settings", "_started", "session", "unit")
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
         self.session = Session(model=settings.rules.model)
@@ -44,7 +47,6 @@ class Exchange:
         self._scope = scope
         self._send = send
         self._presented = presented
-        self._secure = scope.get("scheme") in ("https", "wss")
         self._started = False  # the answer's headers have left
         self._began = time.perf_counter()
 
@@ -68,7 +70,10 @@ class Exchange:
 
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
-        await self.unit.roll_back()
+        if self.unit.is_settled:
+            self.session.set_mode(_CLOSED)
+        else:
+            await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
         self.unit.detach()
 
@@ -88,17 +93,23 @@ class Exchange:
 
     def _cookie(self) -> bytes | None:
         """The Set-Cookie value, where the client must learn something."""
-        unit, cookie = self.unit, self._settings.cookie
+        unit = self.unit
         if unit.new_cookie is not None:
-            return cookie.render(unit.new_cookie, max_age=self._max_age(), secure=self._secure)
+            return self._render(unit.new_cookie)
         presented = self._presented
         if presented.session_id is None:
             return None
         if unit.cookie_gone:
-            return cookie.render_removal(secure=self._secure)
+            return self._settings.cookie.render_removal(secure=self._is_secure())
         if unit.is_loaded and (presented.stale_key or self._is_due(presented.issued_at)):
-            return cookie.render(presented.session_id, max_age=self._max_age(), secure=self._secure)
+            return self._render(presented.session_id)
         return None
+
+    def _render(self, session_id: str) -> bytes:
+        return self._settings.cookie.render(session_id, max_age=self._max_age(), secure=self._is_secure())
+
+    def _is_secure(self) -> bool:
+        return self._scope.get("scheme") in ("https", "wss")
 
     def _is_due(self, issued_at: int) -> bool:
         after = self._settings.refresh_after
@@ -176,9 +187,9 @@ class HTTPExchange(Exchange):
         last = not message.get("more_body", False)
         if self._held_start is not None:
             await self._send_start(last=last)
-        elif last and self.session.mode is Mode.OPEN:
+        elif last and self.session.mode is _OPEN:
             await self._commit(release=True)
-            self.session.set_mode(Mode.CLOSED)
+            self.session.set_mode(_CLOSED)
         await self._send(message)
 
     async def _send_start(self, *, last: bool) -> None:
@@ -188,15 +199,15 @@ class HTTPExchange(Exchange):
         if session.accessed or self.unit.is_loaded:
             await self._commit(release=release)
         start, self._held_start = self._held_start, None
-        if session.mode is Mode.OPEN and (release or not self.unit.keeps_record):
-            session.set_mode(Mode.CLOSED)
+        if session.mode is _OPEN and (release or not self.unit.keeps_record):
+            session.set_mode(_CLOSED)
         if start is not None:
             await self._send(self._dressed(start))
 
     async def _commit(self, *, release: bool) -> None:
         try:
             outcome = await self.unit.store_changes(release=release)
-            if outcome is not Outcome.GONE or self._started:
+            if outcome is not _STORED and (outcome is not _GONE or self._started):
                 raise_for(outcome)
         except Exception as error:
             self._failure, self._held_start = error, None
@@ -206,10 +217,8 @@ class HTTPExchange(Exchange):
         """Whether the body is of known length, so that its first message may be the last."""
         if start["status"] in (204, 304) or self._scope["method"] == "HEAD":
             return True
-        for name, _ in start.get("headers", ()):
-            if len(name) == 14 and name.lower() == b"content-length":
-                return True
-        return False
+        headers = start.get("headers", ())
+        return b"content-length" in dict(headers) or any(n.lower() == b"content-length" for n, _ in headers)
 
 
 class WebSocketExchange(Exchange):

@@ -78,13 +78,14 @@ class FingerprintReader:
 
     def __init__(self, fingerprint: Fingerprint, trusted_proxies: Iterable[TrustedProxy] = ()) -> None:
         self._fingerprint = fingerprint
-        self._client = ClientAddress(trusted_proxies)
+        self._ip, self._user_agent = fingerprint.ip, fingerprint.user_agent
+        self._address = ClientAddress(trusted_proxies).of
         self._cached: Callable[[str, str], str] = lru_cache(CACHED_CLIENTS)(fingerprint.hash)
 
     def of(self, scope: Scope) -> str:
         """The hash for this request, 64 hexadecimal digits; an absent header counts as ""."""
-        address = self._client.of(scope) if self._fingerprint.ip else ""
-        agent = _header(scope, b"user-agent", b", ") if self._fingerprint.user_agent else ""
+        address = self._address(scope) if self._ip else ""
+        agent = _header(scope, b"user-agent", b", ") if self._user_agent else ""
         if len(agent) > CACHED_CHARACTERS or len(address) > MAX_ADDRESS_CHARACTERS:
             return self._fingerprint.hash(address, agent)
         return self._cached(address, agent)

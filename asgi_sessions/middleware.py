@@ -25,6 +25,11 @@ from .stores.base import SessionStore
 from .types import ASGIApp, Receive, Scope, Send
 from .unit import Rules, Unit
 
+_EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
+    "http": HTTPExchange,
+    "websocket": WebSocketExchange,
+}
+
 
 class SessionMiddleware:
     """Gives each request of any ASGI app its session in `scope["session"]`.
@@ -102,14 +107,12 @@ class SessionMiddleware:
         self.store.bind(model, policy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            return await self._live(scope, receive, send)
-        if scope["type"] not in ("http", "websocket") or self._passes_through(scope):
-            return await self.app(scope, receive, send)
+        kind = _EXCHANGES.get(scope["type"])
+        if kind is None or self._passes_through(scope):
+            return await self._hand_on(scope, receive, send)
         presented = self._settings.cookie.read(scope["headers"])
         if not self._admits(scope, presented):
             return await self._answers.refuse(scope, receive, send)
-        kind = HTTPExchange if scope["type"] == "http" else WebSocketExchange
         exchange = kind(self._settings, scope, send, presented)
         current = held.set((*held.get(), exchange.session))
         try:
@@ -124,7 +127,10 @@ class SessionMiddleware:
             await exchange.close()
         return None
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What has no session; the lifespan of the app is the store's too."""
+        if scope["type"] != "lifespan":
+            return await self.app(scope, receive, send)
         await self.store.open()
         try:
             await self.app(scope, receive, send)

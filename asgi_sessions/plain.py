@@ -7,7 +7,9 @@ checked against its exact shape and taken over byte by byte; anything unusual is
 from __future__ import annotations
 
 import re
-from datetime import datetime
+import time
+from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -29,7 +31,16 @@ _TAIL = re.compile(
 class PlainRecord:
     """A parsed record: the metadata as it was stored, and what surrounds it."""
 
-    __slots__ = ("_created", "_fingerprint", "_head", "_json", "_sealed", "_user_id", "metadata", "session_id")
+    __slots__ = (
+        "_created",
+        "_fingerprint",
+        "_head",
+        "_json",
+        "_sealed",
+        "_user_id",
+        "metadata",
+        "session_id",
+    )
 
     def __init__(self, head: re.Match[bytes], json: bytes, tail: re.Match[bytes]) -> None:
         self.session_id = head[1].decode()
@@ -38,7 +49,7 @@ class PlainRecord:
         self._head = head[0]
         self._json = json
         self._created, self._fingerprint = tail.groups()
-        self._sealed = b""
+        self._sealed = json, self.metadata
 
     @property
     def user_id(self) -> str | None:
@@ -51,33 +62,46 @@ class PlainRecord:
         return None if self._fingerprint == b"null" else self._fingerprint[1:-1].decode()
 
     def differs(self, values: dict[str, Any]) -> bool:
-        """Whether these values are not the stored ones. `ValueError` if JSON has no such value."""
+        """Whether these values are not the stored ones. `ValueError` if JSON has none such."""
         if self.metadata != values:
             return True
         json = to_json(values)  # nested values may be the same objects, and True equals 1
         return json != self._json and json != to_json(from_json(self._json))  # others write in their own way
 
-    def seal(self, values: dict[str, Any], now: datetime) -> bytes | None:
+    def seal(self, values: dict[str, Any]) -> bytes | None:
         """The record with these values and the time of the change, proven to read back as it is.
 
         None where it is not beyond doubt: the model has to decide, and to say what is wrong.
         """
-        time = f"{now.isoformat()[:-6]}Z".encode()
-        if time[:19] <= self._created[:19]:  # its first second, or a clock that went back
+        now = _utc_now_text()
+        if now[:19] <= self._created[:19]:  # its first second, or a clock that went back
             return None
         json = to_json(values)
         if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
             return None
         if from_json(json) != values:
             return None
-        self._sealed = json
-        return b'%b%b,"created_at":"%b","updated_at":"%b","last_activity":"%b","fingerprint":%b}' % (
-            self._head, json, self._created, time, time, self._fingerprint,
-        )  # fmt: skip
+        self._sealed = json, values
+        return b"".join((
+            self._head, json, b',"created_at":"', self._created, b'","updated_at":"', now,
+            b'","last_activity":"', now, b'","fingerprint":', self._fingerprint, b"}",
+        ))  # fmt: skip
 
-    def committed(self, values: dict[str, Any]) -> None:
+    def committed(self) -> None:
         """What was sealed last is what the store holds now."""
-        self._json, self.metadata = self._sealed, values
+        self._json, self.metadata = self._sealed
+
+
+def _utc_now_text() -> bytes:
+    """The moment in UTC as records spell it, to the microsecond."""
+    now = time.time()
+    second = int(now)
+    return f"{_spelled(second)}.{int((now - second) * 1_000_000):06}Z".encode()
+
+
+@lru_cache(maxsize=1)
+def _spelled(second: int) -> str:
+    return datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def parse_plain(record: bytes) -> PlainRecord | None:

@@ -43,6 +43,12 @@ class Change(enum.Enum):
     DELETE = "delete"
 
 
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
+_KEEP, _MOVE, _END = Fate.KEEP, Fate.MOVE, Fate.END
+_NOTHING, _WRITE = Change.NOTHING, Change.WRITE
+
+
 class UnitOfWork(Protocol):
     """What carries the handle's wishes out: the middleware's side of one request."""
 
@@ -73,8 +79,8 @@ class Session(Content):
         self.modified = False
         self.is_new = True
         self._unit: UnitOfWork | None = None
-        self._mode = Mode.OPEN
-        self._fate = Fate.KEEP
+        self._mode = _OPEN
+        self._fate = _KEEP
 
     # -- the typed record -------------------------------------------------------------------------------
 
@@ -96,7 +102,8 @@ class Session(Content):
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
-        self.require_open()
+        if self._mode is not _OPEN:
+            self.require_open()
         self.accessed = True
         self.modified = True
 
@@ -259,19 +266,19 @@ class Session(Content):
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         super().load(record)
-        self._fate = Fate.KEEP
+        self._fate = _KEEP
         self.is_new = False
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
         super().forget()
-        self._fate = Fate.KEEP
+        self._fate = _KEEP
         self.is_new = True
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
         super().committed(record)
-        self._fate = Fate.KEEP
+        self._fate = _KEEP
 
     def set_mode(self, mode: Mode) -> None:
         """From now on let the app change the session, or not."""
@@ -284,9 +291,9 @@ class Session(Content):
 
     def is_open(self) -> bool:
         """Whether a change made here is stored: by the request, or by the transaction around it."""
-        if self._mode is Mode.TRANSACTION:
+        if self._mode is _TRANSACTION:
             return self._unit is not None and self._unit.is_inside()
-        return self._mode is Mode.OPEN
+        return self._mode is _OPEN
 
     def require_open(self) -> None:
         """Raise the error that says why a change could not be stored; nothing where it can."""
@@ -319,15 +326,15 @@ class Session(Content):
     def change(self) -> Change:
         """What a commit has to do. Pure: the table of the whole product's writing."""
         if self.loaded is None:
-            return Change.NOTHING if self.is_blank() else Change.CREATE
-        if self._fate is Fate.END:
+            return _NOTHING if self.is_blank() else Change.CREATE
+        if self._fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        moves = self._fate is Fate.MOVE
+        moves = self._fate is _MOVE
         if not self.accessed or not self.is_changed():
-            return Change.MOVE if moves else Change.NOTHING
+            return Change.MOVE if moves else _NOTHING
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
-        return Change.MOVE if moves else Change.WRITE
+        return Change.MOVE if moves else _WRITE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:

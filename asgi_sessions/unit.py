@@ -36,6 +36,11 @@ _WHY_MISSING = {
     Missing.UNREADABLE: UNREADABLE_RECORD,
 }
 
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_NOTHING, _WRITE = Change.NOTHING, Change.WRITE
+_STORED, _GONE, _LOST = Outcome.STORED, Outcome.GONE, Outcome.LOST
+_CLOSED = Mode.CLOSED
+
 _NOBODY = Session()
 
 _inside: ContextVar[object] = ContextVar("asgi_sessions_transaction", default=None)
@@ -150,7 +155,7 @@ class Unit:
         raise_for(await self.store_changes(release=release))
         self.refused = False
         if release and not self._is_busy_elsewhere():
-            self.session.set_mode(Mode.CLOSED)
+            self.session.set_mode(_CLOSED)
 
     @asynccontextmanager
     async def transaction(self, session: Session) -> AsyncIterator[SessionData]:
@@ -239,18 +244,18 @@ class Unit:
         Once LOST, only an end of the session is tried again.
         """
         if self._is_busy_elsewhere():
-            return Outcome.STORED  # what is in the handle now is that transaction's to store
+            return _STORED  # what is in the handle now is that transaction's to store
         change = self.session.change()
-        if change is Change.NOTHING:
+        if change is _NOTHING:
             if release:
                 await self._let_go()
-            return Outcome.STORED
+            return _STORED
         self.session.require_open()
         if self._lost and self.session.fate is not Fate.END:
             return Outcome.LOST
         outcome = await self._carry_out(change, release)
-        self._lost = outcome is Outcome.LOST
-        if outcome is Outcome.GONE:
+        self._lost = outcome is _LOST
+        if outcome is _GONE:
             outcome = await self._settle()
         return outcome
 
@@ -258,7 +263,7 @@ class Unit:
         taken = self._checkout
         if taken is None:
             return await self._create(release)
-        if change is Change.WRITE:
+        if change is _WRITE:
             return await self._write(taken, release)
         if change is Change.MOVE:
             return await self._move(taken, release)
@@ -280,7 +285,7 @@ class Unit:
             raise SessionConflictError("the session got a new id while this request was under way")
         self._adopt(*await self._store_new(self.rules.lifetime, release))
         self.rules.events.emit(SESSION_CREATED, self.new_cookie)
-        return Outcome.STORED
+        return _STORED
 
     async def _store_new(self, lifetime: Lifetime, release: bool) -> tuple[Checkout | None, bytes]:
         """Store the handle's record under its id, which nobody has yet."""
@@ -324,7 +329,7 @@ class Unit:
         if user_id is not None and user_id != self._known_user:
             await self.rules.store.link_user(user_id, taken.session_id, self._remaining(taken))
         outcome = await self.rules.store.commit(taken, record, release=release)
-        if outcome is Outcome.STORED:
+        if outcome is _STORED:
             self._known_user = user_id
             session.committed(record)
         return outcome
@@ -338,13 +343,15 @@ class Unit:
             self._remaining(taken) if kept else self.rules.lifetime, release
         )
         outcome = await self._retire(taken, created)
-        if outcome is not Outcome.STORED and (kept or outcome is not Outcome.GONE):
+        if outcome is not Outcome.STORED and kept:
             if created is not None:
                 await self._take_back(created)
             return outcome
+        if outcome in (Outcome.LOST, Outcome.CONFLICT):
+            await self.rules.store.delete(taken.session_id)  # an end wins over every other writer
         self._adopt(created, record)
         self.rules.events.emit(SESSION_REGENERATED if kept else SESSION_ENDED, taken.session_id)
-        return Outcome.STORED
+        return _STORED
 
     async def _retire(self, taken: Checkout, created: Checkout | None) -> Outcome:
         """Delete the old record. A failure leaves the new one: the old may be there still, or not."""
@@ -364,7 +371,7 @@ class Unit:
             await self.rules.store.delete(taken.session_id)  # an end wins over every other writer
         self.rules.events.emit(SESSION_ENDED, taken.session_id)
         self._forget_record()
-        return Outcome.STORED
+        return _STORED
 
     def _forget_record(self) -> None:
         self.session.forget()
@@ -396,6 +403,11 @@ class Unit:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is held and nobody transacts."""
+        return self._transaction is None and (self._checkout is None or self._checkout.token is None)
+
     def detach(self) -> None:
         """The request is over: without this reference its objects go at once, not with the next collection.
 
@@ -408,7 +420,7 @@ class Unit:
         """Let go without storing what is not stored yet. A transaction of another task goes on."""
         if self._is_busy_elsewhere():
             return
-        self.session.set_mode(Mode.CLOSED)
+        self.session.set_mode(_CLOSED)
         await self.abandon()
 
     def _is_busy_elsewhere(self) -> bool:

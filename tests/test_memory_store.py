@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
+from pydantic import Field
 
-from asgi_sessions.stores.memory import InMemorySessionStore
+from asgi_sessions import (
+    InMemorySessionStore,
+    LockAcquisitionError,
+    LockTimeoutError,
+    SessionData,
+    SessionMiddleware,
+    SessionStore,
+    get_session_data,
+)
+from asgi_sessions.fields import new_session_id
+from asgi_sessions.record import encode_checked
+from asgi_sessions.stores.base import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, LockPolicy
 from asgi_sessions.testing import StoreContract
+from asgi_sessions.types import Message, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+LOCK = LockPolicy(wait=1)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 class Clock:
@@ -33,8 +62,8 @@ class TestContract(StoreContract):
         return str(request.param)
 
     @pytest.fixture
-    async def store(self, clock: Clock) -> AsyncIterator[InMemorySessionStore]:
-        yield InMemorySessionStore(clock=clock)
+    def store(self, clock: Clock) -> InMemorySessionStore:
+        return InMemorySessionStore(clock=clock)
 
     @pytest.fixture
     def let_time_pass(self, clock: Clock) -> Callable[[float], Awaitable[None]]:
@@ -42,3 +71,447 @@ class TestContract(StoreContract):
             clock.now += seconds
 
         return pass_
+
+
+def new(**fields: Any) -> SessionData:
+    return SessionData(session_id=new_session_id(), **fields)
+
+
+async def fill(store: InMemorySessionStore, *names: str, ttl: float | None = None) -> None:
+    for name in names:
+        await store.set(name, SessionData(session_id=name), ttl)
+
+
+async def take(store: SessionStore, session_id: str, policy: LockPolicy | None = LOCK) -> Checkout:
+    taken = await store.checkout(session_id, policy, None)
+    assert isinstance(taken, Checkout)
+    return taken
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+async def test_the_least_recently_active_session_makes_room(clock: Clock) -> None:
+    """Writes and requests count as activity; reading a record from outside does not."""
+    store = InMemorySessionStore(4, clock=clock)
+    await fill(store, "a", "b", "c", "d")
+    await store.release(await take(store, "a"))
+    await store.set("b", SessionData(session_id="b"))
+    assert await store.get("c") is not None
+    await fill(store, "e")
+    assert await store.list_active() == ["a", "b", "d", "e"]
+    await fill(store, "f")
+    assert await store.list_active() == ["a", "b", "e", "f"]
+    assert (await store.get_stats())["evictions"] == 2
+
+
+async def test_expired_sessions_make_room_first(clock: Clock) -> None:
+    """A live session stays while there is an expired one, however recently that was used."""
+    store = InMemorySessionStore(3, clock=clock)
+    await fill(store, "old")
+    await fill(store, "a", "b", ttl=10)
+    clock.now += 10
+    await fill(store, "c")
+    assert await store.list_active() == ["c", "old"]
+    stats = await store.get_stats()
+    assert (stats["evictions"], stats["expirations"]) == (0, 2)
+
+
+async def test_a_checked_out_session_is_never_evicted(clock: Clock) -> None:
+    """The next one that nobody holds goes instead."""
+    store = InMemorySessionStore(3, clock=clock)
+    await fill(store, "a", "b", "c")
+    held = await take(store, "a")
+    await fill(store, "d", "e")
+    assert await store.list_active() == ["a", "d", "e"]
+    assert await store.commit(held, held.record, release=True) is Outcome.STORED
+    await fill(store, "f", "g", "h")
+    assert "a" not in await store.list_active()
+
+
+async def test_where_all_are_checked_out_the_store_grows(clock: Clock) -> None:
+    """No request loses its session; the room is won back by those that come after."""
+    store = InMemorySessionStore(2, clock=clock)
+    await fill(store, "a", "b")
+    held = [await take(store, "a"), await take(store, "b")]
+    await fill(store, "c")
+    assert await store.list_active() == ["a", "b", "c"]
+    assert (await store.get_stats())["utilization"] == 1.5
+    for taken in held:
+        assert await store.commit(taken, taken.record, release=True) is Outcome.STORED
+    await fill(store, "d")
+    assert await store.count_active() == 2
+
+
+@pytest.mark.parametrize(
+    ("max_sessions", "default_ttl"), [(0, 1), (-1, 1), (1, 0), (1, -1), (1, float("nan"))]
+)
+async def test_impossible_sizes_and_times_are_refused(max_sessions: int, default_ttl: float) -> None:
+    """In the constructor, by the name of the argument."""
+    with pytest.raises(ValueError, match="max_sessions" if max_sessions < 1 else "default_ttl"):
+        InMemorySessionStore(max_sessions, default_ttl)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+async def test_the_default_ttl_is_an_hour(clock: Clock) -> None:
+    """A new record without a ttl of its own lives `default_ttl` seconds by the store's clock."""
+    store = InMemorySessionStore(clock=clock)
+    await fill(store, "a")
+    clock.now += 3599.9
+    assert await store.exists("a")
+    clock.now += 0.1
+    assert not await store.exists("a")
+    short = InMemorySessionStore(default_ttl=5, clock=clock)
+    await fill(short, "a")
+    await short.get_or_create("b")
+    clock.now += 5
+    assert await short.list_active() == []
+
+
+async def test_memory_follows_the_live_sessions(clock: Clock) -> None:
+    """Ten thousand short sessions in a row, none of which is looked at again, leave next to nothing."""
+    store = InMemorySessionStore(clock=clock)
+    most = 0
+    for n in range(10_000):
+        session_id = f"s{n}"
+        await store.set(session_id, SessionData(session_id=session_id, user_id=f"u{n % 7}"), 100)
+        clock.now += 1
+        most = max(most, len(store._entries), len(store._ends))
+    assert most <= 102
+    assert sum(len(sessions) for sessions in store._users.values()) == len(store._entries)
+    clock.now += 100
+    assert await store.cleanup_expired() == 100
+    assert (store._entries, store._users, len(store._locks)) == ({}, {}, 0)
+
+
+async def test_the_order_of_expiry_does_not_grow_with_deletions(clock: Clock) -> None:
+    """What was deleted or replaced long before its end does not stay in the books till then."""
+    store = InMemorySessionStore(clock=clock)
+    await fill(store, "kept", ttl=1e9)
+    most = 0
+    for n in range(2_000):
+        await fill(store, f"s{n}", ttl=1e9)
+        await store.set("kept", SessionData(session_id="kept"), 1e9 + n)
+        await store.delete(f"s{n}")
+        most = max(most, len(store._ends))
+    assert most < 100
+    assert await store.list_active() == ["kept"]
+
+
+async def test_sessions_kept_alive_by_requests_stay(clock: Clock) -> None:
+    """The books are put right when an end comes that was moved: an idle timeout restarts."""
+    store = InMemorySessionStore(clock=clock)
+    data = new()
+    await store.create(data.session_id, encode_checked(data), Lifetime(idle=10), None)
+    for n in range(50):
+        clock.now += 9
+        await take(store, data.session_id, None)
+        await fill(store, f"s{n}", ttl=5)
+        assert len(store._ends) < 5
+    assert await store.exists(data.session_id)
+    clock.now += 10
+    assert not await store.exists(data.session_id)
+
+
+async def test_cleaning_up_tells_how_many(clock: Clock) -> None:
+    """All that has expired goes at once, and is counted once."""
+    store = InMemorySessionStore(clock=clock)
+    await fill(store, "a", "b", "c", ttl=1)
+    await fill(store, "d")
+    clock.now += 1
+    assert not await store.exists("a")
+    assert await store.cleanup_expired() == 2
+    assert await store.cleanup_expired() == 0
+    assert (await store.get_stats())["expirations"] == 3
+
+
+async def test_retired_ids_are_forgotten_after_a_minute(clock: Clock) -> None:
+    """Until then a late request is told that its id was replaced; afterwards it is unknown like any other."""
+    store = InMemorySessionStore(clock=clock)
+    for n in range(100):
+        await fill(store, f"s{n}")
+        assert await store.discard(await take(store, f"s{n}"), retire=True) is Outcome.STORED
+        clock.now += 10
+        assert len(store._gone) <= 6
+    assert await store.checkout("s99", None, None) is Missing.RETIRED
+    assert await store.checkout("s90", None, None) is Missing.ABSENT
+    clock.now += 50
+    assert await store.checkout("s99", None, None) is Missing.ABSENT
+    assert len(store._gone) == 0
+
+
+# --- users and figures ----------------------------------------------------------------------------
+
+
+async def test_the_index_of_users_holds_live_sessions_only(clock: Clock) -> None:
+    """Deleted, expired, evicted and replaced sessions leave it."""
+    store = InMemorySessionStore(3, clock=clock)
+    await store.set("deleted", SessionData(session_id="deleted", user_id="ada"))
+    await store.delete("deleted")
+    assert store._users == {}
+    await store.set("expired", SessionData(session_id="expired", user_id="ada"), 1)
+    clock.now += 1
+    assert await store.list_for_user("ada") == []
+    assert store._users == {}
+    await store.set("evicted", SessionData(session_id="evicted", user_id="ada"))
+    await fill(store, "a", "b", "c")
+    assert store._users == {}
+    await store.set("a", SessionData(session_id="a", user_id="bob"), 60)
+    await store.set("a", SessionData(session_id="a", user_id="eve"), 60)
+    assert set(store._users) == {"eve"}
+
+
+async def test_the_figures(clock: Clock) -> None:
+    """What a dashboard shows."""
+    store = InMemorySessionStore(10, clock=clock)
+    await fill(store, "a", "b")
+    await store.get("a")
+    await store.get("missing")
+    await store.delete("b")
+    held = await take(store, "a")
+    assert await store.get_stats() == {
+        "active_sessions": 1,
+        "max_sessions": 10,
+        "utilization": 0.1,
+        "locked_sessions": 1,
+        "default_ttl": 3600,
+        "hits": 2,
+        "misses": 1,
+        "writes": 2,
+        "deletes": 1,
+        "evictions": 0,
+        "expirations": 0,
+    }
+    await store.release(held)
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+async def test_locks_leave_nothing_behind() -> None:
+    """After any crowd of holders, waiters, cancelled and refused ones the books are empty."""
+    store = InMemorySessionStore()
+    await fill(store, "a", "b")
+
+    async def hold(session_id: str, policy: LockPolicy) -> None:
+        with contextlib.suppress(LockAcquisitionError):
+            taken = await take(store, session_id, policy)
+            await anyio.lowlevel.checkpoint()
+            await store.release(taken)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(40):
+            tasks.start_soon(hold, "ab"[n % 2], LockPolicy(wait=n % 3, max_waiters=10))
+    held = await take(store, "a")
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(hold, "a", LOCK)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert len(store._locks) == 1
+    await store.release(held)
+    assert len(store._locks) == 0
+    assert await store.checkout("missing", LOCK, None) is Missing.ABSENT
+    assert len(store._locks) == 0
+
+
+async def test_who_came_first_is_served_first() -> None:
+    """Also when one of those who wait goes away, and nobody new overtakes them."""
+    locks = LocalLocks()
+    token, _ = await locks.acquire("s", LOCK)
+    order: list[int] = []
+    scopes: list[anyio.CancelScope] = []
+
+    async def wait(n: int) -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            mine, waited = await locks.acquire("s", LOCK)
+            order.append(n)
+            assert waited >= 0
+            assert locks.release("s", mine)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(6):
+            tasks.start_soon(wait, n)
+            await anyio.wait_all_tasks_blocked()
+        scopes[2].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert locks.release("s", token)
+        assert locks.try_acquire("s", LOCK) is None
+    assert order == [0, 1, 3, 4, 5]
+    assert len(locks) == 0
+
+
+async def test_a_hung_holder_is_relieved_by_who_comes(clock: Clock) -> None:
+    """Past `max_hold` the lock is free for the next, and the late holder's commit is refused."""
+    store = InMemorySessionStore(clock=clock)
+    await fill(store, "a")
+    policy = LockPolicy(wait=0, max_hold=30)
+    late = await take(store, "a", policy)
+    clock.now += 29.9
+    with pytest.raises(LockTimeoutError):
+        await take(store, "a", policy)
+    clock.now += 0.1
+    assert await store.renew([late]) == [False]
+    taken = await take(store, "a", policy)
+    assert await store.commit(late, late.record, release=False) is Outcome.LOST
+    assert await store.discard(late, retire=True) is Outcome.LOST
+    assert await store.commit(taken, taken.record, release=True) is Outcome.STORED
+    assert len(store._locks) == 0
+
+
+async def test_a_hung_holder_is_relieved_by_who_waits(clock: Clock) -> None:
+    """A waiter is not left behind a holder that never lets go."""
+    locks = LocalLocks(clock)
+    late, _ = await locks.acquire("s", LockPolicy(max_hold=0.01))
+    got: list[str] = []
+
+    async def wait() -> None:
+        token, _ = await locks.acquire("s", LockPolicy(wait=5))
+        got.append(token)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        clock.now += 0.01
+    assert not locks.owns("s", late)
+    assert not locks.release("s", late)
+    assert locks.owns("s", got[0])
+    assert locks.release("s", got[0])
+    assert len(locks) == 0
+
+
+async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    """Whether it takes the lock that was just handed to it or not, the one behind it gets it next."""
+    locks = LocalLocks()
+    token, _ = await locks.acquire("s", LOCK)
+    served: list[str] = []
+
+    async def wait(name: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            mine, _ = await locks.acquire("s", LOCK)
+            try:
+                await anyio.lowlevel.checkpoint()
+                served.append(name)
+            finally:
+                locks.release("s", mine)
+
+    first, second = anyio.CancelScope(), anyio.CancelScope()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, "first", first)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(wait, "second", second)
+        await anyio.wait_all_tasks_blocked()
+        locks.release("s", token)
+        first.cancel()
+    assert served == ["second"]
+    assert len(locks) == 0
+
+
+# --- a store of somebody else's -------------------------------------------------------------------
+
+
+class DictStore(SessionStore):
+    """A third party's store: the four operations that must be, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, tuple[str, float]] = {}
+
+    async def get(self, session_id: str) -> SessionData | None:
+        text, ends = self.rows.get(session_id, ("", 0.0))
+        return self.model.from_json(text) if ends > time.monotonic() else None
+
+    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
+        self._check(session_id, data, ttl)
+        _, ends = self.rows.get(session_id, ("", 0.0))
+        now = time.monotonic()
+        if ttl is not None or ends <= now:
+            ends = now + (self.default_ttl if ttl is None else ttl)
+        self.rows[session_id] = (encode_checked(data).decode(), ends)
+        return True
+
+    async def delete(self, session_id: str) -> bool:
+        known = await self.get(session_id) is not None
+        self.rows.pop(session_id, None)
+        return known
+
+    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
+        now = time.monotonic()
+        active = sorted(known for known, (_, ends) in self.rows.items() if ends > now)
+        return active[offset : None if limit is None else offset + limit]
+
+
+class TestContractOfDictStore(StoreContract):
+    """Four operations are enough: the rest of the contract comes with the base class."""
+
+    @pytest.fixture
+    def store(self) -> DictStore:
+        return DictStore()
+
+
+class Shop(SessionData):
+    cart: list[str] = Field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"idle_timeout": 60}, {"lock": False}, {"max_age": None, "rolling": False}]
+)
+async def test_a_third_partys_store_serves_requests(options: dict[str, Any]) -> None:
+    """Under the middleware, with an idle timeout and a model of the user's, no increment is lost."""
+    store = DictStore()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        shop = get_session_data(scope, Shop)
+        shop.cart.append("tea")
+        if options.get("lock", True):
+            await anyio.lowlevel.checkpoint()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    middleware = SessionMiddleware(app, "k" * 32, store=store, model=Shop, **options)
+
+    async def request(cookie: bytes | None) -> bytes | None:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        headers = [] if cookie is None else [(b"cookie", cookie)]
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "client": None}
+        await middleware(scope, receive, send)
+        assert sent[0]["status"] == 200
+        cookies = [value for name, value in sent[0]["headers"] if name == b"set-cookie"]
+        return cookies[0].split(b";")[0] if cookies else None
+
+    cookie = await request(None)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(request, cookie)
+    (session_id,) = await store.list_active()
+    data = await store.get(session_id)
+    assert isinstance(data, Shop)
+    assert len(data.cart) == 6
+    assert len(store._locks) == 0
+
+
+async def test_a_third_partys_store_forgets_retired_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base class keeps them for a minute as the stores of this package do."""
+    clock = Clock()
+    store = DictStore()
+    monkeypatch.setattr("asgi_sessions.stores.base.time", SimpleNamespace(monotonic=clock, time=clock))
+    for n in range(20):
+        data = SessionData(session_id=f"s{n}")
+        await store.set(data.session_id, data)
+        assert await store.discard(await take(store, f"s{n}"), retire=True) is Outcome.STORED
+        assert await store.checkout(f"s{n}", LOCK, None) is Missing.RETIRED
+        clock.now += 10
+        assert len(store._retired) <= 7
+    clock.now += 60
+    assert await store.checkout("s19", LOCK, None) is Missing.ABSENT
+    assert store._retired == {}

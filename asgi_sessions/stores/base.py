@@ -80,8 +80,13 @@ RETIRED_FOR = 60.0
 """Seconds for which a replaced id is remembered: longer than any request that was under way then."""
 
 
+_STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+
+
 def raise_for(outcome: Outcome) -> None:
     """Raise the error that tells an app that its change was not stored; nothing for STORED."""
+    if outcome is _STORED:
+        return
     if outcome is Outcome.LOST:
         raise LockLostError("the lease on the session ended before its change was stored")
     if outcome is Outcome.CONFLICT:
@@ -371,7 +376,8 @@ class SessionStore(abc.ABC):
     async def link_user(  # noqa: B027  # a hook: without an index the records are searched
         self, user_id: str, session_id: str, lifetime: Lifetime
     ) -> None:
-        """Note, before the commit, that the session belongs to this user; for `list_for_user`.
+        """Note that the session belongs to this user, for `list_for_user`: before the commit of a change of
+        user, after the creation of a session (whose cookie nobody has yet).
 
         A link may outlive its session: `list_for_user` believes the record only.
         """
@@ -386,6 +392,8 @@ class SessionStore(abc.ABC):
 
     def bind(self, model: type[SessionData], lock_policy: LockPolicy) -> None:
         """Take model and lock settings from the middleware, where the store was given none of its own."""
+        if not hasattr(self, "_locks"):
+            raise TypeError(f"{type(self).__name__}.__init__ has to call super().__init__()")
         if self.model is SessionData:
             self.model = model
         if self.lock_policy is None:

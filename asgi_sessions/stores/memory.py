@@ -14,6 +14,7 @@ from ..record import encode_checked
 from .base import RETIRED_FOR, Checkout, Lifetime, Missing, Outcome, SessionStore
 from .local import LocalLocks, LockPolicy
 
+_STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
 
 
@@ -132,14 +133,15 @@ class InMemorySessionStore(SessionStore):
             token = self._locks.try_acquire(session_id, lock)
             if token is None:
                 token, waited = await self._locks.acquire(session_id, lock)
-        entry = self._find(session_id)
-        if entry is None:
+        now = self._clock()
+        entry = self._entries.get(session_id)
+        if entry is None or entry.ends <= now:
+            self._find(session_id)  # drops it if it has expired
             self._locks.release(session_id, token)
             self._stats["misses"] += 1
             return Missing.RETIRED if self._is_retired(session_id) else Missing.ABSENT
         self._stats["hits"] += 1
-        now = self._clock()
-        entry.touch(now)
+        entry.ends = min(entry.expires, now + entry.idle)
         self._entries.move_to_end(session_id)
         expires_in = None if entry.expires == math.inf else entry.expires - now
         return Checkout(session_id, entry.record, entry.version, token, expires_in, waited)
@@ -156,7 +158,7 @@ class InMemorySessionStore(SessionStore):
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         outcome, entry = self._judge(checkout)
-        if outcome is Outcome.STORED and entry is not None:
+        if outcome is _STORED and entry is not None:
             self._rewrite(checkout.session_id, entry, record)
             checkout.record, checkout.version = record, entry.version
         if release:
@@ -166,7 +168,7 @@ class InMemorySessionStore(SessionStore):
 
     async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
         outcome, entry = self._judge(checkout)
-        if outcome is Outcome.STORED and entry is not None:
+        if outcome is _STORED and entry is not None:
             self._drop(checkout.session_id)
             self._stats["deletes"] += 1
             if retire:
@@ -187,7 +189,7 @@ class InMemorySessionStore(SessionStore):
         entry = self._find(checkout.session_id)
         if entry is None:
             return Outcome.GONE, None
-        return (Outcome.STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
+        return (_STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
 
     def _find(self, session_id: str) -> _Entry | None:
         entry = self._entries.get(session_id)

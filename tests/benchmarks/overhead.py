@@ -32,7 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from redis_server import RedisServer
 
 SECRET = "benchmark " * 4
-CONTENT = {"user": "ada", "n": 0, "cart": [{"sku": f"A{n}", "quantity": n, "title": "thing"} for n in range(6)]}
+CONTENT = {
+    "user": "ada",
+    "n": 0,
+    "cart": [{"sku": f"A{n}", "quantity": n, "title": "thing"} for n in range(6)],
+}
 BROWSER = (
     b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
 )
@@ -178,7 +182,9 @@ def ratio(measured: list[Subject], name: str, peer: str, kind: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--requests", type=int, default=500, help="of each kind, subject and round")
     parser.add_argument("--json", type=Path, help="save the figures here too")
@@ -199,7 +205,9 @@ def main() -> None:
     for name, value in ratios.items():
         print(f"{name:24}{value:8.2f}×")
     if options.json:
-        options.json.write_text(json.dumps({"over_bare_us": costs, "ratio_to_starsessions": ratios}, indent=2))
+        options.json.write_text(
+            json.dumps({"over_bare_us": costs, "ratio_to_starsessions": ratios}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""A lock over any number of processes, in Redis; usable without the middleware."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import cast
+
+from .errors import LockAcquisitionError, LockReleaseError, LockTimeoutError, SessionStoreError
+from .stores.redis.connections import Client
+from .stores.redis.engine import Engine, engines_for
+from .stores.redis.layout import milliseconds
+from .stores.redis.scripts import RENEW
+from .stores.redis.waiters import CLAIM, Grant, Keys, Terms, Turn
+
+_MANY = 1_000_000  # waiters of one lock: no bound of ours
+
+_logger = logging.getLogger("asgi_sessions.locks")
+
+
+class DistributedLock:
+    """One holder at a time among all who name the same lock. One object per holder; not reentrant.
+
+    The lease of `timeout` seconds is not renewed by itself: call `renew` in time, or it ends and another may
+    hold the lock. `acquire` tries `retry_attempts` times; between two tries it is queued, first come, first
+    served, and waits at most `retry_delay` seconds to be woken. For event loops of asyncio.
+    """
+
+    def __init__(
+        self,
+        redis_client: Client,
+        lock_name: str,
+        timeout: float = 30,
+        retry_attempts: int = 3,
+        retry_delay: float = 0.1,
+    ) -> None:
+        if not lock_name:
+            raise ValueError("a lock has a name")
+        if not timeout > 0:
+            raise ValueError("timeout is the lease in seconds and above 0")
+        if retry_attempts < 1 or not retry_delay >= 0:
+            raise ValueError("retry_attempts is at least 1 and retry_delay a number of seconds")
+        self.lock_name = lock_name
+        self.timeout = timeout
+        self.retry_attempts = retry_attempts
+        self.retry_delay = retry_delay
+        self._engines = engines_for(redis_client)
+        self._keys = _keys(lock_name)
+        self._token: bytes | None = None
+        self._ends = 0.0
+        self._acquiring = False
+        self._held: set[DistributedLock] = set()
+
+    @property
+    def lock_id(self) -> str | None:
+        """The unguessable name of this acquisition, None where nothing is held."""
+        return None if self._token is None else self._token.decode()
+
+    @property
+    def acquired(self) -> bool:
+        """Whether it was acquired, not released, and the lease has not ended by this process's clock."""
+        return self._token is not None and time.monotonic() < self._ends
+
+    async def acquire(self, blocking: bool = True) -> bool:
+        """True with the lock; `blocking=False`: one try, False where another holds it.
+
+        `LockAcquisitionError` when the last try failed, or when this object holds the lock or waits for it
+        already; `SessionStoreError` on a fault of Redis. Whatever ends it but success, a cancellation
+        included, leaves no lock and no place in the queue.
+        """
+        if self._acquiring or self.acquired:
+            raise LockAcquisitionError(
+                "this object is in use already: take a DistributedLock for each holder"
+            )
+        self._acquiring = True
+        try:
+            await self._acquire(self.retry_attempts if blocking else 1)
+        except LockTimeoutError as error:
+            if not blocking:
+                return False
+            tries = self.retry_attempts
+            raise LockAcquisitionError(f"others held the lock at each of {tries} tries") from error
+        finally:
+            self._acquiring = False
+        return True
+
+    async def release(self) -> bool:
+        """Let the lock go, to the next in the queue; False where it was not held any more.
+
+        `LockReleaseError` on a fault of Redis: the lock ends with its lease then.
+        """
+        token, self._token = self._token, None
+        self._held.discard(self)
+        if token is None:
+            return False
+        try:
+            engine = await self._engines.get()
+            return await engine.let_go(self._keys, token, self._claim(), bare=True) == 1
+        except SessionStoreError as error:
+            raise LockReleaseError("the lock could not be released and ends with its lease") from error
+
+    async def renew(self, additional_time: float | None = None) -> bool:
+        """Prolong the lease to `additional_time` seconds from now, or to `timeout`; False where it was lost.
+
+        `SessionStoreError` on a fault of Redis.
+        """
+        if additional_time is not None and not additional_time > 0:
+            raise ValueError("additional_time is a number of seconds above 0")
+        token = self._token
+        if token is None:
+            return False
+        engine = await self._engines.get()
+        if await self._prolong(engine, token, additional_time or self.timeout):
+            return True
+        if self._token is token:
+            self._token = None
+            self._held.discard(self)
+        return False
+
+    async def __aenter__(self) -> DistributedLock:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            kept = await self.release()
+        except LockReleaseError:
+            if error is None:
+                raise
+            _logger.warning("a lock could not be released and ends with its lease", exc_info=True)
+            return
+        if not kept:
+            _logger.warning("a lock was lost before its block ended: renew() it, or take a longer timeout")
+
+    async def _acquire(self, tries: int) -> None:
+        engine = await self._engines.get()
+        wait = (tries - 1) * self.retry_delay
+        terms = Terms(self.timeout, wait, _MANY, poll=self.retry_delay, bare=True)
+        grant = cast(Grant, await Turn(engine, self._keys, terms).take())  # without a record never bytes
+        self._token, self._ends = grant.token, time.monotonic() + grant.left
+        if grant.left < self.timeout:
+            await self._take_up(engine, grant.token)
+        self._held.add(self)
+
+    async def _take_up(self, engine: Engine, token: bytes) -> None:
+        """A lock that was handed over comes with a short claim: make it the full lease."""
+        try:
+            taken = await self._prolong(engine, token, self.timeout)
+        except BaseException:
+            self._token = None
+            engine.let_go(self._keys, token, self._claim(), bare=True)
+            raise
+        if not taken:
+            self._token = None
+            raise LockAcquisitionError("the lock was handed over, but not taken up in time")
+
+    async def _prolong(self, engine: Engine, token: bytes, lease: float) -> bool:
+        began = time.monotonic()
+        prolonged = await engine.run(RENEW, self._keys[1], token, milliseconds(lease)) == 1
+        if prolonged and self._token is token:
+            self._ends = began + lease
+        return prolonged
+
+    def _claim(self) -> bytes:
+        return milliseconds(min(CLAIM, self.timeout))
+
+
+class DistributedLockManager:
+    """Makes locks on one client and knows those that are held."""
+
+    def __init__(self, redis_client: Client) -> None:
+        self._client = redis_client
+        self._held: set[DistributedLock] = set()
+
+    def __len__(self) -> int:
+        self._held -= {lock for lock in self._held if not lock.acquired}
+        return len(self._held)
+
+    def get_lock(
+        self, lock_name: str, timeout: float = 30, retry_attempts: int = 3, retry_delay: float = 0.1
+    ) -> DistributedLock:
+        """A lock of its own for each call; it is kept here only while it is held."""
+        lock = DistributedLock(self._client, lock_name, timeout, retry_attempts, retry_delay)
+        lock._held = self._held
+        return lock
+
+    async def cleanup(self) -> int:
+        """Release what is held, for a shut-down; how many locks were. `LockReleaseError` after trying all."""
+        released, failure = 0, None
+        for lock in list(self._held):
+            try:
+                released += await lock.release()
+            except LockReleaseError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return released
+
+
+def _keys(name: str) -> Keys:
+    """The lock `lock:NAME` and its queue, in one hash slot; a lock has no record and no retired id.
+
+    A name with a hash tag of its own keeps it; a name that holds `}` before `{` works on one node only.
+    """
+    lock = f"lock:{name}".encode()
+    start = lock.find(b"{")
+    tagged = start >= 0 and lock.find(b"}", start) > start + 1
+    queue = b"wait:" + lock if tagged else b"{%b}:wait" % lock
+    return lock, lock, queue, lock

@@ -1,0 +1,364 @@
+"""Drives an ASGI app by hand and writes down every message and every store call, in the order they happen."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from asgi_sessions import InMemorySessionStore, Session, SessionData, SessionEvent, SessionMiddleware
+from asgi_sessions.stores.base import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.types import ASGIApp, Headers, Message, Receive, Scope, Send
+
+KEY = "0123456789abcdef" * 4
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+CLIENT = ("203.0.113.7", 50000)
+
+Act: TypeAlias = Callable[[Session], object]
+Deliver: TypeAlias = Callable[[Message], Awaitable[None]]
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Shop(SessionData):
+    """A model with a field of its own."""
+
+    cart: list[str] = []  # noqa: RUF012  # pydantic copies defaults
+
+
+class RecordingStore(InMemorySessionStore):
+    """The real store, which tells `before` and `after` of each request operation; `before` logs it.
+
+    What a subclass raises in `after` comes when the operation is done, as a lost reply does.
+    """
+
+    def __init__(self, log: list[str], clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.log = log
+        self._inside = False
+
+    async def before(self, call: str) -> None:
+        self.log.append(call)
+
+    async def after(self, call: str) -> None:
+        """Nothing to do here."""
+
+    async def checkout(
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+    ) -> Checkout | Missing:
+        call = "checkout" if lock is None else "checkout+lock"
+        await self.before(call)
+        taken = await super().checkout(session_id, lock, lifetime)
+        await self._after_taking(call, None if isinstance(taken, Missing) else taken)
+        return taken
+
+    async def create(
+        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+    ) -> Checkout | None:
+        call = "create" if lock is None else "create+lock"
+        await self.before(call)
+        taken = await super().create(session_id, record, lifetime, lock)
+        await self._after_taking(call, taken)
+        return taken
+
+    async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
+        call = "commit+release" if release else "commit"
+        await self.before(call)
+        with self._within():
+            outcome = await super().commit(checkout, record, release=release)
+        await self.after(call)
+        return outcome
+
+    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
+        call = "discard+retire" if retire else "discard"
+        await self.before(call)
+        with self._within():
+            outcome = await super().discard(checkout, retire=retire)
+        await self.after(call)
+        return outcome
+
+    async def release(self, checkout: Checkout) -> None:
+        if self._inside:
+            return await super().release(checkout)
+        await self.before("release")
+        await super().release(checkout)
+        return await self.after("release")
+
+    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
+        await self.before("link")
+        await super().link_user(user_id, session_id, lifetime)
+        await self.after("link")
+
+    async def open(self) -> None:
+        self.log.append("open")
+        await super().open()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self.log.append("close")
+
+    async def _after_taking(self, call: str, taken: Checkout | None) -> None:
+        """A lock that was taken for a caller who will not hear of it goes at once: the store's promise."""
+        try:
+            await self.after(call)
+        except BaseException:
+            if taken is not None:
+                await super().release(taken)
+            raise
+
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+
+@dataclass
+class Answer:
+    """What one request was answered with."""
+
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def start(self) -> Message:
+        """The one start; an app that sends none gives an empty message."""
+        found = [message for message in self.messages if message["type"] == "http.response.start"]
+        assert len(found) < 2
+        return found[0] if found else {}
+
+    @property
+    def status(self) -> int:
+        return int(self.start["status"])
+
+    @property
+    def headers(self) -> Headers:
+        return list(self.start.get("headers", ()))
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def cookies(self) -> list[str]:
+        return self.header("set-cookie")
+
+    def header(self, name: str) -> list[str]:
+        return [value.decode("latin-1") for key, value in self.headers if key == name.encode()]
+
+
+@dataclass
+class Site:
+    """A middleware around whichever app comes with the request; `log` interleaves calls and messages.
+
+    Log entries are the store's calls, "app" when it begins, "start STATUS", "more" for a chunk with more to
+    come, "body" for the last one, and the type of any other message.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    store_class: type[RecordingStore] = RecordingStore
+    clock: Clock = field(default_factory=Clock)
+    log: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    deliver: Deliver | None = None
+
+    def __post_init__(self) -> None:
+        self.store = self.store_class(self.log, self.clock)
+        options = {"secret_key": KEY, "store": self.store, "on_event": self._note}
+        self.middleware = SessionMiddleware(self._app, **{**options, **self.options})
+
+    async def request(
+        self,
+        app: ASGIApp,
+        *,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        receive: Receive | None = None,
+        **scope: Any,
+    ) -> Answer:
+        """One request, alone on its connection."""
+        answer = Answer()
+
+        async def send(message: Message) -> None:
+            self.log.append(_name(message))
+            if self.deliver is not None:
+                await self.deliver(message)
+            answer.messages.append(message)
+
+        full = http_scope(headers=list(headers), **scope)
+        full["tests.app"] = app
+        await self.middleware(full, receive or empty_body, send)
+        return answer
+
+    def browser(self, **scope: Any) -> Browser:
+        return Browser(self, scope)
+
+    def option(self, **options: Any) -> Site:
+        """Another site with these options over the same store; its calls and events are logged here."""
+        site = Site({**self.options, "store": self.store, **options}, type(self.store), self.clock, self.log)
+        site.store, site.events = self.store, self.events
+        return site
+
+    def records(self) -> list[SessionData]:
+        return [self.store.read(entry.record) for entry in self.store._entries.values()]
+
+    @property
+    def locks(self) -> int:
+        return len(self.store._locks)
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.log.append("app")
+        await scope["tests.app"](scope, receive, send)
+
+    def _note(self, event: SessionEvent) -> None:
+        self.events.append(event.name)
+
+
+@dataclass
+class Browser:
+    """Keeps the session cookie between requests, as a browser does."""
+
+    site: Site
+    scope: dict[str, Any]
+    cookie: str | None = None
+    user_agent: str | None = FIREFOX
+
+    async def open(self, app: ASGIApp, **scope: Any) -> Answer:
+        scope = {**self.scope, **scope}
+        headers = list(scope.pop("headers", ()))
+        if self.user_agent is not None:
+            headers.append((b"user-agent", self.user_agent.encode()))
+        if self.cookie is not None:
+            headers.append((b"cookie", f"session={self.cookie}".encode()))
+        answer = await self.site.request(app, headers=headers, **scope)
+        self.take(answer)
+        return answer
+
+    def take(self, answer: Answer) -> None:
+        """Believe the answer's Set-Cookie header."""
+        for line in answer.cookies:
+            value = re.match(r"session=([^;]*)", line)
+            if value is not None:
+                self.cookie = None if value[1] == "null" else value[1]
+
+    def twin(self, **changes: Any) -> Browser:
+        """Another client with the same cookie."""
+        return replace(self, **changes)
+
+    async def begin(self, **values: Any) -> str:
+        """Have a session with these values; its id. The log starts anew after that."""
+        await self.open(page(lambda session: session.update(values or {"n": 0})))
+        self.site.log.clear()
+        self.site.events.clear()
+        return self.session_id
+
+    @property
+    def session_id(self) -> str:
+        assert self.cookie is not None
+        return self.cookie.partition(".")[0]
+
+    async def stored(self) -> dict[str, Any] | None:
+        """What the store has under this browser's id."""
+        data = await self.site.store.get(self.session_id)
+        return None if data is None else dict(data.metadata)
+
+
+def http_scope(**changes: Any) -> dict[str, Any]:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": CLIENT,
+        "server": ("127.0.0.1", 8000),
+    }
+    return {**scope, **changes}
+
+
+async def empty_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def run(act: Act | None, session: Session) -> None:
+    """Let a plain or async function use the session."""
+    result = act(session) if act is not None else None
+    if inspect.isawaitable(result):
+        await result
+
+
+def start(status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": list(headers)}
+
+
+def chunk(body: bytes = b"", more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def page(
+    act: Act | None = None,
+    *,
+    status: int = 200,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    body: bytes = b"ok",
+    then: Act | None = None,
+) -> ASGIApp:
+    """An app that lets `act` use the session, answers with a body of known length, and goes on to `then`."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await run(act, scope["session"])
+        await send(start(status, [(b"content-length", str(len(body)).encode()), *headers]))
+        await send(chunk(body))
+        await run(then, scope["session"])
+
+    return app
+
+
+def stream(act: Act | None = None, *during: Act | None, status: int = 200) -> ASGIApp:
+    """An app that lets `act` use the session, then sends a chunk after each of `during` and an empty last."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await run(act, scope["session"])
+        await send(start(status))
+        for each in during:
+            await run(each, scope["session"])
+            await send(chunk(b"part", more=True))
+        await send(chunk())
+
+    return app
+
+
+def messages(*to_send: Message, act: Act | None = None) -> ASGIApp:
+    """An app that lets `act` use the session and sends exactly these messages."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await run(act, scope["session"])
+        for message in to_send:
+            await send(message)
+
+    return app
+
+
+def _name(message: Message) -> str:
+    if message["type"] == "http.response.start":
+        return f"start {message['status']}"
+    if message["type"] == "http.response.body":
+        return "more" if message.get("more_body") else "body"
+    return str(message["type"])

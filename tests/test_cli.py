@@ -1,0 +1,81 @@
+"""The command line does what it says, and says so when it cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from anyio import to_thread
+from redis_server import free_port
+
+from asgi_sessions import RedisSessionStore, SessionData
+from asgi_sessions.cli import main
+from asgi_sessions.fields import new_session_id
+
+
+@pytest.fixture
+async def ada(redis_url: str) -> SessionData:
+    """A session of ada's."""
+    store = RedisSessionStore(redis_url)
+    data = SessionData(session_id=new_session_id(), user_id="ada", message_count=3)
+    await store.set(data.session_id, data)
+    await store.aclose()
+    return data
+
+
+def test_key_prints_a_new_secret_each_time() -> None:
+    """64 hexadecimal digits, by the installed module."""
+    command = [sys.executable, "-m", "asgi_sessions", "key"]
+    keys = {
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)
+    }
+    assert len(keys) == 2
+    assert all(len(key) == 64 and int(key, 16) for key in keys)
+
+
+def test_health_of_a_store(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The probe's answer as JSON, exit status 0."""
+    assert main(["health", redis_url]) == 0
+    assert json.loads(capsys.readouterr().out)["healthy"] is True
+
+
+def test_health_of_a_store_that_is_down(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1, and why."""
+    assert main(["health", f"redis://127.0.0.1:{free_port()}/0"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.anyio
+async def test_sessions_are_listed_and_ended(
+    ada: SessionData, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`stats` counts them, `sessions` shortens their ids, `logout` ends them."""
+
+    async def run(*arguments: str) -> str:
+        assert await to_thread.run_sync(main, arguments) == 0
+        return capsys.readouterr().out
+
+    stats = json.loads(await run("stats", redis_url))
+    assert (stats["active_sessions"], stats["total_messages"]) == (1, 3)
+    listed = await run("sessions", redis_url, "ada")
+    assert ada.session_id[:6] in listed
+    assert ada.session_id not in listed
+    assert await run("logout", redis_url, "ada") == "1 sessions ended\n"
+    assert await run("sessions", redis_url, "ada") == ""
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "redis://127.0.0.1:1/0"])
+def test_a_store_that_cannot_be_used(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1 and one line on standard error."""
+    assert main(["stats", url]) == 1
+    assert capsys.readouterr().err.startswith("asgi-sessions: ")
+
+
+def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, as argparse has it."""
+    with pytest.raises(SystemExit) as ended:
+        main(["nonsense"])
+    assert ended.value.code == 2
+    assert "usage" in capsys.readouterr().err

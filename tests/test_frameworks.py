@@ -1,0 +1,279 @@
+"""Other ways to write an app: the bare protocol, and FastAPI with typed records as dependencies."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, Field
+from starlette.requests import HTTPConnection
+
+from asgi_sessions import (
+    InMemorySessionStore,
+    Session,
+    SessionConflictError,
+    SessionData,
+    SessionMiddleware,
+    get_session,
+    get_session_data,
+)
+from asgi_sessions.types import Message, Receive, Scope, Send
+
+KEY = "k" * 32
+
+
+class Plan(Enum):
+    """A choice."""
+
+    FREE = "free"
+    PAID = "paid"
+
+
+class Item(BaseModel):
+    """A nested model."""
+
+    name: str
+    pieces: int = 1
+
+
+class Shop(SessionData):
+    """A user's own model: nested models, an enum, defaults."""
+
+    cart: list[Item] = Field(default_factory=list)
+    plan: Plan = Plan.FREE
+
+
+# --- the bare protocol ----------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_bare_app_needs_no_framework() -> None:
+    """The session is in the scope, and the exact messages are those of the app with the session's headers."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session = get_session(scope)
+        session["n"] = session.get("n", 0) + 1
+        body = str(session["n"]).encode()
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    middleware = SessionMiddleware(app, KEY)
+
+    async def get(cookie: bytes | None) -> list[Message]:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"cookie", cookie)] if cookie else []
+        await middleware({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
+        return sent
+
+    start, body = await get(None)
+    assert body == {"type": "http.response.body", "body": b"1"}
+    assert [name for name, _ in start["headers"]] == [
+        b"content-length",
+        b"vary",
+        b"set-cookie",
+        b"cache-control",
+    ]
+    cookie = start["headers"][2][1].split(b";")[0]
+    assert await get(cookie) == [
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", b"1"), (b"vary", b"Cookie")],
+        },
+        {"type": "http.response.body", "body": b"2"},
+    ]
+
+
+# --- FastAPI --------------------------------------------------------------------------------------
+
+
+def shop_of(connection: HTTPConnection) -> Shop:
+    """The dependency that an app writes once; it serves requests and WebSockets."""
+    return get_session_data(connection, Shop)
+
+
+def session_of(connection: HTTPConnection) -> Session:
+    return get_session(connection)
+
+
+CurrentShop = Annotated[Shop, Depends(shop_of)]
+CurrentSession = Annotated[Session, Depends(session_of)]
+
+
+def current_user(shop: CurrentShop) -> str:
+    if shop.user_id is None:
+        raise HTTPException(401)
+    return shop.user_id
+
+
+app = FastAPI()
+
+
+@app.post("/cart")
+def add(shop: CurrentShop, item: Item) -> list[Item]:
+    """A plain function: a change within a list is found."""
+    shop.cart.append(item)
+    return shop.cart
+
+
+@app.post("/cart/{index}")
+async def more(shop: CurrentShop, index: int) -> Item:
+    """A change within a nested model is found."""
+    shop.cart[index].pieces += 1
+    return shop.cart[index]
+
+
+@app.get("/cart")
+async def cart(shop: CurrentShop) -> list[Item]:
+    return shop.cart
+
+
+@app.post("/upgrade")
+async def upgrade(shop: CurrentShop, user: Annotated[str, Depends(current_user)]) -> str:
+    shop.plan = Plan.PAID
+    return f"{user}: {shop.plan.value}"
+
+
+@app.post("/plan/{plan}")
+async def choose(shop: CurrentShop, plan: str) -> None:
+    shop.plan = plan  # type: ignore[assignment]  # the point: assignment is validated
+
+
+@app.post("/login/{user}")
+async def login(session: CurrentSession, user: str) -> None:
+    session.login(user)
+
+
+@app.post("/logout")
+def logout(session: CurrentSession) -> None:
+    session.logout()
+
+
+@app.post("/save-early")
+async def save_early(session: CurrentSession) -> str:
+    session["early"] = True
+    await session.save()
+    return "stored"
+
+
+@app.post("/later")
+async def later(session: CurrentSession, tasks: BackgroundTasks) -> None:
+    async def count() -> None:
+        async with session.transaction():
+            session["later"] = session.get("later", 0) + 1
+
+    tasks.add_task(count)
+
+
+@app.get("/values")
+async def values(request: Request) -> dict[str, Any]:
+    return dict(request.session)
+
+
+@app.websocket("/feed")
+async def feed(websocket: WebSocket, shop: CurrentShop) -> None:
+    await websocket.accept()
+    async with get_session(websocket).transaction():
+        shop.cart.append(Item(name="from the socket"))
+        shop.increment_message_count()
+    await websocket.send_json([item.name for item in shop.cart])
+    await websocket.close()
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def client(request: pytest.FixtureRequest) -> TestClient:
+    store = InMemorySessionStore()
+    return TestClient(SessionMiddleware(app, KEY, store=store, model=Shop), backend=request.param)
+
+
+def test_the_typed_record_is_a_dependency(client: TestClient) -> None:
+    """Fields, lists and nested models change in place and are stored."""
+    assert client.post("/cart", json={"name": "tea"}).json() == [{"name": "tea", "pieces": 1}]
+    assert client.post("/cart", json={"name": "cup", "pieces": 4}).status_code == 200
+    assert client.post("/cart/1").json() == {"name": "cup", "pieces": 5}
+    assert client.get("/cart").json() == [{"name": "tea", "pieces": 1}, {"name": "cup", "pieces": 5}]
+
+
+def test_signing_in_and_out(client: TestClient) -> None:
+    """A dependency on the signed-in user works, the id changes at login and is gone at logout."""
+    client.post("/cart", json={"name": "tea"})
+    anonymous = client.cookies["session"]
+    assert client.post("/upgrade").status_code == 401
+    client.post("/login/ada")
+    assert client.cookies["session"] != anonymous
+    assert client.post("/upgrade").json() == "ada: paid"
+    assert len(client.get("/cart").json()) == 1
+    signed_in = client.cookies["session"]
+    client.post("/logout")
+    assert "session" not in client.cookies
+    for old in (anonymous, signed_in):
+        client.cookies.set("session", old)
+        assert client.post("/upgrade").status_code == 401
+
+
+def test_an_invalid_assignment_fails_and_changes_nothing(client: TestClient) -> None:
+    """The model guards the record."""
+    client.post("/login/ada")
+    with pytest.raises(ValueError, match="plan"):
+        client.post("/plan/gold")
+    assert client.post("/plan/paid").status_code == 200
+
+
+def test_saving_early_and_late(client: TestClient) -> None:
+    """`save()` within a request, a transaction in a background task after it."""
+    assert client.post("/save-early").json() == "stored"
+    client.post("/later")
+    client.post("/later")
+    assert client.get("/values").json() == {"early": True, "later": 2}
+
+
+def test_a_websocket_has_the_same_dependency(client: TestClient) -> None:
+    """The record that was injected at the start is the one that the transaction changes."""
+    client.post("/cart", json={"name": "tea"})
+    for expected in (["tea", "from the socket"], ["tea", "from the socket", "from the socket"]):
+        with client.websocket_connect("/feed") as socket:
+            assert socket.receive_json() == expected
+    assert len(client.get("/cart").json()) == 3
+
+
+def test_the_wrong_model_is_named() -> None:
+    """Forgetting `model=` is an error with the remedy, at the first request."""
+    with pytest.raises(TypeError, match="pass it model=Shop"):
+        TestClient(SessionMiddleware(app, KEY)).get("/cart")
+
+
+def test_a_missing_middleware_is_named() -> None:
+    """So is forgetting the middleware."""
+    with pytest.raises(RuntimeError, match=r"add asgi_sessions\.SessionMiddleware"):
+        TestClient(app).get("/cart")
+
+
+def test_it_is_added_like_any_middleware() -> None:
+    """`add_middleware` with the arguments by name; the session's errors that rise get its own answer."""
+    own = FastAPI()
+    own.add_middleware(SessionMiddleware, secret_key=KEY, model=Shop)
+
+    @own.get("/")
+    async def count(shop: CurrentShop) -> int:
+        return shop.increment_message_count()
+
+    @own.get("/taken")
+    async def taken() -> None:
+        raise SessionConflictError("raised by hand")
+
+    client = TestClient(own)
+    refused = client.get("/taken")
+    assert (refused.status_code, refused.headers["cache-control"]) == (409, "no-store")
+    assert [client.get("/").json() for _ in range(3)] == [1, 2, 3]

@@ -1,0 +1,215 @@
+"""How the package is built: imports run one way, outside libraries have one home, functions stay small."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import asgi_sessions
+
+PACKAGE = Path(asgi_sessions.__file__).parent
+
+# A module imports from the lines above its own only. "" is the package itself.
+LAYERS: tuple[set[str], ...] = (
+    {"errors", "types", "stores"},
+    {"record"},
+    {"fields", "plain"},
+    {"data"},
+    {"fingerprint", "cookie", "events", "content", "stores.local"},
+    {"session"},
+    {"stores.base"},
+    {"stores.memory", "stores.redis"},
+    {"locks", "unit", "answers", "options"},
+    {"exchange"},
+    {"middleware"},
+    {"testing", "cli"},
+    {"", "__main__"},
+)
+
+# Where an outside library may be named: in these modules and below them.
+HOMES = {
+    "itsdangerous": {"cookie"},
+    "redis": {"stores.redis", "locks"},
+    "hiredis": {"stores.redis"},
+    "pytest": {"testing"},
+    "pydantic": {"record", "fields", "data", "plain", "content", "options"},
+    "pydantic_core": {"record", "fields", "data", "plain", "content"},
+    "starlette": set(),
+    "fastapi": set(),
+    "httpx": set(),
+}
+
+LATE_IMPORTS = {
+    ("options", "resolve_store"),  # redis is an optional dependency
+    ("", "__getattr__"),  # the same, and for whoever names a class that needs it
+}
+
+FOR_TYPES_ONLY = {
+    ("stores.redis.waiters", "stores.redis.engine"),  # the engine makes the channel, which calls back
+}
+
+LONG_FUNCTIONS = {
+    "SessionMiddleware.__init__",  # one line for each argument
+}
+
+
+class Import(NamedTuple):
+    """Who imports what, and whether only a type checker sees it."""
+
+    module: str
+    target: str
+    types_only: bool
+    function: str | None
+
+
+def name_of(path: Path) -> str:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = {name_of(path) for path in PACKAGE.rglob("__init__.py")}
+
+
+def targets_of(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
+    """What an import names: modules of the package with a dot before them, others by their first name."""
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    if not node.level:
+        return [(node.module or "").partition(".")[0]]
+    parts = module.split(".") if module else []
+    base = parts[: len(parts) - node.level + (module in PACKAGES)]
+    if node.module:
+        return ["." + ".".join([*base, node.module])]
+    return ["." + ".".join([*base, alias.name]) for alias in node.names]
+
+
+def imports_of(
+    module: str, tree: ast.AST, types_only: bool = False, function: str | None = None
+) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in targets_of(module, node):
+                yield Import(module, target, types_only, function)
+            continue
+        within = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        guard = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        yield from imports_of(module, node, types_only or guard, within)
+
+
+IMPORTS = [found for module, tree in MODULES.items() for found in imports_of(module, tree)]
+OWN = [found._replace(target=found.target[1:]) for found in IMPORTS if found.target.startswith(".")]
+
+
+def layer_of(module: str) -> int:
+    for rank, layer in enumerate(LAYERS):
+        if any(module == known or (known and module.startswith(known + ".")) for known in layer - {"stores"}):
+            return rank
+        if module == "stores" and module in layer:
+            return rank
+    pytest.fail(f"the module {module!r} has no layer: say in LAYERS where it belongs")
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_one_way(module: str) -> None:
+    """A module knows what lies below it, never what lies above or beside it."""
+    rank = layer_of(module)
+    for found in OWN:
+        within_redis = module.startswith("stores.redis") and found.target.startswith("stores.redis")
+        if found.module == module and not within_redis:
+            assert layer_of(found.target) < rank, f"{module} imports {found.target}"
+
+
+def test_the_redis_store_has_no_circles() -> None:
+    """Inside of it too, imports run one way; types that look back are named."""
+    graph: dict[str, set[str]] = {}
+    backwards = set()
+    for found in OWN:
+        if found.module.startswith("stores.redis") and found.target.startswith("stores.redis"):
+            if found.types_only:
+                backwards.add((found.module, found.target))
+            else:
+                graph.setdefault(found.module, set()).add(found.target)
+    TopologicalSorter(graph).prepare()
+    assert backwards <= FOR_TYPES_ONLY
+
+
+@pytest.mark.parametrize(("library", "homes"), HOMES.items())
+def test_an_outside_library_has_one_home(library: str, homes: set[str]) -> None:
+    """What would have to change with it is in one place."""
+    users = {found.module for found in IMPORTS if found.target == library}
+    strangers = {user for user in users if not any(f"{user}.".startswith(f"{home}.") for home in homes)}
+    assert strangers == set()
+
+
+def test_imports_stand_at_the_top() -> None:
+    """But for those that keep redis optional."""
+    late = {(found.module, found.function) for found in IMPORTS if found.function is not None}
+    assert late <= LATE_IMPORTS
+
+
+def test_memory_sessions_need_neither_redis_nor_a_framework() -> None:
+    """Importing the package and making a middleware loads no optional library."""
+    code = (
+        "import sys, asgi_sessions as a\n"
+        "a.SessionMiddleware(None, 'k' * 32)\n"
+        "optional = {'redis', 'hiredis', 'starlette', 'fastapi', 'pytest', 'httpx'}\n"
+        "print(sorted(optional & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- functions and names --------------------------------------------------------------------------
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    """Every function with the number of its lines, docstring included."""
+    for tree in MODULES.values():
+        holders: list[ast.Module | ast.ClassDef] = [tree]
+        holders += [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        for holder in holders:
+            prefix = f"{holder.name}." if isinstance(holder, ast.ClassDef) else ""
+            for node in holder.body:
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                    yield prefix + node.name, node.end_lineno - node.lineno + 1
+
+
+def test_functions_are_small() -> None:
+    """None over 40 lines but those named above, half of them under 10."""
+    sizes = list(functions())
+    assert {name for name, lines in sizes if lines > 40} == LONG_FUNCTIONS
+    assert statistics.median(lines for _, lines in sizes) < 10
+
+
+def test_no_module_is_a_drawer() -> None:
+    """A name that says nothing collects what belongs elsewhere."""
+    assert not {"utils", "util", "helpers", "common", "misc"} & {name.rpartition(".")[2] for name in MODULES}
+
+
+@pytest.mark.parametrize("name", asgi_sessions.__all__)
+def test_public_names_are_described(name: str) -> None:
+    """Each has a docstring of its own, and so has every public member."""
+    thing = getattr(asgi_sessions, name)
+    assert (thing.__doc__ or "").strip()
+    if inspect.isclass(thing):
+        for member, value in vars(thing).items():
+            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                assert (inspect.getdoc(getattr(thing, member)) or "").strip(), f"{name}.{member}"
+
+
+def test_all_names_are_there_and_sorted() -> None:
+    """`__all__` is complete and in the order in which a reader looks."""
+    assert sorted(set(asgi_sessions.__all__)) == asgi_sessions.__all__
+    assert asgi_sessions.__version__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = asgi_sessions.nothing
