@@ -61,7 +61,7 @@ class Content(LiveMetadata):
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
         if self._data is None:
             self._data = self._fresh() if self._plain is None else self._typed_from(self.loaded)
-            self._data.__dict__["metadata"] = self
+            vars(self._data)["metadata"] = self
             self._plain = None
         return self._data
 
@@ -71,7 +71,7 @@ class Content(LiveMetadata):
 
     def rename(self, session_id: str) -> None:
         """Put the record under another id."""
-        self.typed().__dict__["session_id"] = session_id
+        vars(self.typed())["session_id"] = session_id
 
     def empty(self, session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
@@ -83,7 +83,7 @@ class Content(LiveMetadata):
         if session_id is not None:
             self._mark(fresh)
         kept = _STAMPS if session_id is None else {"metadata"}
-        data.__dict__.update({name: value for name, value in fresh.__dict__.items() if name not in kept})
+        vars(data).update({name: value for name, value in vars(fresh).items() if name not in kept})
         if data.__pydantic_extra__:
             data.__pydantic_extra__.clear()
         self._pristine = encode(data)
@@ -139,7 +139,7 @@ class Content(LiveMetadata):
 
     def _mark(self, fresh: SessionData) -> None:
         if self.client is not None:
-            fresh.__dict__["fingerprint"] = self.client
+            vars(fresh)["fingerprint"] = self.client
 
     def _typed_from(self, record: bytes | None) -> SessionData:
         try:
@@ -148,8 +148,8 @@ class Content(LiveMetadata):
             raise SessionStoreError("the session's record cannot be read") from error
 
     def _bind(self, data: SessionData) -> None:
-        self._fill(data.__dict__["metadata"])
-        data.__dict__["metadata"] = self
+        self._fill(vars(data)["metadata"])
+        vars(data)["metadata"] = self
         self._plain = None
         if self._data is None:
             self._data = data

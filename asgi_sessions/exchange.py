@@ -9,10 +9,11 @@ from .answers import Answers, status_of
 from .cookie import Presented, SessionCookie, vary_cookie
 from .events import ABSURD_COOKIE, AMBIGUOUS_COOKIE, BAD_SIGNATURE
 from .fingerprint import FingerprintReader
+from .holding import Rules
 from .session import Mode, Session
-from .stores.base import Outcome, raise_for
+from .stores.checkout import Outcome, raise_for
 from .types import Headers, Message, Receive, Scope, Send
-from .unit import Rules, Unit
+from .unit import Unit
 
 _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE, "absurd": ABSURD_COOKIE}
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it

@@ -11,6 +11,7 @@ from .data import SessionData
 from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .exchange import HTTPExchange, Settings, WebSocketExchange
 from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .holding import Rules
 from .options import (
     Routes,
     resolve_lifetime,
@@ -23,7 +24,7 @@ from .options import (
 from .session import Session, held
 from .stores.base import SessionStore
 from .types import ASGIApp, Receive, Scope, Send
-from .unit import Rules, Unit
+from .unit import Unit
 
 _EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
     "http": HTTPExchange,

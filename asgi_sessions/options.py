@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from .data import SessionData
 from .fields import new_session_id
-from .stores.base import Lifetime, SessionStore
+from .stores.base import SessionStore
+from .stores.checkout import Lifetime
 from .stores.local import LockPolicy
 from .stores.memory import InMemorySessionStore
 from .types import Scope

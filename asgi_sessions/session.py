@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
-from .content import Content
 from .data import SessionData
 from .errors import ReadOnlySessionError, SessionClosedError
 from .fields import new_session_id
+from .tracking import TrackedDict
 
 T = TypeVar("T", bound=SessionData)
 
@@ -63,7 +63,7 @@ class UnitOfWork(Protocol):
     def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
 
 
-class Session(Content):
+class Session(TrackedDict):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
     Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
@@ -71,12 +71,10 @@ class Session(Content):
     chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_fate", "_mode", "_unit", "accessed", "is_new", "modified")
+    __slots__ = ("_fate", "_mode", "_unit", "is_new")
 
     def __init__(self, values: Any = (), /, *, model: type[SessionData] = SessionData) -> None:
         super().__init__(values, model)
-        self.accessed = False
-        self.modified = False
         self.is_new = True
         self._unit: UnitOfWork | None = None
         self._mode = _OPEN
@@ -96,20 +94,12 @@ class Session(Content):
         self.accessed = True
         return self.identity().session_id
 
-    def mark_accessed(self) -> None:
-        """Note that the answer depends on the session: it will say `Vary: Cookie`."""
-        self.accessed = True
-
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
         if self._mode is not _OPEN:
             self.require_open()
         self.accessed = True
         self.modified = True
-
-    def before_change(self) -> None:
-        """Called by the record when one of its fields is assigned."""
-        self.mark_modified()
 
     # -- identity -----------------------------------------------------------------------------------------
 
@@ -162,104 +152,6 @@ class Session(Content):
         the session has ended meanwhile.
         """
         return self._work().transaction(self)
-
-    # -- the dict -------------------------------------------------------------------------------------------
-
-    def __getitem__(self, key: str) -> Any:
-        self.accessed = True
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None, /) -> Any:
-        self.accessed = True
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self.accessed = True
-        return super().__contains__(key)
-
-    def __iter__(self) -> Iterator[str]:
-        self.accessed = True
-        return super().__iter__()
-
-    def __len__(self) -> int:
-        self.accessed = True
-        return super().__len__()
-
-    def __reversed__(self) -> Iterator[str]:
-        self.accessed = True
-        return super().__reversed__()
-
-    def __eq__(self, other: object) -> bool:
-        self.accessed = True
-        return super().__eq__(other)
-
-    def __ne__(self, other: object) -> bool:
-        self.accessed = True
-        return super().__ne__(other)
-
-    def __or__(self, other: Any, /) -> Any:
-        self.accessed = True
-        return super().__or__(other)
-
-    def __ror__(self, other: Any, /) -> Any:
-        self.accessed = True
-        return super().__ror__(other)
-
-    def copy(self) -> dict[str, Any]:
-        self.accessed = True
-        return super().copy()
-
-    def keys(self) -> Any:
-        self.accessed = True
-        return super().keys()
-
-    def values(self) -> Any:
-        self.accessed = True
-        return super().values()
-
-    def items(self) -> Any:
-        self.accessed = True
-        return super().items()
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.mark_modified()
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        self.mark_modified()
-        super().__delitem__(key)
-
-    def clear(self) -> None:
-        """Empty the session: the values, and the record's fields go back to their defaults.
-
-        A session that is left empty ends, as in Starlette: record deleted, cookie removed.
-        """
-        self.mark_modified()
-        self.empty(None)
-
-    def pop(self, key: str, *default: Any) -> Any:
-        if key in self:
-            self.mark_modified()
-        return super().pop(key, *default)
-
-    def popitem(self) -> tuple[str, Any]:
-        if self:
-            self.mark_modified()
-        return super().popitem()
-
-    def setdefault(self, key: str, default: Any = None, /) -> Any:
-        if key not in self:
-            self.mark_modified()
-        return super().setdefault(key, default)
-
-    def update(self, *args: Any, **values: Any) -> None:
-        self.mark_modified()
-        super().update(*args, **values)
-
-    def __ior__(self, other: Any, /) -> Session:  # type: ignore[override]  # as Starlette's
-        self.mark_modified()
-        super().update(other)
-        return self
 
     # -- for the middleware -----------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from .errors import (
 )
 from .fields import new_session_id
 from .record import decode, encode_checked
-from .stores.base import Checkout, Lifetime, Missing, Outcome, SessionStore
+from .stores.base import SessionStore
+from .stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .stores.local import LockPolicy
 
 _HOUR = Lifetime(absolute=3600)
@@ -101,7 +102,9 @@ class StoreContract:
         data = _new(metadata={"list": [1]})
         await store.set(data.session_id, data)
         data.metadata["list"].append(2)
-        (first := await store.get(data.session_id)) and first.metadata["list"].append(3)
+        first = await store.get(data.session_id)
+        assert first is not None
+        first.metadata["list"].append(3)
         again = await store.get(data.session_id)
         assert again is not None
         assert again.metadata == {"list": [1]}

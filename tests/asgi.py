@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from asgi_sessions import InMemorySessionStore, Session, SessionData, SessionEvent, SessionMiddleware
-from asgi_sessions.stores.base import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.types import ASGIApp, Headers, Message, Receive, Scope, Send
 

@@ -47,18 +47,34 @@ def free_port() -> int:
         return port
 
 
+def free_cluster_port() -> int:
+    """One that leaves room for the cluster's own port, which is 10000 above."""
+    while True:
+        port = free_port() - 10_000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
 class RedisServer:
     """A server of its own, without persistence; `extra` are further command-line options."""
 
-    def __init__(self, *extra: str) -> None:
-        self.port = free_port()
+    def __init__(self, *extra: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="redis-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> RedisServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._directory.cleanup()
+            raise
         return self
 
     def __exit__(
@@ -117,14 +133,15 @@ class RedisServer:
 class Proxy:
     """Stands between a client and a server and can lose what the server answers.
 
-    `writes` counts the chunks that clients sent. After `lose_next_reply()` the next chunk still reaches the
-    server, but instead of the answer the client sees its connection close.
+    `writes` counts the chunks that clients sent. What `lose_replies()` names still reaches the server, but
+    instead of the answer the client sees its connection close.
     """
 
     def __init__(self, port: int) -> None:
         self.writes = 0
         self._target = port
-        self._losing = False
+        self._losing = b""
+        self._losses = 0
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
 
@@ -143,9 +160,9 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
 
-    def lose_next_reply(self) -> None:
-        """The next chunk is carried out and its answer lost."""
-        self._losing = True
+    def lose_replies(self, to: bytes, times: int = 1) -> None:
+        """The next chunks that contain `to` are carried out and their answers lost."""
+        self._losing, self._losses = to, times
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -156,9 +173,10 @@ class Proxy:
         try:
             while chunk := await reader.read(1 << 20):
                 self.writes += 1
-                if self._losing:
-                    self._losing = False
+                if self._losses and self._losing in chunk:
+                    self._losses -= 1
                     answers.cancel()
+                    await asyncio.wait((answers,))
                     far_writer.write(chunk)
                     await far_reader.read(1)  # it was carried out
                     break

@@ -24,7 +24,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
-from asgi_sessions.stores.base import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, LockPolicy
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.types import Message, Receive, Scope, Send
@@ -504,7 +504,7 @@ async def test_a_third_partys_store_forgets_retired_ids(monkeypatch: pytest.Monk
     """The base class keeps them for a minute as the stores of this package do."""
     clock = Clock()
     store = DictStore()
-    monkeypatch.setattr("asgi_sessions.stores.base.time", SimpleNamespace(monotonic=clock, time=clock))
+    monkeypatch.setattr("asgi_sessions.stores.requests.time", SimpleNamespace(monotonic=clock, time=clock))
     for n in range(20):
         data = SessionData(session_id=f"s{n}")
         await store.set(data.session_id, data)

@@ -18,7 +18,7 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStore,
 )
-from asgi_sessions.stores.base import Lifetime
+from asgi_sessions.stores.checkout import Lifetime
 from asgi_sessions.types import Message, Receive, Scope, Send
 
 KEY = "k" * 32

@@ -22,7 +22,7 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStoreError,
 )
-from asgi_sessions.stores.base import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.types import Headers, Message, Receive, Scope, Send
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..data import SessionData
 from ..record import encode_checked
-from .base import RETIRED_FOR, Checkout, Lifetime, Missing, Outcome, SessionStore
+from .base import SessionStore
+from .checkout import RETIRED_FOR, Checkout, Lifetime, Missing, Outcome
 from .local import LocalLocks, LockPolicy
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11

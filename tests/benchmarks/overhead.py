@@ -203,7 +203,7 @@ def main() -> None:
         for kind in ("read", "write")
     }
     for name, value in ratios.items():
-        print(f"{name:24}{value:8.2f}×")
+        print(f"{name:24}{value:8.2f}x")
     if options.json:
         options.json.write_text(
             json.dumps({"over_bare_us": costs, "ratio_to_starsessions": ratios}, indent=2)

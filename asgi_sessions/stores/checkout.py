@@ -1,0 +1,78 @@
+"""What passes between a store and a request: a record's life, what was taken out, what became of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from ..errors import LockLostError, SessionConflictError
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long a record lives, in seconds of the store's clock.
+
+    `absolute` counts from creation and never moves (OWASP: absolute timeout); `idle` restarts at each
+    request (OWASP: idle timeout). The earlier end counts; None is no such bound. At least one is set.
+    """
+
+    absolute: float | None = None
+    idle: float | None = None
+
+    def ttl(self) -> float:
+        """Seconds that a record created now lives if no request touches it."""
+        return min(bound for bound in (self.absolute, self.idle) if bound is not None)
+
+
+class Missing(enum.Enum):
+    """Why a checkout gave no record. Nothing is locked then."""
+
+    ABSENT = "absent"  # never stored, deleted or expired
+    RETIRED = "retired"  # its id was replaced (login, regenerate) within the last minute
+    UNREADABLE = "unreadable"  # what lies at the key is not a record of ours; it is left alone
+
+
+class Outcome(enum.Enum):
+    """What became of a commit. Only STORED wrote anything."""
+
+    STORED = "stored"
+    GONE = "gone"  # the record was deleted or expired since it was checked out
+    CONFLICT = "conflict"  # the record was changed by somebody who did not wait
+    LOST = "lost"  # the lease ended, another may hold the lock
+
+
+@dataclass(slots=True)
+class Checkout:
+    """A record taken out for a request: what it said, which version, and the lease on its lock.
+
+    `token` is the lease's unguessable name, None where no lock was taken or it was let go. `expires_in` is
+    what is left of the absolute bound in seconds at the time of the checkout, None where there is none.
+    `waited` is how long the lock was waited for, in seconds. `seal` belongs to the store.
+    """
+
+    session_id: str
+    record: bytes
+    version: str
+    token: str | None
+    expires_in: float | None = None
+    waited: float = 0.0
+    seal: str = ""
+
+
+RETIRED_FOR = 60.0
+"""Seconds for which a replaced id is remembered: longer than any request that was under way then."""
+
+
+_STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+
+
+def raise_for(outcome: Outcome) -> None:
+    """Raise the error that tells an app that its change was not stored; nothing for STORED."""
+    if outcome is _STORED:
+        return
+    if outcome is Outcome.LOST:
+        raise LockLostError("the lease on the session ended before its change was stored")
+    if outcome is Outcome.CONFLICT:
+        raise SessionConflictError("the session was changed by another writer since it was loaded")
+    if outcome is Outcome.GONE:
+        raise SessionConflictError("the session was deleted or has expired since it was loaded")

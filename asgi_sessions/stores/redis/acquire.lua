@@ -1,0 +1,69 @@
+-- Lock and load a record, or queue for it.
+-- KEYS  1 record  2 lock  3 wait  4 retired
+-- ARGV  1 token  2 lease (ms; 0: load without a lock)  3 wait (ms; 0: do not queue)  4 wake channel or '-'
+--       5 max waiters  6 the token under which the caller queued before, or ''  7 '1': a lock without record
+-- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0
+--       {'A'} absent  {'R'} retired  {'X'} not a record of ours; nothing is locked
+--       {'B', lock's ttl} busy, not queued  {'F'} busy, the queue is full
+--       {'W', lock's ttl, now} queued under the token
+--       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
+-- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
+local token, lease, wait, earlier = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[6]
+local now, record = clock(), ''
+
+if ARGV[7] ~= '1' then
+  local state, value, _, absolute, idle = read(KEYS[1])
+  if state ~= 'L' then
+    if earlier ~= '' then
+      leave(earlier)
+    end
+    if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
+      state = 'R'
+    end
+    return {state}
+  end
+  keep_alive(KEYS[1], absolute, idle, now)
+  record = value
+end
+if lease == 0 then
+  return {'L', record, now}
+end
+
+-- A lock under the earlier token was handed over to this caller, who missed the message.
+local holder = redis.call('GET', KEYS[2])
+if not holder or holder == token or (earlier ~= '' and holder == earlier) then
+  redis.call('SET', KEYS[2], token, 'PX', lease)
+  if earlier ~= '' then
+    leave(earlier)
+  end
+  return {'L', record, now}
+end
+
+local ttl = redis.call('PTTL', KEYS[2])
+if wait == 0 then
+  return {'B', ttl}
+end
+local queue, alive = redis.call('LRANGE', KEYS[3], 0, -1), 0
+for _, entry in ipairs(queue) do
+  local deadline, _, queued = waiter(entry)
+  if queued == earlier then
+    return {'K', ttl, now}
+  elseif queued == token then
+    return {'W', ttl, now}
+  elseif deadline > now then
+    alive = alive + 1
+  end
+end
+if alive >= tonumber(ARGV[5]) then
+  return {'F'}
+end
+if alive < #queue then
+  for _, entry in ipairs(queue) do
+    if waiter(entry) <= now then
+      redis.call('LREM', KEYS[3], 1, entry)
+    end
+  end
+end
+redis.call('RPUSH', KEYS[3], string.format('%.0f %s %s', now + wait, ARGV[4], token))
+redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[3]), wait + 1000))
+return {'W', ttl, now}

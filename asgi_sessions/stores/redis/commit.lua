@@ -1,0 +1,28 @@
+-- Write a checked-out record if lease, version and record are what they were; the TTL stays.
+-- KEYS  1 record  2 lock  3 wait  4 retired
+-- ARGV  1 token ('': no lock, the version alone is compared)  2 version loaded  3 new value
+--       4 '1': let the lock go  5 claim of the next holder (ms)  6 '1': in a cluster
+-- Reply 'STORED' | 'GONE' | 'LOST' | 'CONFLICT'; only STORED wrote. A lock of ours on a record that is gone
+--       is let go in any case.
+-- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
+-- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
+local token, release = ARGV[1], ARGV[4] == '1'
+local state, _, version = read(KEYS[1])
+local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
+local outcome = 'STORED'
+
+if state == 'A' then
+  outcome = 'GONE'
+elseif version ~= string.sub(ARGV[3], 7, 50) then
+  if token ~= '' and not ours then
+    outcome = 'LOST'
+  elseif version ~= ARGV[2] then
+    outcome = 'CONFLICT'
+  else
+    redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
+  end
+end
+if ours and (release or outcome == 'GONE') then
+  hand_over(tonumber(ARGV[5]), ARGV[6] == '1', false)
+end
+return outcome

@@ -1,0 +1,117 @@
+"""What one event loop holds of Redis: the lanes, the wake channel and the heartbeat, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import weakref
+from collections.abc import AsyncGenerator
+
+from ...errors import SessionStoreError
+from .connections import Client, Deployment, deployment
+from .leases import Leases
+from .routing import Cluster, OneNode, Router
+from .scripts import RELEASE, Script
+from .transport import CLOSED, Reply, forget
+from .waiters import Keys, WakeChannel
+
+
+class Engine:
+    """Calls, waiting and renewals of one event loop. Made in a running loop, used in no other."""
+
+    def __init__(self, deployment: Deployment, prefix: bytes) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
+        self.cluster = b"1" if self.router.clustered else b"0"
+        name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
+        self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
+        self.leases = Leases(self.run)
+        self.keeper: AsyncGenerator[None, None] | None = None
+        self._closed = False
+
+    def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
+        """Call a script, keys first; it leaves with everything else of this tick."""
+        return self._refuse() if self._closed else self.router.lane(args[0]).run(script, *args)
+
+    def command(self, *args: bytes) -> asyncio.Future[Reply]:
+        """Send a command whose first argument is its key; one that may be sent twice."""
+        return self._refuse() if self._closed else self.router.lane(args[1]).command(*args)
+
+    def let_go(self, keys: Keys, token: bytes, claim: bytes, *, bare: bool = False) -> asyncio.Future[Reply]:
+        """Release the lock or the place in the queue that has this token. Written now; need not be awaited.
+
+        `claim` (ms) is the time in which the next holder must take it up. The reply is 1 where the
+        lock was ours, 0 where it was not.
+        """
+        reply = self.run(RELEASE, *keys, token, claim, self.cluster, b"1" if bare else b"0")
+        reply.add_done_callback(forget)
+        if not self._closed:
+            self.router.lane(keys[0]).flush()
+        return reply
+
+    async def aclose(self) -> None:
+        """Close everything; a call that is made later fails."""
+        self._closed = True
+        self.leases.close()
+        await self.channel.aclose()
+        await self.router.aclose()
+
+    def _refuse(self) -> asyncio.Future[Reply]:
+        refused: asyncio.Future[Reply] = self.loop.create_future()
+        refused.set_exception(SessionStoreError(CLOSED))
+        return refused
+
+
+def engines_for(client: Client) -> Engines:
+    """The engines that all users of this client share; they end with it or with their loop."""
+    engines = _shared.get(client)
+    if engines is None:
+        engines = _shared[client] = Engines(deployment(client), b"lock:")
+    return engines
+
+
+class Engines:
+    """The engine of each event loop. Loops come and go: a test client runs one per call.
+
+    An engine ends with its loop, without anybody's call: each is kept by a suspended async generator, and
+    those are closed by `loop.shutdown_asyncgens()`, which asyncio.run, anyio and uvloop all call.
+    """
+
+    def __init__(self, deployment: Deployment, prefix: bytes) -> None:
+        self._deployment = deployment
+        self._prefix = prefix
+        self._by_loop: dict[asyncio.AbstractEventLoop, Engine] = {}
+
+    async def get(self) -> Engine:
+        """The engine of the running loop, made if there is none."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise RuntimeError("redis-py runs on asyncio only; use the in-memory store on trio") from error
+        return self._by_loop.get(loop) or await self._open(loop)
+
+    async def aclose(self) -> None:
+        """Close the running loop's engine, if there is one; `get` makes a new one."""
+        engine = self._by_loop.get(asyncio.get_running_loop())
+        if engine is not None and engine.keeper is not None:
+            keeper, engine.keeper = engine.keeper, None
+            await keeper.aclose()
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Engine:
+        for other in list(self._by_loop):
+            if other.is_closed():  # without shutdown_asyncgens(): nothing can be closed in it any more
+                del self._by_loop[other]
+        engine = self._by_loop[loop] = Engine(self._deployment, self._prefix)
+        engine.keeper = self._keep(loop, engine)
+        await anext(engine.keeper)
+        return engine
+
+    async def _keep(self, loop: asyncio.AbstractEventLoop, engine: Engine) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._by_loop.pop(loop, None)
+            await engine.aclose()
+
+
+_shared: weakref.WeakKeyDictionary[Client, Engines] = weakref.WeakKeyDictionary()

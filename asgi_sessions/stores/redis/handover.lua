@@ -1,0 +1,67 @@
+-- Shared chunk, for scripts with KEYS 1 record, 2 lock, 3 wait, 4 retired.
+-- A waiter is 'deadline channel token'. It is told 'token:now:' and then the record, or why there is none.
+
+local function waiter(entry)
+  local deadline, channel, token = string.match(entry, '^(%d+) (%S+) (%S+)$')
+  return tonumber(deadline), channel, token
+end
+
+local function leave(token)
+  for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    if select(3, waiter(entry)) == token then
+      redis.call('LREM', KEYS[3], 1, entry)
+    end
+  end
+end
+
+-- The number of those who heard it; nil where that cannot be known (channel '-', or PUBLISH is forbidden).
+local function tell(channel, token, now, news)
+  if channel == '-' then
+    return nil
+  end
+  local heard = redis.pcall('PUBLISH', channel, token .. ':' .. string.format('%.0f', now) .. ':' .. news)
+  return type(heard) == 'number' and heard or nil
+end
+
+-- There is nothing to lock any more: everybody is told why, and lock and queue are gone.
+local function dismiss(state, now)
+  if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
+    state = 'R'
+  end
+  for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    local _, channel, token = waiter(entry)
+    tell(channel, token, now, state)
+  end
+  redis.call('DEL', KEYS[2], KEYS[3])
+  return state
+end
+
+-- The lock goes to the first waiter whose deadline has not passed and who hears it; without one it is free.
+-- In a cluster PUBLISH counts one node's subscribers only: there the short claim alone finds out the dead.
+local function hand_over(claim, cluster, bare)
+  if redis.call('EXISTS', KEYS[3]) == 0 then
+    redis.call('DEL', KEYS[2])
+    return
+  end
+  local now, news = clock(), ''
+  if not bare then
+    local state, value, _, absolute, idle = read(KEYS[1])
+    if state ~= 'L' then
+      return dismiss(state, now)
+    end
+    keep_alive(KEYS[1], absolute, idle, now)
+    news = value
+  end
+  local entry = redis.call('LPOP', KEYS[3])
+  while entry do
+    local deadline, channel, token = waiter(entry)
+    if deadline > now then
+      redis.call('SET', KEYS[2], token, 'PX', claim)
+      if tell(channel, token, now, news) ~= 0 or cluster then
+        return
+      end
+    end
+    entry = redis.call('LPOP', KEYS[3])
+  end
+  redis.call('DEL', KEYS[2])
+end

@@ -1,0 +1,75 @@
+"""How records lie in Redis: the names of the keys and the header before the JSON."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from typing import NamedTuple
+
+from ...errors import SessionStoreError
+from ..checkout import RETIRED_FOR
+from .waiters import Keys
+
+_CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
+_HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
+_NONCE = 16
+_GLOB = re.compile(rb"([*?\[\]\\])")
+
+RETIRED_MS = b"%d" % round(RETIRED_FOR * 1000)
+
+
+class Stored(NamedTuple):
+    """A record in Redis. `version` changes with every write; `ends` is in ms of Redis' clock, 0 for never."""
+
+    record: bytes
+    version: str
+    ends: int
+
+
+def unpack(value: bytes) -> Stored:
+    """The parts of a value. `SessionStoreError` where it is not a record of ours."""
+    header = _HEADER.match(value)
+    if header is None:
+        raise SessionStoreError("what lies under this id is not a session record; it is left alone")
+    return Stored(value[header.end() :], header[1].decode(), int(header[2]))
+
+
+def pack_next(version: str, record: bytes) -> tuple[str, bytes]:
+    """A new version that keeps the timeouts of the old one, and the value to write under it."""
+    following = new_nonce() + version[_NONCE:]
+    return following, b"asgi1:%b:%b" % (following.encode(), record)
+
+
+def new_nonce() -> str:
+    """Names a version; random, for a counter that starts anew after a fail-over repeats itself."""
+    return secrets.token_hex(_NONCE // 2)
+
+
+def milliseconds(seconds: float | None) -> bytes:
+    """Whole milliseconds, at least 1; 0 for None."""
+    return b"0" if seconds is None else b"%d" % max(math.ceil(min(seconds, _CENTURY) * 1000), 1)
+
+
+class KeySpace:
+    """The keys of one store. The braces are a hash tag: all keys of a session live on one cluster node.
+
+    (An id that begins with a closing brace has none, and works on a single node only.)
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.encode()
+        self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
+
+    def of(self, session_id: str) -> Keys:
+        """Record, lock, queue and retired id."""
+        record = b"%b{%b}" % (self.prefix, session_id.encode())
+        return record, record + b":lock", record + b":wait", record + b":retired"
+
+    def user(self, user_id: str) -> bytes:
+        """The sorted set of a user's session ids."""
+        return b"%buser:%b" % (self.prefix, user_id.encode())
+
+    def session_id(self, record_key: bytes) -> str:
+        """The id in a record's key; what is no text comes out as one that no record has."""
+        return record_key[len(self.prefix) + 1 : -1].decode(errors="replace")

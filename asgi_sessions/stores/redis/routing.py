@@ -1,0 +1,134 @@
+"""Which node a key lives on: the only one, or the one that a cluster names."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Protocol, cast
+
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError, ResponseError
+
+from .connections import Address, Deployment, close
+from .transport import Call, Lane, Pool, Reply, forget
+
+HOPS = 5  # redirections of one call, as in redis-py
+
+
+class Router(Protocol):
+    """The lanes of one event loop."""
+
+    clustered: bool
+
+    def lane(self, key: bytes) -> Lane:
+        """The lane to the node that the key lives on."""
+        ...
+
+    async def primaries(self) -> list[Lane]:
+        """A lane to each node that holds records."""
+        ...
+
+    def any_pool(self) -> Pool:
+        """A pool to any node: what is published on one is heard on all."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all lanes and pools."""
+        ...
+
+
+class OneNode:
+    """All keys on one node, or on the primary that Sentinel names."""
+
+    clustered = False
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._pool = deployment.pool()
+        self._lane = Lane(self._pool, deployment.timeout)
+
+    def lane(self, key: bytes) -> Lane:
+        return self._lane
+
+    async def primaries(self) -> list[Lane]:
+        return [self._lane]
+
+    def any_pool(self) -> Pool:
+        return self._pool
+
+    async def aclose(self) -> None:
+        await self._lane.aclose()
+        await close(self._pool)
+
+
+class Cluster:
+    """A lane per node. Where a slot lives is learned from MOVED replies, which a cluster gives anyway."""
+
+    clustered = True
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._lanes: dict[Address, Lane] = {}
+        self._slots: dict[int, Address] = {}
+
+    def lane(self, key: bytes) -> Lane:
+        address = self._slots.get(key_slot(key))
+        if address is not None:
+            lane = self._at(address)
+            if lane.reachable:
+                return lane
+        return self._any_lane()
+
+    async def primaries(self) -> list[Lane]:
+        lane = self._any_lane()
+        reply = await lane.command(b"CLUSTER", b"SLOTS")
+        ranges = cast("list[tuple[int, int, tuple[bytes | None, int]]]", reply)
+        for first, last, (host, port, *_), *_ in ranges:
+            address = (host.decode() if host else self._host_of(lane), port)
+            self._slots.update(dict.fromkeys(range(first, last + 1), address))
+        return [self._at(address) for address in sorted(set(self._slots.values()))]
+
+    def any_pool(self) -> Pool:
+        return self._any_lane().pool
+
+    async def aclose(self) -> None:
+        lanes, self._lanes = self._lanes, {}
+        for lane in lanes.values():
+            await lane.aclose()
+            await close(lane.pool)
+
+    def _at(self, address: Address) -> Lane:
+        lane = self._lanes.get(address)
+        if lane is None:
+            pool = self._deployment.pool(address)
+            lane = Lane(pool, self._deployment.timeout, partial(self._redirect, address))
+            self._lanes[address] = lane
+        return lane
+
+    def _any_lane(self) -> Lane:
+        """The first node that answered when last asked; without one, each in its turn."""
+        known = [self._at(address) for address in dict.fromkeys([*self._deployment.seeds, *self._lanes])]
+        for lane in known:
+            if lane.reachable:
+                return lane
+        for lane in known:
+            lane.reachable = True
+        return known[0]
+
+    def _host_of(self, lane: Lane) -> str:
+        return next(host for (host, _), other in self._lanes.items() if other is lane)
+
+    def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
+        """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
+        if not isinstance(error, AskError) or call.hops >= HOPS:
+            return False
+        call.hops += 1
+        address = (error.host or origin[0], error.port)
+        target = self._at(address)
+        if isinstance(error, MovedError):
+            self._slots[error.slot_id] = address
+            target.put(call)
+            return True
+        asking: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        asking.add_done_callback(forget)
+        target.put(Call(None, (b"ASKING",), asking, call.since), call)
+        return True

@@ -1,0 +1,276 @@
+"""Calls from one event loop to one Redis node, pipelined in both directions over one connection.
+
+Any number of calls can be under way. Those of one tick of the loop leave in one write, replies are read in
+order, and an error reply is its own call's alone. redis-py connects, authenticates and parses; what it
+raises becomes `SessionStoreError` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, Union
+
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+
+from ...errors import SessionStoreError
+from .scripts import Script, pack
+
+Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
+
+CLOSED = "the connection to Redis was closed"
+GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
+
+
+class Connection(Protocol):
+    """What is used of a connection of redis-py."""
+
+    # Written to directly: the public coroutine costs two task switches per batch, and there is nothing to
+    # wait for, since the lane's deadline bounds what can pile up.
+    _writer: asyncio.StreamWriter | None
+
+    async def read_response(self, disable_decoding: bool = False) -> Reply: ...
+    async def send_command(self, *args: str | bytes) -> None: ...
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+
+class Pool(Protocol):
+    """What is used of a connection pool of redis-py."""
+
+    async def get_connection(self) -> Connection: ...
+    async def release(self, connection: Connection) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class Call:
+    """A command under way and the future of its reply."""
+
+    __slots__ = ("args", "future", "hops", "packed", "script", "sent_twice", "since")
+
+    def __init__(
+        self, script: Script | None, args: tuple[bytes, ...], future: asyncio.Future[Reply], since: float
+    ) -> None:
+        self.script = script
+        self.args = args
+        self.future = future
+        self.since = since
+        self.packed = pack(*args) if script is None else script.pack(args)
+        self.sent_twice = False
+        self.hops = 0  # how often a cluster has sent it elsewhere
+
+    def fail(self, message: str, cause: BaseException | None = None) -> None:
+        """Give the caller a `SessionStoreError` of its own."""
+        if not self.future.done():
+            error = SessionStoreError(message)
+            error.__cause__ = cause
+            self.future.set_exception(error)
+
+
+def forget(future: asyncio.Future[Reply]) -> None:
+    """Nobody waits for this reply; an error in it has been dealt with."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def give_back(pool: Pool, connection: Connection) -> None:
+    """Close without waiting: a peer that is gone never answers a goodbye."""
+    with contextlib.suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+    await pool.release(connection)
+
+
+class Lane:
+    """One exclusive connection, taken from the pool when it is needed.
+
+    `timeout` (seconds) bounds each call, connecting included: when the oldest call is older, the connection
+    is dropped and all calls fail. When the connection is lost, each call is sent once more; when no
+    connection can be made, all calls fail at once and the next call tries again.
+    """
+
+    def __init__(
+        self, pool: Pool, timeout: float, redirect: Callable[[Call, ResponseError], bool] | None = None
+    ) -> None:
+        self.pool = pool
+        self.reachable = True  # False since a connection could not be made
+        self._timeout = timeout
+        self._redirect = redirect
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: list[Call] = []
+        self._sent: deque[Call] = deque()
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._suspect: Call | None = None
+        self._flush_scheduled = False
+        self._closed = False
+
+    # -- calling ------------------------------------------------------------------------------------------
+
+    def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
+        """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
+        return self.put(Call(script, args, self._loop.create_future(), self._loop.time()))
+
+    def command(self, *args: bytes) -> asyncio.Future[Reply]:
+        """Send a command that may be sent twice."""
+        return self.put(Call(None, args, self._loop.create_future(), self._loop.time()))
+
+    def put(self, *calls: Call) -> asyncio.Future[Reply]:
+        """Send calls at the end of this tick; the last one's future."""
+        if self._closed:
+            for call in calls:
+                call.fail(CLOSED)
+            return calls[-1].future
+        self._outgoing.extend(calls)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._watch)
+        return calls[-1].future
+
+    def flush(self) -> None:
+        """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
+        self._flush_scheduled = False
+        calls = [call for call in self._outgoing if not call.future.done()]
+        if self._writer is None or self._writer.is_closing():
+            self._outgoing = calls
+            if calls and self._task is None:
+                self._task = self._loop.create_task(self._serve())
+            return
+        self._outgoing = []
+        if calls:
+            self._writer.write(b"".join([call.packed for call in calls]))
+            self._sent.extend(calls)
+
+    # -- the connection's life ------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Connect, write what waits, read replies until the connection is lost."""
+        try:
+            connection = await self._connect()
+            try:
+                self._writer = connection._writer
+                self.flush()
+                await self._read(connection)
+            finally:
+                await give_back(self.pool, connection)
+        except SessionStoreError as error:
+            self._end(str(error), error.__cause__)
+        except asyncio.CancelledError as error:  # by the end of the loop, which waits for `aclose` afterwards
+            self._lost(error)
+            raise
+        except Exception as error:
+            self._lost(error)
+
+    async def _connect(self) -> Connection:
+        try:
+            connection = await self.pool.get_connection()
+        except Exception as error:
+            self.reachable = False
+            raise SessionStoreError("Redis cannot be reached") from error
+        self.reachable = True
+        return connection
+
+    async def _read(self, connection: Connection) -> None:
+        sent = self._sent
+        while True:
+            try:
+                reply = await connection.read_response(disable_decoding=True)
+            except ResponseError as error:
+                self._refused(sent.popleft(), error)
+                continue
+            future = sent.popleft().future
+            if not future.done():
+                future.set_result(reply)
+
+    def _refused(self, call: Call, error: ResponseError) -> None:
+        """An error reply; not the last word where the script is unknown or the key lives elsewhere."""
+        if call.future.done():
+            return
+        if isinstance(error, NoScriptError) and call.script is not None:
+            call.packed = call.script.pack_with_body(call.args)
+            self.put(call)
+        elif self._redirect is None or not self._redirect(call, error):
+            call.fail("Redis refused the call", error)
+            if isinstance(error, ReadOnlyError) or "-READONLY" in str(error):  # Redis < 7 tells so in scripts
+                raise error  # a demoted primary: the same name may lead to the new one now
+
+    def _lost(self, error: BaseException) -> None:
+        """Every call is sent once more, in order; whether it was carried out, its script finds out."""
+        if not self._mine():
+            return
+        self._detach()
+        again = [call for call in self._sent if not call.sent_twice]
+        for call in self._sent:
+            if call.sent_twice:
+                call.fail("the connection to Redis was lost", error)
+            call.sent_twice = True
+        self._sent.clear()
+        self._outgoing[:0] = again
+        self.flush()
+
+    def _end(self, message: str, cause: BaseException | None) -> None:
+        """Every call fails; the next one connects again."""
+        if self._mine():
+            self._detach()
+            self._fail_all(message, cause)
+
+    def _mine(self) -> bool:
+        """False in a task that was given up: the calls of now belong to another connection."""
+        return self._task is asyncio.current_task()
+
+    def _detach(self) -> None:
+        self._writer = self._task = None
+
+    def _fail_all(self, message: str, cause: BaseException | None) -> None:
+        calls = [*self._sent, *self._outgoing]
+        self._sent.clear()
+        self._outgoing = []
+        for call in calls:
+            call.fail(message, cause)
+
+    # -- the deadline ---------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """One timer for all calls: it looks at the oldest and sleeps on."""
+        self._timer = None
+        calls = [call for call in [*self._sent, *self._outgoing] if not call.future.done()]
+        if not calls:
+            return
+        left = calls[0].since + self._timeout - self._loop.time()
+        if left <= 0 and calls[0] is self._suspect:
+            self._give_up()
+            return
+        if left <= 0:
+            self._suspect = calls[0]
+            left = GRACE
+        self._timer = self._loop.call_later(left, self._watch)
+
+    def _give_up(self) -> None:
+        task, self._suspect = self._task, None
+        self._detach()
+        message = f"Redis did not answer within {self._timeout:g} seconds"
+        self._fail_all(message, TimeoutError(message))
+        if task is not None:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """Wait for the calls under way, at most their timeout, and close; later calls fail."""
+        self.flush()
+        waiting = [call.future for call in [*self._sent, *self._outgoing]]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._timeout)
+        self._closed = True
+        task, writer = self._task, self._writer
+        self._detach()
+        self._fail_all(CLOSED, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        if writer is not None:
+            with contextlib.suppress(OSError, asyncio.TimeoutError):  # the peer's last words do not matter
+                await asyncio.wait_for(writer.wait_closed(), self._timeout)
