@@ -101,11 +101,14 @@ class Content(LiveMetadata):
         fresh = decode(self._model, pristine) if pristine else self._model(session_id=data.session_id)
         return all(getattr(data, name) == getattr(fresh, name) for name in fields if name not in _STAMPS)
 
-    def is_changed(self) -> bool:
-        """Whether it says something else than the record that was loaded. New defaults are no change."""
+    def is_changed(self, flagged: bool) -> bool:
+        """Whether it says something else than the record that was loaded.
+
+        New defaults of a release are no change, unless the app is known (`flagged`) to have made one.
+        """
         assert self.loaded is not None  # noqa: S101  # asked of a loaded record only
         if self._plain is None:
-            return self._differs_from(self.loaded) and self._differs_from(self._as_read())
+            return self._differs_from(self.loaded) and (flagged or self._differs_from(self._as_read()))
         try:
             return self._plain.differs(self._values())
         except ValueError:  # not storable, so it was changed; sealing says what is wrong

@@ -19,6 +19,7 @@ _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE, "absur
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
+_READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -135,12 +136,17 @@ class HTTPExchange(Exchange):
         """What the app calls `send`."""
         kind = message["type"]
         if kind == "http.response.start":
-            if not isinstance(message.get("headers", ()), list | tuple):
-                message = {**message, "headers": list(message["headers"])}  # may be readable once only
+            if type(message.get("headers")) not in _READ_AGAIN:
+                message = {**message, "headers": list(message.get("headers", ()))}
             if not self._holds_back(message):
                 await self._on_start(message)
         elif kind in _BODY:
-            await self._on_body(message)
+            if not self._started:
+                await self._on_first_body(message)
+            elif self.session.mode is _OPEN and not message.get("more_body", False):
+                await self._commit(release=True)
+                self.session.set_mode(_CLOSED)
+            await self._send(message)
         else:
             await self._send(message)
 
@@ -183,15 +189,10 @@ class HTTPExchange(Exchange):
         self._held_start = start
         await self._send_start(last=False)
 
-    async def _on_body(self, message: Message) -> None:
+    async def _on_first_body(self, message: Message) -> None:
         self._raise_failure()
-        last = not message.get("more_body", False)
         if self._held_start is not None:
-            await self._send_start(last=last)
-        elif last and self.session.mode is _OPEN:
-            await self._commit(release=True)
-            self.session.set_mode(_CLOSED)
-        await self._send(message)
+            await self._send_start(last=not message.get("more_body", False))
 
     async def _send_start(self, *, last: bool) -> None:
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""

@@ -142,21 +142,19 @@ class Holding:
         self.session.require_open()
         if self._lost and self.session.fate is not Fate.END:
             return Outcome.LOST
-        outcome = await self._carry_out(change, release)
+        taken = self._checkout
+        if taken is None:
+            outcome = await self._create(release)
+        elif change is _WRITE:
+            outcome = await self._write(taken, release)
+        elif change is Change.MOVE:
+            outcome = await self._move(taken, release)
+        else:
+            outcome = await self._delete(taken)
         self._lost = outcome is _LOST
         if outcome is _GONE:
             outcome = await self._settle()
         return outcome
-
-    async def _carry_out(self, change: Change, release: bool) -> Outcome:
-        taken = self._checkout
-        if taken is None:
-            return await self._create(release)
-        if change is _WRITE:
-            return await self._write(taken, release)
-        if change is Change.MOVE:
-            return await self._move(taken, release)
-        return await self._delete(taken)
 
     async def _settle(self) -> Outcome:
         """The record is gone: deleted, or moved to a new id, whose cookie is then not ours to remove."""

@@ -16,15 +16,15 @@ from pydantic_core import from_json, to_json
 
 from .record import MAX_DEPTH, MAX_METADATA_BYTES
 
-_NAME = rb'(?:null|"[^"\\]{1,255}")'
-_TIME = rb"[0-9T:.-]{19,26}Z"
+_NAME = rb'(?:null|"[^"]{1,255}")'
+_TIME = rb'[^"]{20,27}'
 _HEAD = re.compile(
-    rb'\{"session_id":"([^"\\]{1,255})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
+    rb'\{"session_id":"([^"]{1,255})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
     + _NAME + rb',"message_count":(?:\d{1,5}|100000),"escalated":(?:true|false),"metadata":'
 )  # fmt: skip
 _TAIL = re.compile(
     rb',"created_at":"(' + _TIME + rb')","updated_at":"' + _TIME + rb'","last_activity":"' + _TIME
-    + rb'","fingerprint":(null|"[0-9a-f]{32,64}")\}'
+    + rb'","fingerprint":(null|"[^"]{32,64}")\}'
 )  # fmt: skip
 
 
@@ -74,7 +74,8 @@ class PlainRecord:
         None where it is not beyond doubt: the model has to decide, and to say what is wrong.
         """
         now = _utc_now_text()
-        if now[:19] <= self._created[:19]:  # its first second, or a clock that went back
+        digits = 27 if len(self._created) == 27 else 19  # a whole second is spelled without its fraction
+        if now[:digits] <= self._created[:digits]:  # a clock that went back
             return None
         json = to_json(values)
         if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
@@ -112,7 +113,7 @@ def parse_plain(record: bytes) -> PlainRecord | None:
     """
     head = _HEAD.match(record)
     tail = _TAIL.fullmatch(record, record.rfind(b',"created_at":"'))
-    if head is None or tail is None:
+    if head is None or tail is None or b"\\" in head[0]:
         return None
     try:
         plain = PlainRecord(head, record[head.end() : tail.start()], tail)

@@ -222,7 +222,7 @@ class Session(TrackedDict):
         if self._fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
         moves = self._fate is _MOVE
-        if not self.accessed or not self.is_changed():
+        if not self.accessed or not self.is_changed(self.modified):
             return Change.MOVE if moves else _NOTHING
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it

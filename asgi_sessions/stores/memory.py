@@ -185,10 +185,11 @@ class InMemorySessionStore(SessionStore):
     # -- inside -------------------------------------------------------------------------------------------
 
     def _judge(self, checkout: Checkout) -> tuple[Outcome, _Entry | None]:
-        if checkout.token is not None and not self._locks.owns(checkout.session_id, checkout.token):
+        session_id = checkout.session_id
+        if checkout.token is not None and not self._locks.owns(session_id, checkout.token):
             return Outcome.LOST, None
-        entry = self._find(checkout.session_id)
-        if entry is None:
+        entry = self._entries.get(session_id)
+        if entry is None or entry.ends <= self._clock():
             return Outcome.GONE, None
         return (_STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
 

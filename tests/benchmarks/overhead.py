@@ -4,7 +4,7 @@
 
 Each round calls every middleware in turn, so that all of them meet the same moods of the machine; a figure is
 the median over the rounds, less the bare app's in the same round. The request reads or increments a number in
-a session of about 300 bytes. One request at a time. Redis is a real one, started on loopback.
+a session of about 300 bytes; headers and cookies are a browser's. One request at a time. Redis is a real one, started on loopback.
 """
 
 from __future__ import annotations
@@ -37,9 +37,18 @@ CONTENT = {
     "n": 0,
     "cart": [{"sku": f"A{n}", "quantity": n, "title": "thing"} for n in range(6)],
 }
-BROWSER = (
-    b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
-)
+BROWSER = [
+    (b"host", b"localhost"),
+    (b"connection", b"keep-alive"),
+    (b"accept", b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
+    (
+        b"user-agent",
+        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36",
+    ),
+    (b"accept-encoding", b"gzip, deflate, br"),
+    (b"accept-language", b"en-GB,en;q=0.9"),
+]
+OTHER_COOKIES = b"theme=dark; _ga=GA1.1.1234567890.1700000000; "  # few sites have one cookie only
 START = {
     "type": "http.response.start",
     "status": 200,
@@ -69,9 +78,9 @@ async def write(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def scope_of(cookie: bytes | None) -> Scope:
-    headers = [(b"host", b"localhost"), (b"user-agent", BROWSER), (b"accept", b"*/*")]
+    headers = [*BROWSER]
     if cookie is not None:
-        headers.append((b"cookie", cookie))
+        headers.append((b"cookie", OTHER_COOKIES + cookie))
     return {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
         "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "headers": headers,
