@@ -12,7 +12,7 @@ local token, lease, wait, earlier = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]
 local now, record = clock(), ''
 
 if ARGV[7] ~= '1' then
-  local state, value, _, absolute, idle = read(KEYS[1])
+  local state, value = read(KEYS[1])
   if state ~= 'L' then
     if earlier ~= '' then
       leave(earlier)
@@ -22,17 +22,23 @@ if ARGV[7] ~= '1' then
     end
     return {state}
   end
-  keep_alive(KEYS[1], absolute, idle, now)
+  keep_alive(KEYS[1], value, now)
   record = value
 end
 if lease == 0 then
   return {'L', record, now}
 end
 
--- A lock under the earlier token was handed over to this caller, who missed the message.
-local holder = redis.call('GET', KEYS[2])
-if not holder or holder == token or (earlier ~= '' and holder == earlier) then
-  redis.call('SET', KEYS[2], token, 'PX', lease)
+local free = redis.call('SET', KEYS[2], token, 'NX', 'PX', lease)
+if not free then
+  -- A lock under the earlier token was handed over to this caller, who missed the message.
+  local holder = redis.call('GET', KEYS[2])
+  free = holder == token or (earlier ~= '' and holder == earlier)
+  if free then
+    redis.call('SET', KEYS[2], token, 'PX', lease)
+  end
+end
+if free then
   if earlier ~= '' then
     leave(earlier)
   end

@@ -7,7 +7,8 @@
 -- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
 -- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
 local token, release = ARGV[1], ARGV[4] == '1'
-local state, _, version = read(KEYS[1])
+local state, head = read(KEYS[1], 50)
+local version = head and version_of(head)
 local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
 local outcome = 'STORED'
 

@@ -45,11 +45,11 @@ local function hand_over(claim, cluster, bare)
   end
   local now, news = clock(), ''
   if not bare then
-    local state, value, _, absolute, idle = read(KEYS[1])
+    local state, value = read(KEYS[1])
     if state ~= 'L' then
       return dismiss(state, now)
     end
-    keep_alive(KEYS[1], absolute, idle, now)
+    keep_alive(KEYS[1], value, now)
     news = value
   end
   local entry = redis.call('LPOP', KEYS[3])

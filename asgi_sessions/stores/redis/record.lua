@@ -2,28 +2,40 @@
 -- A record is 'asgi1:' nonce(16) ':' absolute end(13, ms, 0 none) ':' idle(13, ms, 0 none) ':' JSON.
 -- Its version is everything between the first and the last of these colons. JSON is never parsed here.
 
+local byte = string.byte
+
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- 'A' absent | 'X' not a record of ours | 'L', value, version, absolute, idle
-local function read(key)
-  local value = redis.pcall('GET', key)
-  if not value then
-    return 'A'
+-- 'A' absent | 'X' not a record of ours | 'L', value; with `last`, the bytes up to there are enough.
+local function read(key, last)
+  local value = redis.pcall('GETRANGE', key, 0, last or -1)
+  if value == '' then
+    return redis.call('EXISTS', key) == 1 and 'X' or 'A'
   end
   if type(value) == 'table' then
     if string.find(value.err, 'WRONGTYPE', 1, true) then
       return 'X'
     end
-    redis.call('GET', key) -- raises again what has nothing to do with the key's type
+    redis.call('GETRANGE', key, 0, 0) -- raises again what has nothing to do with the key's type
   end
-  local nonce, absolute, idle = string.match(value, '^asgi1:(%x+):(%d+):(%d+):')
-  if not idle or #nonce ~= 16 or #absolute ~= 13 or #idle ~= 13 then
-    return 'X'
+  -- prefix and colons; a pattern for the digits between them would cost more than all the rest
+  if string.sub(value, 1, 6) == 'asgi1:' and byte(value, 23) == 58 and byte(value, 37) == 58
+    and byte(value, 51) == 58 then
+    return 'L', value
   end
-  return 'L', value, string.sub(value, 7, 50), tonumber(absolute), tonumber(idle)
+  return 'X'
+end
+
+local function version_of(value)
+  return string.sub(value, 7, 50)
+end
+
+-- The absolute end and the idle timeout.
+local function bounds_of(value)
+  return tonumber(string.sub(value, 24, 36)) or 0, tonumber(string.sub(value, 38, 50)) or 0
 end
 
 -- The earlier of two spans of time, where 0 is no bound.
@@ -35,8 +47,9 @@ local function first_end(absolute, idle)
 end
 
 -- A request came: the idle timeout restarts, but never beyond the absolute end.
-local function keep_alive(key, absolute, idle, now)
-  if idle > 0 then
+local function keep_alive(key, value, now)
+  if string.sub(value, 38, 50) ~= '0000000000000' then
+    local absolute, idle = bounds_of(value)
     local left = absolute > 0 and math.max(absolute - now, 1) or 0
     redis.call('PEXPIRE', key, first_end(left, idle))
   end

@@ -5,18 +5,22 @@
 --       The ttl bounds the life absolutely; the idle timeout of an existing record stays.
 -- Reply 1 stored  |  0 not a record of ours, left alone
 -- Own retry: the nonce lies there already.
-local state, _, version, absolute, idle = read(KEYS[1])
+local state, head = read(KEYS[1], 50)
 if state == 'X' then
   return 0
 end
-if state == 'L' and string.sub(version, 1, 16) == ARGV[1] then
-  return 1
+local absolute, idle = 0, 0
+if state == 'L' then
+  if string.sub(version_of(head), 1, 16) == ARGV[1] then
+    return 1
+  end
+  absolute, idle = bounds_of(head)
 end
 local ttl = tonumber(ARGV[3])
 if state == 'L' and ttl == 0 then
   redis.call('SET', KEYS[1], header(ARGV[1], absolute, idle) .. ARGV[2], 'KEEPTTL')
 else
-  ttl, idle = ttl > 0 and ttl or tonumber(ARGV[4]), idle or 0
+  ttl = ttl > 0 and ttl or tonumber(ARGV[4])
   redis.call('SET', KEYS[1], header(ARGV[1], clock() + ttl, idle) .. ARGV[2], 'PX', first_end(ttl, idle))
 end
 return 1

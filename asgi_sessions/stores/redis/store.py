@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ...data import SessionData
+from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
 from .connections import Client
@@ -62,8 +63,11 @@ class RedisSessionStore(RedisRecords):
         grant = await Turn(engine, keys, _terms(lock)).take()
         if isinstance(grant, bytes):
             return _MISSING[grant]
-        engine.leases.hold(grant.token, keys[1], lock.timeout, lock.max_hold, grant.left)
         taken = _checkout(session_id, grant.value, grant.now)
+        if taken is None:
+            engine.let_go(keys, grant.token, milliseconds(min(CLAIM, lock.timeout)))
+            return Missing.UNREADABLE
+        engine.leases.hold(grant.token, keys[1], lock.timeout, lock.max_hold, grant.left)
         taken.token, taken.seal, taken.waited = grant.token.decode(), _seal(lock), grant.waited
         return taken
 
@@ -151,11 +155,15 @@ class RedisSessionStore(RedisRecords):
         kind, *rest = cast("list[bytes | int]", reply)
         if kind in _MISSING:
             return _MISSING[kind]
-        return _checkout(session_id, cast(bytes, rest[0]), cast(int, rest[1]))
+        return _checkout(session_id, cast(bytes, rest[0]), cast(int, rest[1])) or Missing.UNREADABLE
 
 
-def _checkout(session_id: str, value: bytes, now: int) -> Checkout:
-    record, version, ends = unpack(value)
+def _checkout(session_id: str, value: bytes, now: int) -> Checkout | None:
+    """None where the header is not quite ours: the scripts look at its outline only."""
+    try:
+        record, version, ends = unpack(value)
+    except SessionStoreError:
+        return None
     return Checkout(session_id, record, version, None, (ends - now) / 1000 if ends else None)
 
 

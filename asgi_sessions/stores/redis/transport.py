@@ -117,13 +117,15 @@ class Lane:
         return self.put(Call(None, args, self._loop.create_future(), self._loop.time()))
 
     def put(self, *calls: Call) -> asyncio.Future[Reply]:
-        """Send calls at the end of this tick; the last one's future."""
+        """Send calls, at once where none is under way, else at the end of this tick; the last's future."""
         if self._closed:
             for call in calls:
                 call.fail(CLOSED)
             return calls[-1].future
         self._outgoing.extend(calls)
-        if not self._flush_scheduled:
+        if not self._sent and not self._flush_scheduled and self._writer is not None:
+            self.flush()
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
         if self._timer is None:
