@@ -5,7 +5,7 @@
 -- Reply {'C', version} created, and locked under the token  |  {'E'} something lies there already
 -- Own retry: a record with this nonce lies there already.
 local absolute, idle = tonumber(ARGV[3]), tonumber(ARGV[4])
-local state, head = read(KEYS[1], 50)
+local state, head = read(KEYS[1], 50, true)
 local version = head and version_of(head)
 if state ~= 'A' and (state == 'X' or string.sub(version, 1, 16) ~= ARGV[1]) then
   return {'E'}

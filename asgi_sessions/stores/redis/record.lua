@@ -9,8 +9,12 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+local SHAPE = '^asgi1:%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x:%d%d%d%d%d%d%d%d%d%d%d%d%d:%d%d%d%d%d%d%d%d%d%d%d%d%d:'
+
 -- 'A' absent | 'X' not a record of ours | 'L', value; with `last`, the bytes up to there are enough.
-local function read(key, last)
+-- The outline is looked at, prefix and colons; `strictly` the digits between them too, which costs more than
+-- all the rest of a request's script.
+local function read(key, last, strictly)
   local value = redis.pcall('GETRANGE', key, 0, last or -1)
   if value == '' then
     return redis.call('EXISTS', key) == 1 and 'X' or 'A'
@@ -21,9 +25,8 @@ local function read(key, last)
     end
     redis.call('GETRANGE', key, 0, 0) -- raises again what has nothing to do with the key's type
   end
-  -- prefix and colons; a pattern for the digits between them would cost more than all the rest
   if string.sub(value, 1, 6) == 'asgi1:' and byte(value, 23) == 58 and byte(value, 37) == 58
-    and byte(value, 51) == 58 then
+    and byte(value, 51) == 58 and (not strictly or string.find(value, SHAPE)) then
     return 'L', value
   end
   return 'X'

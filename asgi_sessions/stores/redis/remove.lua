@@ -6,7 +6,7 @@
 --       With a token our lock is let go, whatever the reply.
 -- Own retry: the retired key remembers the version. Without one, a record that this call deleted is 'GONE'.
 local token, expected, retire = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local state, head = read(KEYS[1], 50)
+local state, head = read(KEYS[1], 50, true)
 local version = head and version_of(head)
 local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
 local outcome = 'STORED'
