@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias, Union
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from ...errors import SessionStoreError
 from .scripts import Script, pack
+from .wire import Parser, Wire, can_take_over
 
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
@@ -30,6 +31,7 @@ class Connection(Protocol):
     # Written to directly: the public coroutine costs two task switches per batch, and there is nothing to
     # wait for, since the lane's deadline bounds what can pile up.
     _writer: asyncio.StreamWriter | None
+    _parser: Parser
 
     async def read_response(self, disable_decoding: bool = False) -> Reply: ...
     async def send_command(self, *args: str | bytes) -> None: ...
@@ -100,6 +102,7 @@ class Lane:
         self._outgoing: list[Call] = []
         self._sent: deque[Call] = deque()
         self._writer: asyncio.StreamWriter | None = None
+        self._wire: Wire
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
@@ -154,8 +157,9 @@ class Lane:
             connection = await self._connect()
             try:
                 self._writer = connection._writer
+                reading = self._reading(connection)
                 self.flush()
-                await self._read(connection)
+                await reading
             finally:
                 await give_back(self.pool, connection)
         except SessionStoreError as error:
@@ -175,7 +179,28 @@ class Lane:
         self.reachable = True
         return connection
 
+    def _reading(self, connection: Connection) -> Awaitable[None]:
+        """What ends, with the reason, when the connection does."""
+        if self._writer is None or not can_take_over():
+            return self._read(connection)
+        self._wire = Wire(self._writer.transport, connection._parser, self._arrived)
+        return self._wire.lost
+
+    def _arrived(self, reply: Reply | Exception) -> None:
+        if isinstance(reply, ResponseError):
+            try:
+                self._refused(self._sent.popleft(), reply)
+            except ResponseError as error:
+                self._wire.end(error)
+        elif isinstance(reply, Exception):
+            self._wire.end(reply)
+        else:
+            future = self._sent.popleft().future
+            if not future.done():
+                future.set_result(reply)
+
     async def _read(self, connection: Connection) -> None:
+        """The same through redis-py's stream, where hiredis is not installed."""
         sent = self._sent
         while True:
             try:
