@@ -141,8 +141,10 @@ class HTTPExchange(Exchange):
             if not self._holds_back(message):
                 await self._on_start(message)
         elif kind in _BODY:
-            if not self._started:
-                await self._on_first_body(message)
+            if self._held_start is not None:
+                await self._send_start(last=not message.get("more_body", False))
+            elif not self._started:
+                self._raise_failure()
             elif self.session.mode is _OPEN and not message.get("more_body", False):
                 await self._commit(release=True)
                 self.session.set_mode(_CLOSED)
@@ -188,11 +190,6 @@ class HTTPExchange(Exchange):
             return
         self._held_start = start
         await self._send_start(last=False)
-
-    async def _on_first_body(self, message: Message) -> None:
-        self._raise_failure()
-        if self._held_start is not None:
-            await self._send_start(last=not message.get("more_body", False))
 
     async def _send_start(self, *, last: bool) -> None:
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""

@@ -80,15 +80,18 @@ class FingerprintReader:
         self._fingerprint = fingerprint
         self._ip, self._user_agent = fingerprint.ip, fingerprint.user_agent
         self._address = ClientAddress(trusted_proxies).of
-        self._cached: Callable[[str, str], str] = lru_cache(CACHED_CLIENTS)(fingerprint.hash)
+        self._cached: Callable[[str, bytes], str] = lru_cache(CACHED_CLIENTS)(self._hash)
 
     def of(self, scope: Scope) -> str:
         """The hash for this request, 64 hexadecimal digits; an absent header counts as ""."""
         address = self._address(scope) if self._ip else ""
-        agent = _header(scope, b"user-agent", b", ") if self._user_agent else ""
+        agent = _header(scope, b"user-agent", b", ") if self._user_agent else b""
         if len(agent) > CACHED_CHARACTERS or len(address) > MAX_ADDRESS_CHARACTERS:
-            return self._fingerprint.hash(address, agent)
+            return self._hash(address, agent)
         return self._cached(address, agent)
+
+    def _hash(self, address: str, agent: bytes) -> str:
+        return self._fingerprint.hash(address, agent.decode("latin-1"))
 
 
 class ClientAddress:
@@ -121,8 +124,8 @@ class ClientAddress:
         peer: str = (client[0] or "") if client else ""
         if not self._proxied or not self._trusts(peer):
             return peer
-        listed = _header(scope, b"x-forwarded-for", b",")
-        forwarded = _header(scope, b"forwarded", b",")
+        listed = _header(scope, b"x-forwarded-for", b",").decode("latin-1")
+        forwarded = _header(scope, b"forwarded", b",").decode("latin-1")
         if len(listed) + len(forwarded) > CACHED_CHARACTERS:
             return self._resolve(peer, listed, forwarded)
         return self._resolved(peer, listed, forwarded)
@@ -174,8 +177,8 @@ def _network(entry: TrustedProxy) -> IPNetwork:
     return network
 
 
-def _header(scope: Scope, name: bytes, separator: bytes) -> str:
-    return separator.join([value for key, value in scope["headers"] if key == name]).decode("latin-1")
+def _header(scope: Scope, name: bytes, separator: bytes) -> bytes:
+    return separator.join([value for key, value in scope["headers"] if key == name])
 
 
 def _listed_hops(listed: str) -> list[str | None]:
