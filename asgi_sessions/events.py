@@ -33,7 +33,6 @@ CONFLICT = "conflict"  # the version moved; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
 UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
 ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
-RENEWAL_FAILED = "renewal_failed"  # the lease could not be renewed while the request ran
 
 Detail: TypeAlias = str | int | float
 

@@ -4,7 +4,8 @@
 
 Each round calls every middleware in turn, so that all of them meet the same moods of the machine; a figure is
 the median over the rounds, less the bare app's in the same round. The request reads or increments a number in
-a session of about 300 bytes; headers and cookies are a browser's. One request at a time. Redis is a real one, started on loopback.
+a session of about 300 bytes; headers and cookies are a browser's. One request at a time. Redis is a real one,
+started on loopback.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ BROWSER = [
     (b"accept", b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
     (
         b"user-agent",
-        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36",
+        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+        b"Chrome/126.0.0.0 Safari/537.36",
     ),
     (b"accept-encoding", b"gzip, deflate, br"),
     (b"accept-language", b"en-GB,en;q=0.9"),
