@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from redis import Redis
 from redis_server import RedisServer, free_port
@@ -16,7 +18,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from asgi_sessions import RedisSessionStore, SessionMiddleware
+from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware
+from asgi_sessions.fields import new_session_id
 from asgi_sessions.testing import StoreContract
 
 SECRET = "a secret of the tests, long enough"
@@ -273,3 +276,23 @@ def test_login_moves_the_session_and_keeps_its_end(redis_url: str, calls: Calls)
         assert (late.text, "set-cookie" in late.headers) == ("0", False)
         assert client.get("/write", headers={"cookie": f"session={old}"}).status_code == 409
     admin.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "url", ["redis://:pw@127.0.0.1:{port}/0?protocol={resp}", "unix://:pw@{socket}?protocol={resp}"]
+)
+@pytest.mark.parametrize("resp", [2, 3])
+async def test_every_way_to_connect(tmp_path: Path, url: str, resp: int) -> None:
+    """TCP and Unix sockets, with a password, on both protocols: the same store, counting in turns."""
+    with RedisServer("--requirepass", "pw", "--unixsocket", str(tmp_path / "redis.sock")) as server:
+        store = RedisSessionStore(url.format(port=server.port, socket=tmp_path / "redis.sock", resp=resp))
+        data = SessionData(session_id=new_session_id())
+        await store.set(data.session_id, data)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(store.increment_counter, data.session_id, "message_count")
+        counted = await store.get(data.session_id)
+        await store.aclose()
+    assert counted is not None
+    assert counted.message_count == 20
