@@ -32,15 +32,6 @@ class _Waiter:
         self.woken = anyio.Event()
 
 
-class _Lock:
-    __slots__ = ("ends", "token", "waiters")
-
-    def __init__(self, token: str, ends: float) -> None:
-        self.token = token
-        self.ends = ends  # by the clock: a holder that hangs longer than max_hold has lost the lock
-        self.waiters: deque[_Waiter] | None = None  # made by the first who waits
-
-
 class LocalLocks:
     """One lock per session id. Needs no renewal: in its own process a holder is alive until `max_hold`.
 
@@ -49,31 +40,28 @@ class LocalLocks:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._locks: dict[str, _Lock] = {}
+        self._holders: dict[str, tuple[str, float]] = {}  # token, and when it ends by the clock
+        self._queues: dict[str, deque[_Waiter]] = {}  # of held locks that somebody waits for
         self._tokens = 0
 
     def __len__(self) -> int:
-        return len(self._locks)
+        return len(self._holders)
 
     def __contains__(self, session_id: str) -> bool:
-        return session_id in self._locks
+        return session_id in self._holders
 
     def owns(self, session_id: str, token: str | None) -> bool:
         """Whether the lease with this token still holds the lock."""
-        lock = self._locks.get(session_id)
-        return lock is not None and lock.token == token and lock.ends > self._clock()
+        holder = self._holders.get(session_id)
+        return holder is not None and holder[0] == token and holder[1] > self._clock()
 
     def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
         """The lock's token if the lock is free, else None. Nobody who waits is overtaken."""
-        lock = self._locks.get(session_id)
-        if lock is not None:
-            if lock.ends > self._clock():
-                return None
-            self._pass_on(session_id, lock)
-            if session_id in self._locks:
-                return None
-        token = self._new_token()
-        self._locks[session_id] = _Lock(token, self._clock() + policy.max_hold)
+        if session_id in self._holders and not self._relieve(session_id):
+            return None
+        self._tokens += 1  # a token need not be unguessable: it never leaves the process
+        token = str(self._tokens)
+        self._holders[session_id] = token, self._clock() + policy.max_hold
         return token
 
     async def acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
@@ -84,12 +72,9 @@ class LocalLocks:
         token = self.try_acquire(session_id, policy)
         if token is not None:
             return token, 0.0
-        lock = self._locks[session_id]
-        waiters = lock.waiters = deque() if lock.waiters is None else lock.waiters
-        if len(waiters) >= policy.max_waiters:
+        if len(self._queues.get(session_id, ())) >= policy.max_waiters:
             raise TooManyWaitersError(policy.max_waiters)
-        waiter = _Waiter(self._new_token(), policy.max_hold)
-        waiters.append(waiter)
+        waiter = self._enqueue(session_id, policy)
         started = anyio.current_time()
         try:
             with anyio.move_on_after(policy.wait):
@@ -104,39 +89,54 @@ class LocalLocks:
 
     def release(self, session_id: str, token: str | None) -> bool:
         """Let the lock go to the next in the queue; False where this token does not hold it."""
-        lock = self._locks.get(session_id)
-        if token is None or lock is None or lock.token != token:
+        holder = self._holders.get(session_id)
+        if token is None or holder is None or holder[0] != token:
             return False
-        self._pass_on(session_id, lock)
+        if session_id in self._queues:
+            self._pass_on(session_id)
+        else:
+            del self._holders[session_id]
         return True
+
+    def _relieve(self, session_id: str) -> bool:
+        """Take the lock from a holder whose end has come; True where it is free then."""
+        if self._holders[session_id][1] > self._clock():
+            return False
+        if session_id in self._queues:
+            self._pass_on(session_id)
+            return False
+        del self._holders[session_id]
+        return True
+
+    def _enqueue(self, session_id: str, policy: LockPolicy) -> _Waiter:
+        self._tokens += 1
+        waiter = _Waiter(str(self._tokens), policy.max_hold)
+        self._queues.setdefault(session_id, deque()).append(waiter)
+        return waiter
 
     async def _turn_of(self, session_id: str, waiter: _Waiter) -> None:
         """Wait until the lock is ours; a holder that hangs past its end is relieved by who waits."""
         while not waiter.granted:
-            lock = self._locks[session_id]
-            with anyio.move_on_after(max(lock.ends - self._clock(), 0.0) + 0.001):
+            left = self._holders[session_id][1] - self._clock()
+            with anyio.move_on_after(max(left, 0.0) + 0.001):
                 await waiter.woken.wait()
-            if not waiter.granted and lock.ends <= self._clock():
-                self._pass_on(session_id, lock)
+            if not waiter.granted:
+                self._relieve(session_id)
 
-    def _new_token(self) -> str:
-        self._tokens += 1  # need not be unguessable: it never leaves the process
-        return str(self._tokens)
-
-    def _pass_on(self, session_id: str, lock: _Lock) -> None:
-        if not lock.waiters:
-            del self._locks[session_id]
-            return
-        successor = lock.waiters.popleft()
+    def _pass_on(self, session_id: str) -> None:
+        queue = self._queues[session_id]
+        successor = queue.popleft()
+        if not queue:
+            del self._queues[session_id]
         successor.granted = True
-        lock.token = successor.token
-        lock.ends = self._clock() + successor.max_hold
+        self._holders[session_id] = successor.token, self._clock() + successor.max_hold
         successor.woken.set()
 
     def _leave(self, session_id: str, waiter: _Waiter) -> None:
         if waiter.granted:
             self.release(session_id, waiter.token)
-        else:
-            waiters = self._locks[session_id].waiters
-            assert waiters is not None  # noqa: S101  # who waits is in it
-            waiters.remove(waiter)
+            return
+        queue = self._queues[session_id]
+        queue.remove(waiter)
+        if not queue:
+            del self._queues[session_id]
