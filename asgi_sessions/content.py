@@ -25,7 +25,8 @@ class Content(LiveMetadata):
     __hash__ = None  # type: ignore[assignment]  # as any dict
 
     def __init__(self, values: Any, model: type[SessionData]) -> None:
-        super().__init__(values)
+        if values:
+            super().__init__(values)
         self._model = model
         self.client: str | None = None  # the fingerprint of fresh records
         self._plain: PlainRecord | None = None  # the loaded record, until it is typed

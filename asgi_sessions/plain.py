@@ -95,14 +95,13 @@ class PlainRecord:
 
 def _utc_now_text() -> bytes:
     """The moment in UTC as records spell it, to the microsecond."""
-    now = time.time()
-    second = int(now)
-    return f"{_spelled(second)}.{int((now - second) * 1_000_000):06}Z".encode()
+    second, rest = divmod(time.time_ns(), 1_000_000_000)
+    return b"%b.%06dZ" % (_spelled(second), rest // 1000)
 
 
 @lru_cache(maxsize=1)
-def _spelled(second: int) -> str:
-    return datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+def _spelled(second: int) -> bytes:
+    return datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def parse_plain(record: bytes) -> PlainRecord | None:

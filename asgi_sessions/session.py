@@ -75,6 +75,7 @@ class Session(TrackedDict):
 
     def __init__(self, values: Any = (), /, *, model: type[SessionData] = SessionData) -> None:
         super().__init__(values, model)
+        self.accessed = self.modified = False
         self.is_new = True
         self._unit: UnitOfWork | None = None
         self._mode = _OPEN

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from .content import Content
-from .data import SessionData
 
 
 class TrackedDict(Content):
@@ -17,10 +16,8 @@ class TrackedDict(Content):
 
     __slots__ = ("accessed", "modified")
 
-    def __init__(self, values: Any, model: type[SessionData]) -> None:
-        super().__init__(values, model)
-        self.accessed = False
-        self.modified = False
+    accessed: bool
+    modified: bool
 
     def mark_accessed(self) -> None:
         """Note that the answer depends on the session: it will say `Vary: Cookie`."""

@@ -22,9 +22,9 @@ _SWEEP = 2  # expired records dropped with each one created, so that memory foll
 class _Entry:
     __slots__ = ("ends", "expires", "idle", "record", "users", "version")
 
-    def __init__(self, record: bytes, version: str, expires: float, idle: float) -> None:
-        self.record = record
-        self.version = version
+    def __init__(self, expires: float, idle: float) -> None:
+        self.record = b""
+        self.version = ""
         self.expires = expires  # the absolute bound by the store's clock, inf for none
         self.idle = idle  # seconds, inf for none
         self.ends = expires  # when it is absent: the earlier of both bounds
@@ -83,7 +83,8 @@ class InMemorySessionStore(SessionStore):
             idle = math.inf if entry is None else entry.idle
             self._put(session_id, record, self.default_ttl if ttl is None else ttl, idle)
         else:
-            self._rewrite(session_id, entry, record)
+            self._rewrite(entry, record)
+            self._entries.move_to_end(session_id)
         self._link(data.user_id, session_id)
         return True
 
@@ -160,7 +161,7 @@ class InMemorySessionStore(SessionStore):
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         outcome, entry = self._judge(checkout)
         if outcome is _STORED and entry is not None:
-            self._rewrite(checkout.session_id, entry, record)
+            self._rewrite(entry, record)
             checkout.record, checkout.version = record, entry.version
         if release:
             self._locks.release(checkout.session_id, checkout.token)
@@ -208,19 +209,15 @@ class InMemorySessionStore(SessionStore):
         while len(self._entries) >= self.max_sessions and self._evict():
             pass
         now = self._clock()
-        entry = self._entries[session_id] = _Entry(record, self._next_version(), now + absolute, idle)
+        entry = self._entries[session_id] = _Entry(now + absolute, idle)
+        self._rewrite(entry, record)
         entry.touch(now)
         heapq.heappush(self._ends, (entry.ends, session_id))
-        self._stats["writes"] += 1
 
-    def _rewrite(self, session_id: str, entry: _Entry, record: bytes) -> None:
-        entry.record, entry.version = record, self._next_version()
-        self._entries.move_to_end(session_id)
-        self._stats["writes"] += 1
-
-    def _next_version(self) -> str:
+    def _rewrite(self, entry: _Entry, record: bytes) -> None:
         self._versions += 1  # in one process a counter never repeats
-        return str(self._versions)
+        entry.record, entry.version = record, str(self._versions)
+        self._stats["writes"] += 1
 
     def _drop(self, session_id: str) -> None:
         entry = self._entries.pop(session_id)
