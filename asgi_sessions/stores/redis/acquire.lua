@@ -9,36 +9,32 @@
 --       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
 -- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
 local token, lease, wait, earlier = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[6]
-local now, record = clock(), ''
-
+local state, record, now = 'L', '', clock()
 if ARGV[7] ~= '1' then
-  local state, value = read(KEYS[1])
-  if state ~= 'L' then
-    if earlier ~= '' then
-      leave(earlier)
-    end
-    if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
-      state = 'R'
-    end
-    return {state}
+  state, record = read(KEYS[1])
+  if state == 'L' then
+    keep_alive(KEYS[1], record, now)
   end
-  keep_alive(KEYS[1], value, now)
-  record = value
 end
-if lease == 0 then
-  return {'L', record, now}
+if state == 'L' and (lease == 0 or (earlier == '' and redis.call('SET', KEYS[2], token, 'NX', 'PX', lease))) then
+  return {'L', record, now} -- nearly always
 end
 
-local free = redis.call('SET', KEYS[2], token, 'NX', 'PX', lease)
-if not free then
-  -- A lock under the earlier token was handed over to this caller, who missed the message.
-  local holder = redis.call('GET', KEYS[2])
-  free = holder == token or (earlier ~= '' and holder == earlier)
-  if free then
-    redis.call('SET', KEYS[2], token, 'PX', lease)
+-- include handover
+if state ~= 'L' then
+  if earlier ~= '' then
+    leave(earlier)
   end
+  if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
+    state = 'R'
+  end
+  return {state}
 end
-if free then
+
+-- A lock under the earlier token was handed over to this caller, who missed the message.
+local holder = redis.call('GET', KEYS[2])
+if not holder or holder == token or (earlier ~= '' and holder == earlier) then
+  redis.call('SET', KEYS[2], token, 'PX', lease)
   if earlier ~= '' then
     leave(earlier)
   end

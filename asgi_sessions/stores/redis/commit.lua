@@ -24,6 +24,11 @@ elseif version ~= string.sub(ARGV[3], 7, 50) then
   end
 end
 if ours and (release or outcome == 'GONE') then
+  if redis.call('EXISTS', KEYS[3]) == 0 then
+    redis.call('DEL', KEYS[2]) -- nearly always
+    return outcome
+  end
+  -- include handover
   hand_over(tonumber(ARGV[5]), ARGV[6] == '1', false)
 end
 return outcome

@@ -39,10 +39,6 @@ end
 -- The lock goes to the first waiter whose deadline has not passed and who hears it; without one it is free.
 -- In a cluster PUBLISH counts one node's subscribers only: there the short claim alone finds out the dead.
 local function hand_over(claim, cluster, bare)
-  if redis.call('EXISTS', KEYS[3]) == 0 then
-    redis.call('DEL', KEYS[2])
-    return
-  end
   local now, news = clock(), ''
   if not bare then
     local state, value = read(KEYS[1])

@@ -7,9 +7,11 @@ was lost may be sent again.
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
 
 _LUA = files("asgi_sessions.stores.redis")
+_INCLUDE = re.compile(rb"^ *-- include (\w+)$", re.MULTILINE)
 
 
 def pack(*args: bytes) -> bytes:
@@ -18,12 +20,16 @@ def pack(*args: bytes) -> bytes:
 
 
 class Script:
-    """A script with a fixed number of keys and arguments; everything but their values is packed once."""
+    """A script with a fixed number of keys and arguments; everything but their values is packed once.
+
+    It begins with the chunk `record`, and takes others in where it says ``-- include``: functions cost time
+    to define, and most calls are through before they need them.
+    """
 
     __slots__ = ("_by_body", "_by_sha", "name")
 
-    def __init__(self, name: str, keys: int, args: int, *chunks: str) -> None:
-        body = b"\n".join(_LUA.joinpath(f"{chunk}.lua").read_bytes() for chunk in (*chunks, name))
+    def __init__(self, name: str, keys: int, args: int) -> None:
+        body = _source("record") + _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
         self.name = name
         self._by_sha = _template(b"EVALSHA", sha, keys, args)
@@ -38,6 +44,10 @@ class Script:
         return self._by_body % _with_lengths(args)
 
 
+def _source(chunk: str) -> bytes:
+    return _LUA.joinpath(f"{chunk}.lua").read_bytes()
+
+
 def _template(command: bytes, script: bytes, keys: int, args: int) -> bytes:
     parts = (command, script, b"%d" % keys)
     head = b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
@@ -48,12 +58,12 @@ def _with_lengths(args: tuple[bytes, ...]) -> tuple[int | bytes, ...]:
     return tuple([item for arg in args for item in (len(arg), arg)])
 
 
-ACQUIRE = Script("acquire", 4, 7, "record", "handover")
-COMMIT = Script("commit", 4, 6, "record", "handover")
-CREATE = Script("create", 2, 6, "record")
-REMOVE = Script("remove", 4, 5, "record", "handover")
-RELEASE = Script("release", 4, 4, "record", "handover")
+ACQUIRE = Script("acquire", 4, 7)
+COMMIT = Script("commit", 4, 6)
+CREATE = Script("create", 2, 6)
+REMOVE = Script("remove", 4, 5)
+RELEASE = Script("release", 4, 4)
 RENEW = Script("renew", 1, 2)
-SET = Script("set", 1, 4, "record")
-LINK = Script("link", 1, 2, "record")
-UNLINK = Script("unlink", 1, 2, "record")
+SET = Script("set", 1, 4)
+LINK = Script("link", 1, 2)
+UNLINK = Script("unlink", 1, 2)
