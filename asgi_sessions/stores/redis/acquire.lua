@@ -9,6 +9,19 @@
 --       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
 -- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
 local token, lease, wait, earlier = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[6]
+
+-- Nearly always: a free lock, a record without an idle timeout. It is through before a function is defined.
+if lease > 0 and earlier == '' and ARGV[7] ~= '1' then
+  local value = redis.pcall('GET', KEYS[1])
+  if type(value) == 'string' and string.sub(value, 1, 6) == 'asgi1:'
+    and string.sub(value, 37, 51) == ':0000000000000:'
+    and redis.call('SET', KEYS[2], token, 'NX', 'PX', lease) then
+    local time = redis.call('TIME')
+    return {'L', value, time[1] * 1000 + math.floor(time[2] / 1000)}
+  end
+end
+
+-- include record
 local state, record, now = 'L', '', clock()
 if ARGV[7] ~= '1' then
   state, record = read(KEYS[1])
@@ -17,7 +30,7 @@ if ARGV[7] ~= '1' then
   end
 end
 if state == 'L' and (lease == 0 or (earlier == '' and redis.call('SET', KEYS[2], token, 'NX', 'PX', lease))) then
-  return {'L', record, now} -- nearly always
+  return {'L', record, now}
 end
 
 -- include handover

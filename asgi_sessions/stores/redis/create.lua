@@ -4,6 +4,7 @@
 --       5 token ('': no lock)  6 lease (ms)
 -- Reply {'C', version} created, and locked under the token  |  {'E'} something lies there already
 -- Own retry: a record with this nonce lies there already.
+-- include record
 local absolute, idle = tonumber(ARGV[3]), tonumber(ARGV[4])
 local state, head = read(KEYS[1], 50, true)
 local version = head and version_of(head)

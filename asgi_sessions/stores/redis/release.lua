@@ -8,6 +8,7 @@ if ours and redis.call('EXISTS', KEYS[3]) == 0 then
   return 1
 end
 
+-- include record
 -- include handover
 if ours then
   hand_over(tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4] == '1')

@@ -5,6 +5,7 @@
 -- Reply 'STORED' deleted | 'GONE' was absent | 'LOST' | 'CONFLICT' | 'X' not a record of ours, left alone
 --       With a token our lock is let go, whatever the reply.
 -- Own retry: the retired key remembers the version. Without one, a record that this call deleted is 'GONE'.
+-- include record
 -- include handover
 local token, expected, retire = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local state, head = read(KEYS[1], 50, true)

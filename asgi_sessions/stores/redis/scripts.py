@@ -22,14 +22,14 @@ def pack(*args: bytes) -> bytes:
 class Script:
     """A script with a fixed number of keys and arguments; everything but their values is packed once.
 
-    It begins with the chunk `record`, and takes others in where it says ``-- include``: functions cost time
-    to define, and most calls are through before they need them.
+    It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
+    through before they need them.
     """
 
     __slots__ = ("_by_body", "_by_sha", "name")
 
     def __init__(self, name: str, keys: int, args: int) -> None:
-        body = _source("record") + _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
+        body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
         self.name = name
         self._by_sha = _template(b"EVALSHA", sha, keys, args)

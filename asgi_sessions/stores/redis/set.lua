@@ -5,6 +5,7 @@
 --       The ttl bounds the life absolutely; the idle timeout of an existing record stays.
 -- Reply 1 stored  |  0 not a record of ours, left alone
 -- Own retry: the nonce lies there already.
+-- include record
 local state, head = read(KEYS[1], 50, true)
 if state == 'X' then
   return 0
