@@ -23,7 +23,7 @@ from .options import (
 )
 from .session import Session, held
 from .stores.base import SessionStore
-from .types import ASGIApp, Receive, Scope, Send
+from .types import ASGIApp, Message, Receive, Scope, Send
 from .unit import Unit
 
 _EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
@@ -132,12 +132,26 @@ class SessionMiddleware:
         """What has no session; the lifespan of the app is the store's too."""
         if scope["type"] != "lifespan":
             return await self.app(scope, receive, send)
+        closed = False
+
+        async def closing(message: Message) -> None:
+            nonlocal closed
+            if message["type"].startswith("lifespan.shutdown."):
+                closed = True
+                await self._close()  # before the server hears of it, for then it ends the event loop
+            await send(message)
+
         await self.store.open()
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, closing)
         finally:
-            await self.store.aclose()
-            self._events.flush()
+            if not closed:
+                await self._close()
+        return None
+
+    async def _close(self) -> None:
+        await self.store.aclose()
+        self._events.flush()
 
     def _passes_through(self, scope: Scope) -> bool:
         """Excluded, or a middleware with this cookie and store is around us: its session is ours too."""

@@ -425,7 +425,7 @@ class DictStore(SessionStore):
         return self.model.from_json(text) if ends > time.monotonic() else None
 
     async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
-        self._check(session_id, data, ttl)
+        self.check(session_id, data, ttl)
         _, ends = self.rows.get(session_id, ("", 0.0))
         now = time.monotonic()
         if ttl is not None or ends <= now:

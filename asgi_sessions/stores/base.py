@@ -78,7 +78,7 @@ class SessionStore(RequestOperations):
             if existing is not None:
                 return existing
             fresh = factory() if factory else self.model(session_id=session_id)
-            self._check(session_id, fresh, ttl)
+            self.check(session_id, fresh, ttl)
             lifetime = Lifetime(absolute=self.default_ttl if ttl is None else ttl)
             if await self.create(session_id, encode_checked(fresh), lifetime, None) is not None:
                 if fresh.user_id:
@@ -93,7 +93,7 @@ class SessionStore(RequestOperations):
     async def set_batch(self, records: Mapping[str, SessionData], ttl: float | None = None) -> int:
         """`set` for many; how many were stored. Nothing is stored where one of them cannot be."""
         for session_id, data in records.items():
-            self._check(session_id, data, ttl)
+            self.check(session_id, data, ttl)
             encode_checked(data)
         return sum([await self.set(session_id, data, ttl) for session_id, data in records.items()])
 

@@ -76,7 +76,7 @@ class InMemorySessionStore(SessionStore):
         return None if entry is None else self.read(entry.record)
 
     async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
-        self._check(session_id, data, ttl)
+        self.check(session_id, data, ttl)
         record = encode_checked(data)
         entry = self._find(session_id)
         if entry is None or ttl is not None:

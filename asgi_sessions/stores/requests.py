@@ -192,7 +192,8 @@ class RequestOperations(abc.ABC):
         if not is_identifier(session_id):
             raise ValueError("a session id has 1 to 255 printable characters, no quotes and no spaces")
 
-    def _check(self, session_id: str, data: SessionData, ttl: float | None) -> None:
+    def check(self, session_id: str, data: SessionData, ttl: float | None) -> None:
+        """What `set` has to refuse first: `ValueError` for a bad id, another session's data, a ttl ≤ 0."""
         self._check_id(session_id)
         if data.session_id != session_id:
             raise ValueError("the data belong to another session: data.session_id differs from the id")

@@ -73,7 +73,7 @@ class RedisRecords(SessionStore):
 
     async def set_batch(self, records: Mapping[str, SessionData], ttl: float | None = None) -> int:
         for session_id, data in records.items():
-            self._check(session_id, data, ttl)
+            self.check(session_id, data, ttl)
         encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
         engine = await self._engines.get()
         users = [(data.user_id, name) for name, data in records.items() if data.user_id is not None]

@@ -51,8 +51,7 @@ class Wire(asyncio.Protocol):
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets(False)) is not _MORE:
-                if not isinstance(reply, hiredis.PushNotification):  # maintenance news of RESP3
-                    self._on_reply(reply)
+                self._on_reply(reply)
         except RedisConnectionError as error:
             self.end(error)
 
