@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .answers import Answers, status_of
 from .cookie import Presented, SessionCookie, vary_cookie
-from .events import ABSURD_COOKIE, AMBIGUOUS_COOKIE, BAD_SIGNATURE
+from .events import AMBIGUOUS_COOKIE, BAD_SIGNATURE
 from .fingerprint import FingerprintReader
 from .holding import Rules
 from .session import Mode, Session
@@ -15,7 +15,7 @@ from .stores.checkout import Outcome, raise_for
 from .types import Headers, Message, Receive, Scope, Send
 from .unit import Unit
 
-_EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE, "absurd": ABSURD_COOKIE}
+_EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE}  # what is absurd was not let in
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
@@ -140,7 +140,8 @@ class HTTPExchange(Exchange):
                 message = {**message, "headers": list(message.get("headers", ()))}
             if not self._holds_back(message):
                 await self._on_start(message)
-        elif kind in _BODY:
+            return
+        if kind in _BODY:
             if self._held_start is not None:
                 await self._send_start(last=not message.get("more_body", False))
             elif not self._started:
@@ -148,9 +149,7 @@ class HTTPExchange(Exchange):
             elif self.session.mode is _OPEN and not message.get("more_body", False):
                 await self._commit(release=True)
                 self.session.set_mode(_CLOSED)
-            await self._send(message)
-        else:
-            await self._send(message)
+        await self._send(message)
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""

@@ -267,18 +267,21 @@ class Holding:
 
     def _remaining(self, taken: Checkout) -> Lifetime:
         """What is left of a checked-out record's life: a new id or a write never prolongs it."""
-        if taken.expires_in is None:
+        left = self._seconds_left(taken)
+        if left is None:
             return self.rules.lifetime
-        left = taken.expires_in - (time.monotonic() - self._began)
         return Lifetime(absolute=max(left, 0.001), idle=self.rules.lifetime.idle)
+
+    def _seconds_left(self, taken: Checkout) -> float | None:
+        """Until the absolute bound; None where there is none."""
+        return None if taken.expires_in is None else taken.expires_in - (time.monotonic() - self._began)
 
     # -- letting go -----------------------------------------------------------------------------------------
 
     def max_age(self) -> int | None:
         """Whole seconds that the client may keep the cookie; None where there is no absolute bound."""
-        if self._checkout is None or self._checkout.expires_in is None:
-            return None
-        return math.ceil(self._checkout.expires_in - (time.monotonic() - self._began))
+        left = None if self._checkout is None else self._seconds_left(self._checkout)
+        return None if left is None else math.ceil(left)
 
     @property
     def is_loaded(self) -> bool:
