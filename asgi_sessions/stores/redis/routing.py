@@ -10,8 +10,10 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError
 
 from .connections import Address, Deployment, close
+from .scripts import pack
 from .transport import Call, Lane, Pool, Reply, forget
 
+_ASKING = pack(b"ASKING")
 HOPS = 5  # redirections of one call, as in redis-py
 
 
@@ -130,5 +132,6 @@ class Cluster:
             return True
         asking: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         asking.add_done_callback(forget)
-        target.put(Call(None, (b"ASKING",), asking, call.since), call)
+        target.put(Call(None, _ASKING, asking, call.since))
+        target.put(call)
         return True

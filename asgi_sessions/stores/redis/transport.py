@@ -22,6 +22,7 @@ from .wire import Parser, Wire, can_take_over
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
 CLOSED = "the connection to Redis was closed"
+BURST = 16  # calls that are written without waiting for more
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
 
 
@@ -49,16 +50,16 @@ class Pool(Protocol):
 class Call:
     """A command under way and the future of its reply."""
 
-    __slots__ = ("args", "future", "hops", "packed", "script", "sent_twice", "since")
+    __slots__ = ("future", "hops", "packed", "packed_args", "script", "sent_twice", "since")
 
     def __init__(
-        self, script: Script | None, args: tuple[bytes, ...], future: asyncio.Future[Reply], since: float
+        self, script: Script | None, packed_args: bytes, future: asyncio.Future[Reply], since: float
     ) -> None:
-        self.script = script
-        self.args = args
+        self.script = script  # None: the arguments are the whole command
+        self.packed_args = packed_args
         self.future = future
         self.since = since
-        self.packed = pack(*args) if script is None else script.pack(args)
+        self.packed = packed_args if script is None else script.by_sha + packed_args
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 
@@ -111,29 +112,35 @@ class Lane:
 
     # -- calling ------------------------------------------------------------------------------------------
 
-    def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
+    def run(self, script: Script, packed_args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
-        return self.put(Call(script, args, self._loop.create_future(), self._loop.time()))
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.put(Call(script, packed_args, future, self._loop.time()))
+        return future
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
         """Send a command that may be sent twice."""
-        return self.put(Call(None, args, self._loop.create_future(), self._loop.time()))
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.put(Call(None, pack(*args), future, self._loop.time()))
+        return future
 
-    def put(self, *calls: Call) -> asyncio.Future[Reply]:
-        """Send calls, at once where none is under way, else at the end of this tick; the last's future."""
-        if self._closed:
-            for call in calls:
-                call.fail(CLOSED)
-            return calls[-1].future
-        self._outgoing.extend(calls)
-        if not self._sent and not self._flush_scheduled and self._writer is not None:
+    def put(self, call: Call) -> None:
+        """Send a call, at once where none is under way, else at the end of this tick or with `BURST` others.
+
+        (The server works on a burst while this process prepares the next.)
+        """
+        outgoing = self._outgoing
+        outgoing.append(call)
+        if self._writer is not None and (len(outgoing) >= BURST or not (self._sent or self._flush_scheduled)):
             self.flush()
+        elif self._closed:
+            outgoing.remove(call)
+            call.fail(CLOSED)
         elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
-        if self._timer is None:
+        if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(self._timeout, self._watch)
-        return calls[-1].future
 
     def flush(self) -> None:
         """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
@@ -187,17 +194,17 @@ class Lane:
         return self._wire.lost
 
     def _arrived(self, reply: Reply | Exception) -> None:
-        if isinstance(reply, ResponseError):
+        if not isinstance(reply, Exception):
+            future = self._sent.popleft().future
+            if not future.done():
+                future.set_result(reply)
+        elif isinstance(reply, ResponseError):
             try:
                 self._refused(self._sent.popleft(), reply)
             except ResponseError as error:
                 self._wire.end(error)
-        elif isinstance(reply, Exception):
-            self._wire.end(reply)
         else:
-            future = self._sent.popleft().future
-            if not future.done():
-                future.set_result(reply)
+            self._wire.end(reply)
 
     async def _read(self, connection: Connection) -> None:
         """The same through redis-py's stream, where hiredis is not installed."""
@@ -217,7 +224,7 @@ class Lane:
         if call.future.done():
             return
         if isinstance(error, NoScriptError) and call.script is not None:
-            call.packed = call.script.pack_with_body(call.args)
+            call.packed = call.script.by_body + call.packed_args
             self.put(call)
         elif self._redirect is None or not self._redirect(call, error):
             call.fail("Redis refused the call", error)
