@@ -12,7 +12,7 @@ from ..checkout import RETIRED_FOR
 from .scripts import Keys
 
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
-_HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
+HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
 _NONCE = 16
 HEADER_SIZE = len("asgi1:") + _NONCE + 2 * len(":0000000000000") + len(":")
 _GLOB = re.compile(rb"([*?\[\]\\])")
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 def unpack(value: bytes) -> Stored:
     """The parts of a value. `SessionStoreError` where it is not a record of ours."""
-    header = _HEADER.match(value)
+    header = HEADER.match(value)
     if header is None:
         raise SessionStoreError("what lies under this id is not a session record; it is left alone")
     return Stored(value[header.end() :], header[1].decode(), int(header[2]))

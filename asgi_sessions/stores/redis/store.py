@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import cast
 
 from ...data import SessionData
-from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
 from .connections import Client
 from .engine import Engine
 from .layout import (
+    HEADER,
     HEADER_SIZE,
     NO_IDLE,
     RETIRED_MS,
@@ -20,7 +20,6 @@ from .layout import (
     new_nonce,
     next_version,
     pack_value,
-    unpack,
 )
 from .leases import Lease
 from .records import RedisRecords
@@ -115,7 +114,6 @@ class RedisSessionStore(RedisRecords):
         bequeath = release and engine.queues.choose_heir(keys, token)
         if release and not bequeath:  # a renewal that is answered later must not look like a lost lease
             engine.leases.drop(token)
-        sent = engine.loop.time()
         reply = engine.call(
             COMMIT,
             keys.record,
@@ -132,7 +130,7 @@ class RedisSessionStore(RedisRecords):
             ),
         )
         if bequeath:
-            return await self._bequeath(engine, checkout, reply, sent, version, record)
+            return await self._bequeath(engine, checkout, reply, version, record)
         if release:
             engine.queues.leave(keys, token)
         outcome = _OUTCOMES[cast(bytes, await reply)]
@@ -150,12 +148,12 @@ class RedisSessionStore(RedisRecords):
         engine: Engine,
         checkout: Checkout,
         reply: asyncio.Future[Reply],
-        sent: float,
         version: str,
         record: bytes,
     ) -> Outcome:
         """The lock stays with this process, where the next request goes on with what was stored."""
         keys, token, terms = self._held(engine, checkout)
+        sent = engine.loop.time()
         try:
             outcome = _OUTCOMES[cast(bytes, await reply)]
         except BaseException:
@@ -215,8 +213,9 @@ class RedisSessionStore(RedisRecords):
 
 def _checkout(session_id: str, value: bytes, now: int) -> Checkout | None:
     """None where the header is not quite ours: the scripts look at its outline only."""
-    try:
-        record, version, ends = unpack(value)
-    except SessionStoreError:
+    header = HEADER.match(value)
+    if header is None:
         return None
+    ends = int(header[2])
+    version, record = header[1].decode(), value[HEADER_SIZE:]
     return Checkout(session_id, record, version, None, (ends - now) / 1000 if ends else None)

@@ -103,7 +103,7 @@ class Lane:
         self._outgoing: list[Call] = []
         self._sent: deque[Call] = deque()
         self._writer: asyncio.StreamWriter | None = None
-        self._wire: Wire
+        self._wire: Wire[Call]
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
@@ -190,21 +190,18 @@ class Lane:
         """What ends, with the reason, when the connection does."""
         if self._writer is None or not can_take_over():
             return self._read(connection)
-        self._wire = Wire(self._writer.transport, connection._parser, self._arrived)
+        self._wire = Wire(self._writer.transport, connection._parser, self._sent, self._failed)
         return self._wire.lost
 
-    def _arrived(self, reply: Reply | Exception) -> None:
-        if not isinstance(reply, Exception):
-            future = self._sent.popleft().future
-            if not future.done():
-                future.set_result(reply)
-        elif isinstance(reply, ResponseError):
-            try:
-                self._refused(self._sent.popleft(), reply)
-            except ResponseError as error:
-                self._wire.end(error)
-        else:
+    def _failed(self, reply: Exception) -> None:
+        """What arrived is an error: of one call, or of the connection."""
+        if not isinstance(reply, ResponseError):
             self._wire.end(reply)
+            return
+        try:
+            self._refused(self._sent.popleft(), reply)
+        except ResponseError as error:
+            self._wire.end(error)
 
     async def _read(self, connection: Connection) -> None:
         """The same through redis-py's stream, where hiredis is not installed."""
