@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 LONG = 20  # times as many examples with --long
 
@@ -22,6 +25,13 @@ def effort(examples: int, steps: int = 30) -> settings:
         stateful_step_count=steps,
         deadline=None,
         print_blob=True,
+        report_multiple_bugs=False,
         phases=[phase for phase in Phase if phase is not Phase.explain],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+
+
+def explore(machine: type[RuleBasedStateMachine], effort: settings, **attributes: object) -> None:
+    """Run a machine, with these as attributes of its class."""
+    variant = type(machine.__name__, (machine,), attributes)
+    run_state_machine_as_test(cast(type[RuleBasedStateMachine], variant), settings=effort)
