@@ -295,6 +295,15 @@ class Holding:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
 
+    async def is_current(self) -> bool:
+        """Whether the store still has the record under its id; False too where it cannot tell."""
+        assert self._checkout is not None  # noqa: S101  # asked of what is loaded
+        try:
+            found = await self.rules.store.checkout(self._checkout.session_id, None, None)
+        except SessionStoreError:
+            return False
+        return isinstance(found, Checkout)
+
     async def roll_back(self) -> None:
         """Let go without storing what is not stored yet. A transaction of another task goes on."""
         if self._is_busy_elsewhere():
