@@ -80,7 +80,9 @@ class PlainRecord:
         json = to_json(values)
         if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
             return None
-        if from_json(json) != values:
+        if (
+            b"Infinity" in json or from_json(json) != values
+        ):  # which reads back, though JSON has no such number
             return None
         self._sealed = json, values
         return b"".join((
