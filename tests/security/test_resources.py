@@ -9,7 +9,8 @@ import pytest
 from asgi import Clock, Site, page, stream
 from redis import Redis
 
-from asgi_sessions import InMemorySessionStore, Session, SessionStore
+from asgi_sessions import InMemorySessionStore, RedisSessionStore, Session, SessionStore
+from security import flooding
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, read, write
 
@@ -170,3 +171,15 @@ async def test_memory_is_bounded(clock: Clock) -> None:
         await service.visitor().open(write)
     assert await store.count_active() == 41
     assert await kept.sees() == {"n": 1}
+
+
+@requirement("DOS-2")
+async def test_the_flood_that_is_measured(redis_url: str) -> None:
+    """The measurement of `flooding.py`, in short: visitors are all served, only the flooded turned away."""
+    plan = flooding.Plan(seconds=0.3, rounds=1, visitors=5, rate=400, work=0.01)
+    played = await flooding.measure(lambda: RedisSessionStore(redis_url), plan)
+    for load in flooding.LOADS:
+        (seen,) = played[load]
+        assert set(seen.answers) == {200}, f"a visitor was not served under the load {load!r}"
+    assert set(played["spread"][0].strangers) == {200}
+    assert set(played["flood"][0].strangers) == {200, 503}
