@@ -63,8 +63,9 @@ async def play(service: Service, load: str, plan: Plan) -> Round:
     seen = Round()
     visitors = [service.visitor() for _ in range(plan.visitors)]
     targets = [service.visitor() for _ in range(1 if load == "flood" else plan.rate)]
-    for visitor in (*visitors, *targets):
-        await visitor.begin()
+    async with anyio.create_task_group() as group:
+        for visitor in (*visitors, *targets):
+            group.start_soon(visitor.open, write)
     end = time.perf_counter() + plan.seconds
 
     async def visit(visitor: Visitor) -> None:
