@@ -39,7 +39,9 @@ class Settings:
 class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
-    __slots__ = ("_began", "_presented", "_scope", "_send", "_settings", "_started", "session", "unit")
+    __slots__ = (
+        "_began", "_presented", "_refreshes", "_scope", "_send", "_settings", "_started", "session", "unit",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
         self.session = Session(model=settings.rules.model)
@@ -50,6 +52,10 @@ class Exchange:
         self._send = send
         self._presented = presented
         self._started = False  # the answer's headers have left
+        # the cookie is to be sent again: signed by an old key, or rolling and old enough
+        self._refreshes = presented.session_id is not None and (
+            presented.stale_key or self._is_due(presented.issued_at)
+        )
         self._began = time.perf_counter()
 
     async def open(self, *, read_only: bool) -> None:
@@ -110,9 +116,15 @@ class Exchange:
             return None
         if unit.cookie_gone:
             return self._settings.cookie.render_removal(secure=self._is_secure())
-        if unit.is_loaded and (presented.stale_key or self._is_due(presented.issued_at)):
-            return self._render(presented.session_id)
-        return None
+        return self._render(presented.session_id) if self._refreshes and unit.is_loaded else None
+
+    async def _check_refresh(self) -> None:
+        """Send the cookie again only while its id is alive: a login meanwhile has given the client another.
+
+        An answer that was on its way without the lock would overwrite that one.
+        """
+        if self.unit.is_loaded and self.unit.new_cookie is None:
+            self._refreshes = await self.unit.is_current()
 
     def _render(self, session_id: str) -> bytes:
         return self._settings.cookie.render(session_id, max_age=self._max_age(), secure=self._is_secure())
@@ -192,6 +204,8 @@ class HTTPExchange(Exchange):
             raise self._failure
         if self._is_error_page(start):
             await self.unit.roll_back()  # a failed request changes nothing
+            if self._refreshes:
+                await self._check_refresh()
             await self._send(self._dressed(start))
             return
         self._held_start = start
@@ -206,6 +220,8 @@ class HTTPExchange(Exchange):
         start, self._held_start = self._held_start, None
         if session.mode is _OPEN and (release or not self.unit.keeps_record):
             session.set_mode(_CLOSED)
+        if self._refreshes:
+            await self._check_refresh()
         if start is not None:
             await self._send(self._dressed(start))
 
@@ -238,6 +254,8 @@ class WebSocketExchange(Exchange):
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
         if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            if self._refreshes:
+                await self._check_refresh()
             message = self._dressed(message)
         elif message["type"] == "websocket.close":
             self._started = True
