@@ -7,12 +7,13 @@ from functools import partial
 from typing import Protocol, cast
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
 from .connections import Address, Deployment, close
-from .transport import Call, Lane, Pool, Reply, forget
+from .transport import CLOSED, Call, Lane, Pool, Reply, forget
 
 HOPS = 5  # redirections of one call, as in redis-py
+TRY_AGAIN = 0.02  # seconds before a call is made again whose keys are on two nodes while their slot moves
 
 
 class Router(Protocol):
@@ -119,6 +120,8 @@ class Cluster:
 
     def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
         """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
+        if isinstance(error, TryAgainError):
+            return self._try_again(call)
         if not isinstance(error, AskError) or call.hops >= HOPS:
             return False
         call.hops += 1
@@ -132,3 +135,18 @@ class Cluster:
         asking.add_done_callback(forget)
         target.put(Call(None, (b"ASKING",), asking, call.since), call)
         return True
+
+    def _try_again(self, call: Call) -> bool:
+        """Make a call later that was not carried out; False when half of its time is over."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - call.since > self._deployment.timeout / 2:
+            return False
+        loop.call_later(TRY_AGAIN, self._put, call)
+        return True
+
+    def _put(self, call: Call) -> None:
+        if not self._lanes:
+            call.fail(CLOSED)
+        elif not call.future.done():
+            call.hops = 0
+            self.lane(call.args[0 if call.script else 1]).put(call)
