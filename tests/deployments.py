@@ -115,9 +115,11 @@ class Replicated:
         node.pause()
 
     def raise_the_dead(self) -> None:
-        """Those who were killed or frozen run again; they find out by themselves what they missed."""
+        """Those who were killed or frozen run again, and everybody may copy."""
         while self.down:
             self.down.popitem()[1]()
+        for node in self.nodes:
+            command(node, "CONFIG", "SET", "masterauth", "")
 
     def primary_of(self, key: str) -> RedisServer:
         """Where the key lives now, as those say who are up."""
@@ -133,14 +135,14 @@ class Replicated:
         written = int(command(primary, "INFO", "replication")["master_repl_offset"])
         until(lambda: all(_copied(node) >= written for node in self.replicas_of(primary)), "all is copied")
 
-    def stop_copying(self, primary: RedisServer) -> list[RedisServer]:
-        """Freeze its replicas, who have all that was written by now and get nothing that is written later."""
+    def stop_copying(self, primary: RedisServer) -> None:
+        """Its replicas have all that was written by now, and get nothing that is written later."""
         self.copy(primary)
         replicas = self.replicas_of(primary)
         for replica in replicas:
-            self.freeze(replica)
+            command(replica, "CONFIG", "SET", "masterauth", "not that of the primary, which has none")
         command(primary, "CLIENT", "KILL", "TYPE", "replica")
-        return replicas
+        until(lambda: not any(_follows(replica) for replica in replicas), "the replicas are cut off")
 
     def thaw(self, node: RedisServer) -> None:
         """It runs on after `freeze`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -131,3 +132,32 @@ async def test_locked_changes_wait_while_their_slot_moves(
     assert await count == 1
     assert cluster.primary_of(_key("s")) is move.target
     assert cluster.keys() == [_key("s")]
+
+
+# -- replicas ---------------------------------------------------------------------------------------------
+
+
+def _client(node: RedisServer) -> redis.asyncio.RedisCluster:
+    """A client that may read from replicas and is entered at this node."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its other name is newer than redis-py 6.4
+        return redis.asyncio.RedisCluster(host="127.0.0.1", port=node.port, read_from_replicas=True)
+
+
+async def test_who_may_read_from_replicas_reads_what_is_stored(cluster: RedisCluster) -> None:
+    """Also where the entrance is a replica that has not heard of the last change: no path of ours is stale."""
+    primary = cluster.primary_of(_key("s"))
+    (replica,) = cluster.replicas_of(primary)
+    store = RedisSessionStore(_client(replica))
+    await store.set("s", SessionData(session_id="s"))
+    await run_sync(cluster.stop_copying, primary)
+    for n in (1, 2):
+        assert await store.increment_counter("s", "n") == n
+        found = await store.get("s")
+        assert found is not None
+        assert found.metadata == {"n": n}
+        glanced = await store.checkout("s", None, None)
+        assert isinstance(glanced, Checkout)
+        assert store.read(glanced.record) == found
+    assert command(replica, "INFO", "replication")["master_link_status"] == "down"
+    await store.aclose()

@@ -34,6 +34,9 @@ _NOT_OURS = (
     "response_callbacks",
     "retry_on_timeout",
 )
+# A cluster client that may read from replicas sends READONLY: they would then run our scripts, and refuse the
+# first write in them, instead of naming the primary.
+_READONLY = "redis_connect_func"
 _SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service or redis+cluster://"
 
 
@@ -65,7 +68,8 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
         raise ValueError("socket_timeout is a number of seconds above 0")
     if isinstance(client, RedisCluster):
         nodes = list(client.nodes_manager.startup_nodes.values())
-        template = ConnectionPool(connection_class=nodes[0].connection_class, **nodes[0].connection_kwargs)
+        settings = {name: value for name, value in nodes[0].connection_kwargs.items() if name != _READONLY}
+        template = ConnectionPool(connection_class=nodes[0].connection_class, **settings)
         seeds = tuple((str(node.host), int(node.port)) for node in nodes)
     elif isinstance(client, Redis):
         template, seeds = client.connection_pool, ()
