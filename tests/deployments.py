@@ -23,7 +23,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis_server import RedisServer, find_binary
 
-DOWN_AFTER = 0.7  # seconds; Sentinels wait so long for an answer of the primary
+DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
 NODE_TIMEOUT = 1.0  # seconds; a node that is silent for so long may be replaced, never earlier
 PRIMARIES = 3
 SLOTS = 16384
@@ -266,7 +266,7 @@ class RedisCluster(Replicated):
         for node in self.primaries():
             command(node, "FLUSHALL")
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """All keys of all slots."""
         return sorted(key for node in self.primaries() for key in command(node, "KEYS", "*"))
 
@@ -348,7 +348,7 @@ class SentinelSet(Replicated):
         """No keys in any node."""
         command(self.primary(), "FLUSHALL")
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         return sorted(command(self.primary(), "KEYS", "*"))
 
 
