@@ -5,6 +5,8 @@ A deployment is a context manager: whatever happens in the block, its processes 
 
 from __future__ import annotations
 
+import functools
+import os
 import random
 import secrets
 import shutil
@@ -31,10 +33,19 @@ SLOTS = 16384
 _PATIENCE = 30.0  # seconds for what a deployment does by itself: meet, copy, elect
 
 
-def binaries() -> list[str]:
-    """Every server of this machine, each once: the one that all tests use, then those on the PATH."""
-    found = [find_binary(), shutil.which("redis-server"), shutil.which("valkey-server")]
-    return list({Path(each).resolve(): each for each in found if each}.values())
+@functools.cache
+def binaries() -> dict[str, str]:
+    """The servers of this machine by version: the one that all tests use, and those on the PATH."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    names = ("redis-server", "valkey-server")
+    found = [shutil.which(name, path=folder) for folder in folders for name in names]
+    return {_version(each): each for each in (*found, find_binary()) if each}
+
+
+def _version(binary: str) -> str:
+    """Such as `Redis 6.2.14`."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return f"{said[0]} {next(word for word in said if word.startswith('v='))[2:]}"
 
 
 @contextmanager

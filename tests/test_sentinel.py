@@ -58,7 +58,7 @@ async def test_a_primary_dies_under_load(nodes: SentinelSet, how: str) -> None:
 
 
 async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
-    """It still answers, but stores nothing: a request under way is stored by the new one, where its lock is."""
+    """It answers, but stores nothing: a request under way is stored by the new one, where its lock is."""
     store = RedisSessionStore(nodes.url)
     await store.set("s", SessionData(session_id="s"))
     holder = await store.checkout("s", LockPolicy(), None)
