@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from redis_server import RedisServer, find_binary
 
 DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
@@ -30,6 +32,7 @@ NODE_TIMEOUT = 1.0  # seconds; a node that is silent for so long may be replaced
 PRIMARIES = 3
 SLOTS = 16384
 
+_ONCE = Retry(NoBackoff(), 0)  # redis-py tries for seconds where a server is down
 _PATIENCE = 30.0  # seconds for what a deployment does by itself: meet, copy, elect
 
 
@@ -58,8 +61,19 @@ def chosen(binary: str) -> Iterator[None]:
 
 def command(node: RedisServer, *words: object) -> Any:
     """What this node answers, as text; an error where it is down."""
-    with Redis(port=node.port, decode_responses=True, socket_timeout=5) as client:
+    with Redis(port=node.port, decode_responses=True, socket_timeout=5, retry=_ONCE) as client:
         return client.execute_command(*[str(word) for word in words])
+
+
+def is_stopped(server: RedisServer) -> bool:
+    """Whether a server that was frozen has come to a stand; a process goes on for a moment."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(0.05)
+        connection.sendall(b"PING\r\n")
+        try:
+            return not connection.recv(1)
+        except TimeoutError:
+            return True
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from anyio.to_thread import run_sync
-from deployments import DOWN_AFTER, SentinelSet, command
+from deployments import DOWN_AFTER, SentinelSet, command, is_stopped
 from redis_server import RedisServer
 from visitors import counting, crowd, failover_flaws, note_copies, served, until
 
@@ -75,6 +75,16 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
     assert await store.commit(holder, record, release=True) is Outcome.STORED
     assert await store.increment_counter("s", "n") == 2
     assert nodes.all_keys() == ["session:{s}"]
+    await store.aclose()
+
+
+async def test_sentinels_that_hang_are_passed_over(nodes: SentinelSet) -> None:
+    """The last of three may be the only one that answers: all are asked within the time that a call has."""
+    store = RedisSessionStore(nodes.url)
+    for hung in nodes.sentinels[:2]:
+        nodes.freeze(hung)
+        await until(lambda: is_stopped(hung), "it hangs")  # noqa: B023
+    assert await store.set("s", SessionData(session_id="s"))
     await store.aclose()
 
 
