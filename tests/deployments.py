@@ -124,6 +124,7 @@ class Replicated:
 
     def __init__(self) -> None:
         self.down: dict[RedisServer, Callable[[], None]] = {}
+        self.is_whole = False
 
     @property
     def up(self) -> list[RedisServer]:
@@ -131,15 +132,27 @@ class Replicated:
 
     def kill(self, node: RedisServer) -> None:
         """SIGKILL: what it has not sent is lost."""
+        self.is_whole = False
         self.down[node] = node.start
         node.kill()
 
     def freeze(self, node: RedisServer) -> None:
         """SIGSTOP: its connections stay open, and new ones are accepted by the system."""
+        self.is_whole = False
         self.down[node] = node.resume
         node.pause()
 
-    def raise_the_dead(self) -> None:
+    def settle(self) -> None:
+        """Undo what a test did to the nodes, and wait until all run, follow whom they should, and know it."""
+        if not self.is_whole:
+            self._raise_the_dead()
+            self._await_agreement()
+            self.is_whole = True
+
+    def _await_agreement(self) -> None:
+        raise NotImplementedError
+
+    def _raise_the_dead(self) -> None:
         """Those who were killed or frozen run again, and everybody may copy."""
         while self.down:
             self.down.popitem()[1]()
@@ -162,16 +175,13 @@ class Replicated:
 
     def stop_copying(self, primary: RedisServer) -> None:
         """Its replicas have all that was written by now, and get nothing that is written later."""
+        self.is_whole = False
         self.copy(primary)
         replicas = self.replicas_of(primary)
         for replica in replicas:
             command(replica, "CONFIG", "SET", "masterauth", "not that of the primary, which has none")
         command(primary, "CLIENT", "KILL", "TYPE", "replica")
         until(lambda: not any(_follows(replica) for replica in replicas), "the replicas are cut off")
-
-    def thaw(self, node: RedisServer) -> None:
-        """It runs on after `freeze`."""
-        self.down.pop(node)()
 
 
 def _primary_port(node: RedisServer) -> int | None:
@@ -242,9 +252,7 @@ class RedisCluster(Replicated):
         lines = command(node, "CLUSTER", "NODES").splitlines()
         return len(lines) == len(self.nodes) and not any("handshake" in line for line in lines)
 
-    def settle(self) -> None:
-        """Wait until all nodes run, each primary has its replica, and all agree on that."""
-        self.raise_the_dead()
+    def _await_agreement(self) -> None:
         until(self._is_settled, "the cluster is whole")
 
     def _is_settled(self) -> bool:
@@ -351,12 +359,13 @@ class SentinelSet(Replicated):
         until(agreed, "the Sentinels agree")
         return next(node for node in self.nodes if node.port in ports)
 
-    def settle(self) -> None:
-        """Wait until all nodes run, the others follow the primary, and every Sentinel finds that well.
+    def fail_over(self) -> None:
+        """Have the Sentinels put another node in the primary's place, though nothing is wrong with it."""
+        self.is_whole = False
+        command(self.sentinels[0], "SENTINEL", "FAILOVER", self.name)
 
-        Who comes back is told whom to follow, which Sentinels do after ten seconds.
-        """
-        self.raise_the_dead()
+    def _await_agreement(self) -> None:
+        """Who comes back is told whom to follow, which Sentinels do after ten seconds."""
         primary = self.primary()
         for node in self.nodes:
             if node is not primary:

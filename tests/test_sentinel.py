@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from anyio.to_thread import run_sync
-from deployments import DOWN_AFTER, SentinelSet, command, is_stopped
+from deployments import DOWN_AFTER, SentinelSet, is_stopped
 from redis_server import RedisServer
 from visitors import counting, crowd, failover_flaws, note_copies, served, until
 
@@ -65,7 +65,7 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
     assert isinstance(holder, Checkout)
     old = nodes.primary()
     await run_sync(nodes.copy, old)
-    command(nodes.sentinels[0], "SENTINEL", "FAILOVER", nodes.name)
+    nodes.fail_over()
     await until(lambda: nodes.primary() is not old, "there is a new primary")
     await run_sync(nodes.settle)
     record = encode_checked(SessionData(session_id="s", metadata={"n": 1}))
