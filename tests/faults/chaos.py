@@ -114,17 +114,21 @@ def trickle(size: int, pause: float) -> Fault:
 
 @dataclass
 class Plan:
-    """A fault for the next `times` messages that match, None for all; `hits` of them met it so far."""
+    """A fault for the next `times` messages that match, None for all, after the first `skip` of them."""
 
     fault: Fault
     match: Match
     times: int | None
-    hits: int = 0
+    skip: int = 0
+    hits: int = 0  # so many have met it
     hit: threading.Event = field(default_factory=threading.Event)  # set with the first
 
     def takes(self, command: bytes) -> bool:
         """Whether this message is one of them; it counts as hit then."""
         if (self.times is not None and self.hits >= self.times) or not self.match(command):
+            return False
+        if self.skip > 0:
+            self.skip -= 1
             return False
         self.hits += 1
         self.hit.set()
@@ -162,10 +166,16 @@ class ChaosProxy:
             link.join()
 
     def inject(
-        self, fault: Fault, match: Match = anything, *, on: Direction = "request", times: int | None = 1
+        self,
+        fault: Fault,
+        match: Match = anything,
+        *,
+        on: Direction = "request",
+        times: int | None = 1,
+        skip: int = 0,
     ) -> Plan:
         """From now on let the fault befall matching commands, or the answers to them."""
-        plan = Plan(fault, match, times)
+        plan = Plan(fault, match, times, skip)
         with self._turn:
             self._plans[on].append(plan)
         return plan
