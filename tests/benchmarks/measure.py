@@ -436,12 +436,14 @@ def _draw_lines(panel: Panel, axes: Axes) -> None:
             [y for _, y in pairs],
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
+            markersize=6 if len(pairs) <= 12 else 3,
             linewidth=2.4 if number == 0 else 1.5,
             label=name,
         )
     if panel.log_x:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    if len(ticks) <= 12:
+        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     axes.minorticks_off()
 
 
@@ -458,5 +460,6 @@ def _draw_bars(panel: Panel, axes: Axes) -> None:
             label=name,
         )
         axes.bar_label(bars, [shown(float(value)) for value in values], fontsize=7, padding=2)
-    axes.set_xticks(range(len(panel.categories)), list(panel.categories))
+    size = 9 if len(panel.categories) < 5 else 7.5
+    axes.set_xticks(range(len(panel.categories)), list(panel.categories), fontsize=size)
     axes.grid(visible=False, axis="x")
