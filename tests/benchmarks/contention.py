@@ -30,9 +30,10 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from measure import (
@@ -270,6 +271,10 @@ class Remote:
         self.tell(command, *arguments)
         return self.answer()
 
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
     def signal(self, number: int) -> None:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
@@ -280,7 +285,7 @@ class Remote:
         self._process.join()
 
     def close(self) -> None:
-        if self._process.is_alive():
+        if self.alive:
             self.signal(signal.SIGCONT)
             self._line.send(None)
             self._process.join(5)
@@ -289,18 +294,33 @@ class Remote:
         self._line.close()
 
 
-@contextmanager
-def remotes(number: int, url: str, lease: float = LEASE) -> Iterator[list[Remote]]:
-    """So many processes, which have all come up."""
-    with ExitStack() as stack:
-        found = []
-        for _ in range(number):
-            remote = Remote(url, lease)
-            stack.callback(remote.close)
-            found.append(remote)
-        for remote in found:
-            remote.ask("lay", OURS)
-        yield found
+class Company:
+    """As many processes as are asked for, each with the same lease; who is dead is replaced."""
+
+    def __init__(self, url: str, lease: float = LEASE) -> None:
+        self._url = url
+        self._lease = lease
+        self._members: list[Remote] = []
+
+    def __enter__(self) -> Company:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for member in self._members:
+            member.close()
+
+    def call(self, number: int) -> list[Remote]:
+        """So many, all up and connected; the session begins anew."""
+        self._members = [member for member in self._members if member.alive]
+        while len(self._members) < number:
+            self._members.append(Remote(self._url, self._lease))
+        for member in self._members[:number]:
+            member.tell("lay", OURS)
+        for member in self._members[:number]:
+            member.answer()
+        return self._members[:number]
 
 
 # -- the storm -----------------------------------------------------------------------------------------------
@@ -370,7 +390,8 @@ def shares(tasks: int, processes: int) -> list[int]:
 async def storm(url: str, options: argparse.Namespace) -> tuple[Storms, dict[float, Samples]]:
     counts = CommandCounts(url)
     measured = {}
-    with remotes(options.processes, url) as workers:
+    with Company(url) as company:
+        workers = company.call(options.processes)
         storms = Storms(workers, shares(options.tasks, options.processes), counts)
         for hold in HOLDS:
             turns = {way: partial(storms.one, way, hold) for way in (OURS, LOCK, TRIES)}
@@ -389,11 +410,10 @@ class Scenes:
     another had the lock since. A scene gives what the next one waited, in seconds.
     """
 
-    def __init__(self, url: str, lease: float) -> None:
+    def __init__(self, url: str, company: Company) -> None:
         self.lost = 0
         self.stale = 0
-        self._url = url
-        self._lease = lease
+        self._company = company
         self._client = Blocking.from_url(url)
 
     def hand_off(self) -> float:
@@ -446,9 +466,9 @@ class Scenes:
     def _cast(self, number: int) -> Iterator[list[Remote]]:
         self._client.flushdb()
         self._stored = 0
-        with remotes(number, self._url, self._lease) as actors:
-            yield actors
-            self.lost += self._stored - actors[-1].ask("count", OURS)
+        actors = self._company.call(number)
+        yield actors
+        self.lost += self._stored - actors[-1].ask("count", OURS)
 
     def _queue(self, holder: Remote, *waiting: Remote) -> None:
         """Each waits before the next comes."""
@@ -482,16 +502,17 @@ class Costs(NamedTuple):
 
 
 def crash(url: str, options: argparse.Namespace) -> Costs:
-    scenes = Scenes(url, options.lease)
-    each: dict[str, Callable[[], float]] = {
-        "hand-off": scenes.hand_off,
-        "killed waiter": scenes.killed_waiter,
-        "frozen waiter": scenes.frozen_waiter,
-        "killed holder": scenes.killed_holder,
-        "frozen holder": scenes.frozen_holder,
-    }
-    took = {name: [scene() * 1000 for _ in range(options.scenes)] for name, scene in each.items()}
-    return Costs(took, scenes.lost, scenes.stale)
+    with Company(url, options.lease) as company:
+        scenes = Scenes(url, company)
+        each: dict[str, Callable[[], float]] = {
+            "hand-off": scenes.hand_off,
+            "killed waiter": scenes.killed_waiter,
+            "frozen waiter": scenes.frozen_waiter,
+            "killed holder": scenes.killed_holder,
+            "frozen holder": scenes.frozen_holder,
+        }
+        took = {name: [scene() * 1000 for _ in range(options.scenes)] for name, scene in each.items()}
+        return Costs(took, scenes.lost, scenes.stale)
 
 
 # -- telling -------------------------------------------------------------------------------------------------
@@ -581,10 +602,12 @@ def panels(storms: Storms, measured: Mapping[float, Samples], tasks: int) -> lis
     total = {
         named(hold): [samples.median(way, "total") for way in ways] for hold, samples in measured.items()
     }
+    gave_up = {way: measured[hold].median(way, "failures") for way in ways}
+    called = [f"{way}\n({gave_up[way]:.0f} of {tasks} gave up)" if gave_up[way] else way for way in ways]
     ideal = (f"ideal for {named(hold)}", tasks * hold * 1000)
     return [
-        Panel(f"The n-th turn, held {named(hold)}", "ms since the start", turns, "turn", log_y=True),
-        Panel("Until all are done (or gave up)", "ms", total, categories=ways, log_y=True, reference=ideal),
+        Panel(f"The n-th turn, held {named(hold)}", "ms since the start", turns, "turn"),
+        Panel("Until all are done or gave up", "ms", total, categories=called, log_y=True, reference=ideal),
         Panel(f"Hand-off, held {named(hold)}", "ms", hand_offs, categories=ways, log_y=True),
     ]
 
@@ -595,7 +618,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.tasks, options.processes, options.lease, options.scenes = 50, 4, 2.0, 3
     if options.quick:
         options.rounds = options.scenes = 1
-        options.tasks, options.processes, options.lease = 12, 2, 0.5
+        options.tasks, options.processes, options.lease = 8, 2, 0.3
     return options
 
 

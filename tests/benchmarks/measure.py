@@ -15,6 +15,7 @@ import asyncio
 import gc
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -419,6 +420,8 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if panel.log_y:
         low, high = axes.get_ylim()
+        if panel.categories:
+            low = 10 ** math.floor(math.log10(low))  # bars have to begin somewhere
         axes.set_ylim(low, high * (high / low) ** 0.25)  # room for the legend
     else:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.18)
