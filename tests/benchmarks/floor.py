@@ -198,26 +198,33 @@ _MORE = object()
 
 
 class RawProtocol(asyncio.Protocol):
-    """Writes what one tick of the loop brings, at once where nothing is under way, and reads the replies."""
+    """Writes calls and reads their replies, nothing else.
+
+    While replies come alone, a call leaves at once; when several came together, what they wake is going to
+    call in one tick of the loop, and all of that leaves in one write at the end of it.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._outgoing: list[bytes] = []
         self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._alone = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        before = len(self._waiting)
         while (reply := self._reader.gets()) is not _MORE:
             self._waiting.popleft().set_result(reply)
+        self._alone = before - len(self._waiting) < 2
 
     def call(self, packed: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._outgoing.append(packed)
-        if not self._waiting:
+        if self._alone and not self._waiting:
             self._flush()
         elif len(self._outgoing) == 1:
             self._loop.call_soon(self._flush)
