@@ -58,7 +58,7 @@ PATIENCE = 30.0  # seconds for a server to start, and for wrk to end
 KINDS = ("read", "write")
 NEEDS = {"starsessions": "starsessions", "Litestar": "litestar"}  # what a subject's name begins with
 QUICK = ("bare app", "ours, memory", "Starlette, cookie", "ours, Redis")  # the peers that tests always have
-QUICK_SECONDS = 0.4
+QUICK_SECONDS = 0.3
 
 
 # -- a subject's server --------------------------------------------------------------------------------------
@@ -107,17 +107,24 @@ class Served:
         return [int(answer.raise_for_status().text) for answer in answers]
 
     def disagreements(self) -> tuple[int, int]:
-        """Acknowledged writes that are lost, and writes that nobody asked for, over all sessions."""
-        lost = invented = 0
-        for count, written, cut in zip(self.counts(), self.written, self.interrupted, strict=True):
-            lost += max(written - count, 0)
-            invented += max(count - written - cut, 0)
-        return lost, invented
+        """What is wrong with the numbers in its sessions."""
+        return disagreements(self.counts(), self.written, self.interrupted)
 
     @property
     def keeps_count(self) -> bool:
         """False without a session, and where it is in the cookie, which the load does not follow."""
         return self.name not in ("bare app", "Starlette, cookie")
+
+
+def disagreements(
+    counts: Sequence[int], written: Sequence[int], interrupted: Sequence[int]
+) -> tuple[int, int]:
+    """Acknowledged writes that are lost, and writes that nobody asked for, over all sessions."""
+    lost = invented = 0
+    for count, acknowledged, cut in zip(counts, written, interrupted, strict=True):
+        lost += max(acknowledged - count, 0)
+        invented += max(count - acknowledged - cut, 0)
+    return lost, invented
 
 
 @contextmanager
@@ -203,14 +210,11 @@ end
 
 
 async def load_by_wrk(url: str, cookies: Sequence[str], seconds: float) -> Load:
-    """wrk runs until it is told to stop, which it can to a fraction of a second."""
-    with tempfile.TemporaryDirectory() as directory:
-        script = Path(directory, "sessions.lua")
-        quoted = ", ".join(json.dumps(cookie) for cookie in cookies)
-        script.write_text(WRK_SCRIPT % {"cookies": quoted, "user_agent": USER_AGENT})
-        count = str(len(cookies))
+    """wrk runs until it is told to stop, which it can be after a fraction of a second."""
+    count = str(len(cookies))
+    with wrk_script(cookies) as script:
         wrk = await asyncio.create_subprocess_exec(
-            *("wrk", "-t", count, "-c", count, "-d", "1h", "-s", str(script), url),
+            *("wrk", "-t", count, "-c", count, "-d", "1h", "-s", script, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -227,6 +231,16 @@ async def load_by_wrk(url: str, cookies: Sequence[str], seconds: float) -> Load:
         raise RuntimeError(f"wrk failed:\n{printed.decode()}{told.decode()}") from None
     refused = found["refused"] + found["failed"]
     return Load(found["seconds"], found["acknowledged"], refused, found["p50"], found["p99"])
+
+
+@contextmanager
+def wrk_script(cookies: Sequence[str]) -> Iterator[str]:
+    """A file that tells wrk which connection sends which cookie."""
+    quoted = ", ".join(json.dumps(cookie) for cookie in cookies)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(WRK_SCRIPT % {"cookies": quoted, "user_agent": USER_AGENT})
+        script.flush()
+        yield script.name
 
 
 async def load_by_httpx(url: str, cookies: Sequence[str], seconds: float) -> Load:
@@ -292,13 +306,18 @@ def meet_oneself(server: Served, redis_url: str, requests: int) -> Figures:
             answer = connection.getresponse()
             answer.read()
             server.refused += answer.status != 200
-        commands = redis.info("commandstats")
+        waited = waits(redis)
     connection.request("GET", "/met")
     met = int(connection.getresponse().read())
     connection.close()
     server.written[0] = requests // 2
-    waits = sum(commands.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("rpush", "subscribe"))
-    return {"requests": requests, "met": met + waits, "lost": sum(server.disagreements())}
+    return {"requests": requests, "met": met + waited, "lost": sum(server.disagreements())}
+
+
+def waits(redis: Redis) -> int:
+    """How often somebody has queued or subscribed since the server's statistics were reset."""
+    commands = redis.info("commandstats")
+    return sum(int(commands.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("rpush", "subscribe"))
 
 
 # -- the benchmark -------------------------------------------------------------------------------------------
@@ -396,7 +415,7 @@ def promise_table(measured: Measured) -> Table:
 
 
 def meeting_table(measured: Measured) -> Table:
-    rows = [
+    rows: list[list[Cell]] = [
         [f"ours, {place}", each["requests"], each["met"], each["lost"]]
         for place, each in measured.meetings.items()
     ]

@@ -2,8 +2,8 @@
 
     SUBJECT="ours, Redis" REDIS_URL=redis://… uvicorn --factory end_to_end_apps:from_environment
 
-Litestar's middleware works within Litestar only. Here it gets from Litestar what it asks for and nothing else,
-so that it is not charged with a framework around it.
+Litestar's middleware works within Litestar only. Here it gets from Litestar what it asks for and nothing
+else, so that it is not charged with a framework around it.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def litestar(store: Any) -> ASGIApp:
 
     handler = asgi("/")(pages)
     home: Any = Litestar([handler], stores={"sessions": store})
-    config = ServerSideSessionConfig(max_age=LIFE)
-    sessions: Any = config.middleware(app=pages)
+    app: Any = pages  # Litestar has types of its own for what ASGI is made of
+    sessions: Any = ServerSideSessionConfig(max_age=LIFE).middleware(app=app)
 
     async def within_litestar(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
