@@ -11,6 +11,7 @@ Importing this puts the tests' own modules (`redis_server`) on the path, and the
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import importlib.util
 import json
@@ -26,6 +27,8 @@ from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from redis import Redis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,6 +114,31 @@ async def alternate(subjects: Mapping[str, Turn], rounds: int, into: Samples | N
     return samples
 
 
+async def drive(
+    action: Callable[[int], Awaitable[object]], tasks: int, seconds: float, *, polite: bool = False
+) -> Figures:
+    """Call `action` over and over from so many tasks, each with its own number; all begin within one tick.
+
+    With `polite` each task lets the others go on after each call, so that they take turns even where `action`
+    never waits. A call that fails ends it all: what fails is not fast. Gives `per_s`, `us` (of the wall, for
+    each call of all tasks together) and `cpu_us` (of this process).
+    """
+    done = [0] * tasks
+    ends = time.perf_counter() + seconds
+
+    async def repeat(number: int) -> None:
+        while time.perf_counter() < ends:
+            await action(number)
+            done[number] += 1
+            if polite:
+                await asyncio.sleep(0)
+
+    with Stopwatch() as watch:
+        await asyncio.gather(*[repeat(number) for number in range(tasks)])
+    calls = max(sum(done), 1)
+    return {"per_s": calls / watch.wall, "us": watch.wall / calls * 1e6, "cpu_us": watch.cpu / calls * 1e6}
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which this share (0 to 1) of the values lies; one of the values, not between two."""
     ordered = sorted(values)
@@ -129,6 +157,40 @@ def machine(*distributions: str, **more: str) -> dict[str, str]:
         except PackageNotFoundError:
             facts[name] = "not installed"
     return {**facts, **more}
+
+
+def server_of(url: str) -> str:
+    """Which Redis or Valkey answers there."""
+    with Redis.from_url(url) as client:
+        facts = client.info("server")
+    return f"{facts.get('server_name', 'redis')} {facts.get('valkey_version', facts['redis_version'])}"
+
+
+class CommandCounts:
+    """What a server has carried out since `reset`: calls of each command, and microseconds of its own time.
+
+    Commands that scripts call are counted too.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = Redis.from_url(url)
+
+    def reset(self) -> None:
+        self._client.config_resetstat()
+
+    def calls(self) -> dict[str, int]:
+        return {name: int(stat["calls"]) for name, stat in self._stats()}
+
+    def microseconds_per_call(self, command: str) -> float:
+        """Of the command itself, with all that its script called; 0 where it was not called."""
+        return next((float(stat["usec_per_call"]) for name, stat in self._stats() if name == command), 0.0)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _stats(self) -> list[tuple[str, dict[str, float]]]:
+        stats: dict[str, dict[str, float]] = self._client.info("commandstats")
+        return [(name.removeprefix("cmdstat_"), stat) for name, stat in stats.items()]
 
 
 # -- telling -------------------------------------------------------------------------------------------------
@@ -312,13 +374,13 @@ STYLE = {
 
 
 def draw(report: Report, file: Path) -> None:
-    """All panels side by side as a PNG, at most three in a row."""
+    """All panels as a PNG, at most three in a row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    across = min(len(report.panels), 3) or 1
+    across = 2 if len(report.panels) == 4 else min(len(report.panels), 3) or 1
     down = -(-len(report.panels) // across) or 1
     with plt.style.context(STYLE):
         figure, grid = plt.subplots(
