@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import measure  # noqa: F401  # puts this tree on the path
 from redis.asyncio import Redis
 from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 
@@ -33,7 +34,11 @@ CONTENT = {
 
 
 async def pages(scope: Scope, receive: Receive, send: Send) -> None:
-    """/begin fills the session, /read looks at a number in it, /write adds to it, /count tells it."""
+    """/begin fills the session, /read looks at a number in it, /write adds to it, /count tells it.
+
+    Every answer says whose it is, as the request does, so that a client which has many requests under way
+    can keep count for each session.
+    """
     session, path, body = scope.get("session"), scope["path"], b"ok"
     if session is None:
         pass
@@ -45,11 +50,11 @@ async def pages(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("the session is lost")
     elif path == "/count":
         body = b"%d" % session["n"]
-    await answer(send, body)
+    await answer(send, body, *[line for line in scope["headers"] if line[0] == b"x-whose"])
 
 
-async def answer(send: Send, body: bytes) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+async def answer(send: Send, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
