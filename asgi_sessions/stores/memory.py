@@ -28,9 +28,7 @@ class _Entry:
         self.expires = expires  # the absolute bound by the store's clock, inf for none
         self.idle = idle  # seconds, inf for none
         self.ends = expires  # when it is absent: the earlier of both bounds
-        self.users: tuple[
-            str, ...
-        ] = ()  # whose list names it; one too many is harmless
+        self.users: tuple[str, ...] = ()  # whose list names it; one too many is harmless
 
     def touch(self, now: float) -> None:
         self.ends = min(self.expires, now + self.idle)
