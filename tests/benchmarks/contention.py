@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import multiprocessing
@@ -195,6 +196,7 @@ class Worker:
     async def storm(self, way: str, hold: float, tasks: int, begin: float) -> list[Stamps | None]:
         """So many cycles, all from the moment `begin` on."""
         each = self._ways[way]
+        gc.collect()
 
         async def one() -> Stamps | None:
             await asyncio.sleep(begin - time.monotonic())
@@ -265,7 +267,10 @@ class Remote:
         """What the command gave, of which the worker knows the type."""
         if not self._line.poll(PATIENCE):
             raise RuntimeError(f"a process did not answer within {PATIENCE:g} seconds")
-        return self._line.recv()
+        try:
+            return self._line.recv()
+        except EOFError:
+            raise RuntimeError("a process ended before it answered; it has printed why") from None
 
     def ask(self, command: str, *arguments: object) -> Any:
         self.tell(command, *arguments)
@@ -618,7 +623,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.tasks, options.processes, options.lease, options.scenes = 50, 4, 2.0, 3
     if options.quick:
         options.rounds = options.scenes = 1
-        options.tasks, options.processes, options.lease = 8, 2, 0.3
+        options.tasks, options.processes, options.lease = 8, 2, 0.6
     return options
 
 

@@ -261,15 +261,15 @@ async def measure(url: str, options: argparse.Namespace) -> tuple[list[Subject],
     return all_of_them, measured
 
 
-def cost_table(names: Sequence[str], measured: Measured) -> Table:
-    columns = ["µs per request over the bare app", *[f"{kind} {clients}" for kind, clients in measured]]
+def cost_table(title: str, unit: str, figure: str, names: Sequence[str], measured: Measured) -> Table:
+    columns = [f"{unit} per request over the bare app", *[f"{kind} {clients}" for kind, clients in measured]]
     rows: list[Sequence[Cell]] = [
-        [name, *[samples.above(name, "bare app", "us") for samples in measured.values()]]
+        [name, *[samples.above(name, "bare app", figure) for samples in measured.values()]]
         for name in names
         if name != "bare app"
     ]
-    bare: list[Cell] = ["(bare app)", *[samples.median("bare app", "us") for samples in measured.values()]]
-    return Table("what the middleware adds", columns, [*rows, bare])
+    bare: list[Cell] = ["(bare app)", *[samples.median("bare app", figure) for samples in measured.values()]]
+    return Table(title, columns, [*rows, bare])
 
 
 def opponents(all_of_them: Sequence[Subject]) -> list[tuple[str, str]]:
@@ -350,7 +350,11 @@ def main() -> None:
     Report(
         "What a session costs a request",
         facts,
-        [cost_table(names, measured), *ratio_tables(opponents(all_of_them), measured)],
+        [
+            cost_table("what the middleware adds", "µs", "us", names, measured),
+            cost_table("of this process's processor", "µs", "cpu_us", names, measured),
+            *ratio_tables(opponents(all_of_them), measured),
+        ],
         panels=panels(all_of_them, measured),
     ).finish(options)
 
