@@ -243,10 +243,12 @@ async def _until_works(write: Callable[[], Awaitable[object]]) -> None:
 async def test_all_keys_of_a_session_are_in_one_slot(cluster: RedisCluster, store: RedisSessionStore) -> None:
     """Record, lock, queue, retired id: one script may touch them all."""
     await store.set("s", SessionData(session_id="s", user_id="ada"))
-    holder = await _taken(store)
+    other = RedisSessionStore(cluster.url)
+    holder = await _taken(other)
     waiter = asyncio.create_task(store.checkout("s", _LOCK, None))
     await until(lambda: f"{_key('s')}:wait" in cluster.all_keys(), "somebody waits")
-    await store.discard(holder, retire=True)
+    await other.discard(holder, retire=True)
+    await other.aclose()
     assert await waiter is Missing.RETIRED
     keys = {"", ":lock", ":wait", ":retired"}
     slots = {command(cluster.nodes[0], "CLUSTER", "KEYSLOT", _key("s") + each) for each in keys}

@@ -228,7 +228,8 @@ async def test_something_else_at_a_sessions_other_keys(
     """A clear error for who meets it, the record is whole, other sessions are served, and it ends with it."""
     await store.set("other", SessionData(session_id="other"))
     key, lease = f"{_KEY}:{part}", LockPolicy(timeout=0.2)
-    holder = await _taken(store, lock=lease) if part == "wait" else None
+    elsewhere = RedisSessionStore(own_redis.url)
+    holder = await _taken(elsewhere, lock=lease) if part == "wait" else None
     command(own_redis, "HSET", key, "some", "thing")
     with pytest.raises(SessionStoreError) as caught:
         await store.checkout("s", lease, None)
@@ -239,8 +240,9 @@ async def test_something_else_at_a_sessions_other_keys(
     assert await store.increment_counter("other", "n") == 1
     command(own_redis, "DEL", key)
     if holder is not None:
-        assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+        assert await elsewhere.commit(holder, _record(n=1), release=True) is Outcome.STORED
     assert await store.increment_counter("s", "n", 10) == (10 if holder is None else 11)
+    await elsewhere.aclose()
 
 
 async def test_a_user_without_a_right_to_the_wake_channel(
@@ -345,17 +347,19 @@ async def test_a_crowd_shares_two_connections(own_redis: RedisServer) -> None:
     async with Redis(port=own_redis.port, max_connections=3) as client:
         store = RedisSessionStore(client)
         await store.set_batch({f"s{n}": SessionData(session_id=f"s{n}") for n in range(100)})
-        holder = await _taken(store, "s0")
+        elsewhere = RedisSessionStore(own_redis.url)
+        holder = await _taken(elsewhere, "s0")
         waiting = [asyncio.create_task(store.increment_counter("s0", "n")) for _ in range(50)]
         await until(lambda: command(own_redis, "EXISTS", "session:{s0}:wait") == 1, "they wait")
         working = [store.increment_counter(f"s{n}", "n") for n in range(1, 100)]
         assert await asyncio.gather(*working) == [1] * 99
         assert not any(task.done() for task in waiting)
-        assert len(_client_lines(own_redis)) == 3, "calls, the wake channel, and who asks here"
-        await store.release(holder)
+        lines = len(_client_lines(own_redis))
+        assert lines == 4, "calls, the wake channel, the process elsewhere, and who asks here"
+        await elsewhere.release(holder)
         assert sorted(await asyncio.gather(*waiting)) == list(range(1, 51))
         assert int(command(own_redis, "INFO", "stats")["rejected_connections"]) == 0
-        await store.aclose()
+        await asyncio.gather(store.aclose(), elsewhere.aclose())
 
 
 @pytest.mark.parametrize(("number", "asked"), [(10, 1), (500, 1), (501, 2), (1500, 3)])

@@ -28,17 +28,22 @@ class Script:
     """A script with a fixed number of keys and arguments; a call is a head and they, packed.
 
     It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
-    through before they need them.
+    through before they need them. `doubtful` are the replies that, when a call was sent again, may mean that
+    the first one had been carried out. With `once` a call that may have been carried out is not sent again.
     """
 
-    __slots__ = ("by_body", "by_sha", "name")
+    __slots__ = ("by_body", "by_sha", "doubtful", "name", "once")
 
-    def __init__(self, name: str, keys: int, args: int) -> None:
+    def __init__(
+        self, name: str, keys: int, args: int, *, doubtful: tuple[bytes, ...] = (), once: bool = False
+    ) -> None:
         body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
         size = b"*%d\r\n" % (3 + keys + args)
         number = b"%d" % keys
         self.name = name
+        self.doubtful = doubtful
+        self.once = once
         self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
         self.by_body = size + pack_args(b"EVAL", body, number)  # teaches it
 
@@ -60,12 +65,12 @@ def _source(chunk: str) -> bytes:
 
 # With `Keys`:
 ACQUIRE = Script("acquire", 4, 7)
-COMMIT = Script("commit", 4, 6)
+COMMIT = Script("commit", 4, 6, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
 REMOVE = Script("remove", 4, 5)
 RELEASE = Script("release", 4, 4)
 # With keys of their own:
 CREATE = Script("create", 2, 6)
 RENEW = Script("renew", 1, 2)
-SET = Script("set", 1, 4)
+SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
 LINK = Script("link", 1, 2)
 UNLINK = Script("unlink", 1, 2)

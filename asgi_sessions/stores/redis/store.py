@@ -140,6 +140,7 @@ class RedisSessionStore(RedisRecords):
                 return outcome
         if release or outcome in (Outcome.GONE, Outcome.LOST):
             engine.leases.drop(token)
+            engine.queues.leave(keys, token)
             checkout.token = None
         return outcome
 

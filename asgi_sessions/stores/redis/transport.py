@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeAlias, Union
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
@@ -22,6 +23,7 @@ from .wire import Parser, Wire, can_take_over
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
 CLOSED = "the connection to Redis was closed"
+LOST = "the connection to Redis was lost; whether the call was carried out is not known"
 BURST = 16  # calls that are written without waiting for more
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
 
@@ -77,6 +79,22 @@ def forget(future: asyncio.Future[Reply]) -> None:
         future.exception()
 
 
+def _answer_again(
+    caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
+) -> None:
+    """The reply to a call that was sent again: a refusal may be of the second one alone."""
+    error = again.exception()
+    if caller.done():
+        return
+    reply = None if error is not None else again.result()
+    if error is not None:
+        caller.set_exception(error)
+    elif isinstance(reply, bytes) and reply in doubtful:
+        caller.set_exception(SessionStoreError(LOST))
+    else:
+        caller.set_result(reply)
+
+
 async def give_back(pool: Pool, connection: Connection) -> None:
     """Close without waiting: a peer that is gone never answers a goodbye."""
     with contextlib.suppress(RedisError, OSError):
@@ -101,6 +119,7 @@ class Lane:
         self._redirect = redirect
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[Call] = []
+        self._last_flush = 0  # calls in it
         self._sent: deque[Call] = deque()
         self._writer: asyncio.StreamWriter | None = None
         self._wire: Wire[Call]
@@ -125,13 +144,14 @@ class Lane:
         return future
 
     def put(self, call: Call) -> None:
-        """Send a call, at once where none is under way, else at the end of this tick or with `BURST` others.
+        """Send a call: at once where it seems to be alone, else at the end of this tick or with a burst.
 
         (The server works on a burst while this process prepares the next.)
         """
         outgoing = self._outgoing
         outgoing.append(call)
-        if self._writer is not None and (len(outgoing) >= BURST or not (self._sent or self._flush_scheduled)):
+        alone = self._last_flush <= 1 and not self._sent and not self._flush_scheduled
+        if self._writer is not None and (alone or len(outgoing) >= BURST):
             self.flush()
         elif self._closed:
             outgoing.remove(call)
@@ -152,6 +172,7 @@ class Lane:
                 self._task = self._loop.create_task(self._serve())
             return
         self._outgoing = []
+        self._last_flush = len(calls)
         if calls:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
@@ -233,14 +254,23 @@ class Lane:
         if not self._mine():
             return
         self._detach()
-        again = [call for call in self._sent if not call.sent_twice]
+        again = []
         for call in self._sent:
-            if call.sent_twice:
-                call.fail("the connection to Redis was lost", error)
-            call.sent_twice = True
+            if call.sent_twice or (call.script is not None and call.script.once):
+                call.fail(LOST, error)
+            else:
+                self._prepare_again(call)
+                again.append(call)
         self._sent.clear()
         self._outgoing[:0] = again
         self.flush()
+
+    def _prepare_again(self, call: Call) -> None:
+        call.sent_twice = True
+        if call.script is not None and call.script.doubtful:
+            caller = call.future
+            call.future = self._loop.create_future()
+            call.future.add_done_callback(partial(_answer_again, caller, call.script.doubtful))
 
     def _end(self, message: str, cause: BaseException | None) -> None:
         """Every call fails; the next one connects again."""
