@@ -28,7 +28,13 @@ from visitors import (
     until,
 )
 
-from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
+from asgi_sessions import (
+    DistributedLock,
+    RedisSessionStore,
+    SessionData,
+    SessionFilter,
+    SessionStoreError,
+)
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
@@ -279,6 +285,24 @@ def _scripts(node: RedisServer) -> int:
     """How many scripts this node has run."""
     stats = command(node, "INFO", "commandstats")
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
+async def test_locks_for_other_purposes(cluster: RedisCluster) -> None:
+    """They too pass from one process to another, wherever their keys live."""
+    clients = [redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) for _ in range(2)]
+    counts = dict.fromkeys("abc", 0)
+
+    async def count(client: redis.asyncio.RedisCluster, name: str) -> None:
+        async with DistributedLock(client, name, retry_attempts=30):
+            number = counts[name]
+            await asyncio.sleep(0.001)
+            counts[name] = number + 1
+
+    await asyncio.gather(*[count(client, name) for client in clients for name in counts for _ in range(5)])
+    assert counts == dict.fromkeys("abc", 10)
+    await until(lambda: cluster.all_keys() == [], "no lock or queue is left")
+    for client in clients:
+        await client.aclose()
 
 
 async def test_batches_and_searches_reach_all_nodes(cluster: RedisCluster, store: RedisSessionStore) -> None:

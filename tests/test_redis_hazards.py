@@ -221,6 +221,23 @@ async def test_a_lock_is_handed_over_on_a_full_server(
     await other.aclose()
 
 
+async def test_a_primary_that_may_not_write_alone(own_redis: RedisServer, store: RedisSessionStore) -> None:
+    """`min-replicas-to-write` refuses changes, and the release too: what was held ends with its lease."""
+    async with counting(own_redis.url) as site:
+        counted = await site.begin()
+        holder = await _taken(store, lock=LockPolicy(timeout=0.2))
+        command(own_redis, "CONFIG", "SET", "min-replicas-to-write", 1)
+        assert await site.visit(counted) == 503
+        with pytest.raises(SessionStoreError) as caught:
+            await store.commit(holder, _record(n=1), release=True)
+        assert "replicas" in str(caught.value.__cause__)
+        await store.release(holder)
+        assert await _counts(store) is None
+        command(own_redis, "CONFIG", "SET", "min-replicas-to-write", 0)
+        assert await site.visit(counted) == 200
+        assert await store.increment_counter("s", "n") == 1
+
+
 @pytest.mark.parametrize("part", ["lock", "wait"])
 async def test_something_else_at_a_sessions_other_keys(
     own_redis: RedisServer, store: RedisSessionStore, part: str
