@@ -65,6 +65,12 @@ def command(node: RedisServer, *words: object) -> Any:
         return client.execute_command(*[str(word) for word in words])
 
 
+def scripts(node: RedisServer) -> int:
+    """How many scripts this node was asked to run."""
+    stats = command(node, "INFO", "commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
 def is_stopped(server: RedisServer) -> bool:
     """Whether a server that was frozen has come to a stand; a process goes on for a moment."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
