@@ -15,6 +15,7 @@ from anyio.to_thread import run_sync
 from deployments import NODE_TIMEOUT, SLOTS, RedisCluster, command, scripts
 from histories import flaws
 from redis.crc import key_slot
+from redis.exceptions import TryAgainError
 from redis_server import RedisServer, free_cluster_port
 from visitors import (
     PATIENCE,
@@ -155,6 +156,26 @@ async def test_locked_changes_wait_while_their_slot_moves(
     assert await count == 1
     assert cluster.primary_of(_key("s")) is move.target
     assert cluster.all_keys() == [_key("s")]
+
+
+async def test_a_move_that_takes_too_long_is_a_fault(cluster: RedisCluster) -> None:
+    """With the cluster's reason, and not later than any other; a store may be closed meanwhile."""
+    store = RedisSessionStore(cluster.url, socket_timeout=0.4)
+    await store.set("s", SessionData(session_id="s"))
+    move = Move(cluster, _key("s"))
+    move.begin()
+    with pytest.raises(SessionStoreError) as caught:
+        await store.increment_counter("s", "n")
+    assert isinstance(caught.value.__cause__, TryAgainError)
+    waiting = asyncio.create_task(store.increment_counter("s", "n"))
+    await asyncio.sleep(0.05)
+    await store.aclose()
+    with pytest.raises(SessionStoreError):
+        await waiting
+    move.carry()
+    move.end()
+    assert await store.increment_counter("s", "n") == 1
+    await store.aclose()
 
 
 async def test_nobody_notices_that_slots_move(cluster: RedisCluster) -> None:

@@ -157,6 +157,34 @@ async def test_a_paused_server_costs_the_timeout_not_the_pause(
         await until(lambda: command(own_redis, "KEYS", "*") == [counted.key], "no lock is left")
 
 
+async def test_a_server_that_is_busy_with_the_script_of_others(own_redis: RedisServer) -> None:
+    """Is a fault that names its reason; when the script is ended, the same site goes on at once."""
+    command(own_redis, "CONFIG", "SET", "lua-time-limit", 20)
+    async with counting(own_redis.url) as site, Redis(port=own_redis.port) as raw:
+        counted = await site.begin()
+        endless = asyncio.ensure_future(raw.eval("while true do end", 0))
+        await until(lambda: _is_busy(own_redis), "the script runs")
+        with pytest.raises(SessionStoreError) as caught:
+            await site.store.get(counted.session_id)
+        assert "BUSY" in str(caught.value.__cause__)
+        assert await site.visit(counted) == 503
+        assert not endless.done()
+        command(own_redis, "SCRIPT", "KILL")
+        with pytest.raises(ResponseError):
+            await endless
+        assert await site.visit(counted) == 200
+        assert await _kept(site, counted) == []
+        assert command(own_redis, "KEYS", "*") == [counted.key]
+
+
+def _is_busy(server: RedisServer) -> bool:
+    try:
+        command(server, "PING")
+    except ResponseError:
+        return True
+    return False
+
+
 async def test_a_server_that_still_loads_its_data() -> None:
     """Is a fault until it has loaded them; then the same store goes on, and the sessions are there."""
     with RedisServer("--rdbcompression", "no", "--key-load-delay", "50000") as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from anyio.to_thread import run_sync
 from deployments import DOWN_AFTER, SentinelSet, is_stopped
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis_server import RedisServer
 from visitors import counting, crowd, failover_flaws, note_copies, served, until
 
@@ -86,6 +88,21 @@ async def test_sentinels_that_hang_are_passed_over(nodes: SentinelSet) -> None:
         await until(lambda: is_stopped(hung), "it hangs")  # noqa: B023
     assert await store.set("s", SessionData(session_id="s"))
     await store.aclose()
+
+
+async def test_without_sentinels_the_known_primary_is_used(nodes: SentinelSet) -> None:
+    """They are asked for the way only: who has a connection keeps it, who needs one gets an error."""
+    stores = [RedisSessionStore(nodes.url) for _ in range(2)]
+    assert await stores[0].set("s", SessionData(session_id="s"))
+    for sentinel in nodes.sentinels:
+        nodes.kill(sentinel)
+    assert await stores[0].increment_counter("s", "n") == 1
+    with pytest.raises(SessionStoreError) as caught:
+        await stores[1].get("s")
+    assert isinstance(caught.value.__cause__, MasterNotFoundError)
+    await run_sync(nodes.settle)
+    assert await stores[1].increment_counter("s", "n") == 2
+    await asyncio.gather(*[store.aclose() for store in stores])
 
 
 def test_a_sentinels_port_may_be_left_out() -> None:
