@@ -254,6 +254,38 @@ async def test_changes_on_what_was_never_copied_are_refused(
     assert set(cluster.all_keys()) == {_key(locked), _key(glanced)}
 
 
+async def test_a_node_that_hangs_is_left(cluster: RedisCluster) -> None:
+    """Its connections stay open and say nothing; when another node has taken over, calls go there."""
+    primary = cluster.primary_of(_key("s"))
+    store = RedisSessionStore(cluster.url_at(primary), socket_timeout=0.3)
+    await store.set("s", SessionData(session_id="s"))
+    await store.list_active()
+    await run_sync(cluster.copy, primary)
+    cluster.freeze(primary)
+    with pytest.raises(SessionStoreError, match="did not answer"):
+        await store.increment_counter("s", "n")
+    await _until_works(lambda: store.increment_counter("s", "n", 10))
+    found = await store.get("s")
+    assert found is not None
+    assert found.metadata == {"n": 10}
+    await store.aclose()
+
+
+async def test_an_entrance_that_dies_is_no_loss(cluster: RedisCluster) -> None:
+    """Sessions whose nodes are well are served at once, known or not, and who waits is still told."""
+    entrance = next(node for node in cluster.nodes if node not in cluster.primaries())
+    stores = [RedisSessionStore(cluster.url_at(entrance)) for _ in range(2)]
+    for store in stores:
+        await store.get_or_create("s")
+    assert await _questions(cluster, stores) == 0
+    cluster.kill(entrance)
+    await asyncio.sleep(0.05)  # until its connections are known to have ended
+    for n in range(20):
+        assert await stores[0].set(f"s{n}", SessionData(session_id=f"s{n}"))
+    assert await _questions(cluster, stores) == 0
+    await asyncio.gather(*[store.aclose() for store in stores])
+
+
 async def _until_works(write: Callable[[], Awaitable[object]]) -> None:
     """Try again until there is a primary."""
     with anyio.fail_after(PATIENCE):
