@@ -65,6 +65,12 @@ def command(node: RedisServer, *words: object) -> Any:
         return client.execute_command(*[str(word) for word in words])
 
 
+def scripts(node: RedisServer) -> int:
+    """How many scripts this node was asked to run."""
+    stats = command(node, "INFO", "commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
 def is_stopped(server: RedisServer) -> bool:
     """Whether a server that was frozen has come to a stand; a process goes on for a moment."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -321,7 +327,7 @@ class SentinelSet(Replicated):
         primary = RedisServer(port=_quiet_port())
         follow = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
         self.nodes = [primary, *(RedisServer(*follow, port=_quiet_port()) for _ in range(2))]
-        self.sentinels = [Sentinel(primary, quorum=2) for _ in range(3)]
+        self.sentinels = [Sentinel(primary) for _ in range(3)]
         for sentinel in self.sentinels:
             sentinel.colleagues = [each for each in self.sentinels if each is not sentinel]
             sentinel.replicas = self.nodes[1:]
@@ -387,37 +393,40 @@ class SentinelSet(Replicated):
 
 
 class Sentinel(RedisServer):
-    """Watches a primary and, if `quorum` Sentinels agree that it is gone, puts a replica in its place."""
+    """Watches a primary and, when two agree that it is gone, puts a replica in its place."""
 
-    def __init__(self, primary: RedisServer, quorum: int = 1) -> None:
+    def __init__(self, primary: RedisServer) -> None:
         super().__init__(port=_quiet_port())
         self.id = secrets.token_hex(20)
         self.colleagues: list[Sentinel] = []
         self.replicas: list[RedisServer] = []
         self._primary = primary
-        self._quorum = quorum
 
     def start(self) -> None:
-        """Start from a file of its own, which a Sentinel rewrites. What it is told now, it need not learn."""
+        """Start from a file of its own, where a Sentinel writes down what becomes of the set."""
+        conf = Path(self._directory.name, "sentinel.conf")
+        if not conf.exists():
+            conf.write_text("\n".join(self._first_settings()) + "\n")
+        self._process = subprocess.Popen(
+            [find_binary(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(self._serves, "the Sentinel starts")
+
+    def _first_settings(self) -> list[str]:
+        """What it is told now it need not learn, which takes seconds."""
         name = SentinelSet.name
-        lines = [
+        return [
             f"port {self.port}",
             "bind 127.0.0.1",
             f"dir {self._directory.name}",
             f"sentinel myid {self.id}",
-            f"sentinel monitor {name} 127.0.0.1 {self._primary.port} {self._quorum}",
+            f"sentinel monitor {name} 127.0.0.1 {self._primary.port} 2",
             f"sentinel down-after-milliseconds {name} {round(DOWN_AFTER * 1000)}",
             f"sentinel failover-timeout {name} 1500",
             f"sentinel parallel-syncs {name} 2",
             *(f"sentinel known-replica {name} 127.0.0.1 {each.port}" for each in self.replicas),
             *(f"sentinel known-sentinel {name} 127.0.0.1 {each.port} {each.id}" for each in self.colleagues),
         ]
-        conf = Path(self._directory.name, "sentinel.conf")
-        conf.write_text("\n".join(lines) + "\n")
-        self._process = subprocess.Popen(
-            [find_binary(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until(self._serves, "the Sentinel starts")
 
     def primary_port(self) -> int:
         return int(command(self, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelSet.name)[1])

@@ -12,9 +12,10 @@ import anyio
 import pytest
 import redis.asyncio
 from anyio.to_thread import run_sync
-from deployments import NODE_TIMEOUT, SLOTS, RedisCluster, command
+from deployments import NODE_TIMEOUT, SLOTS, RedisCluster, command, scripts
 from histories import flaws
 from redis.crc import key_slot
+from redis.exceptions import TryAgainError
 from redis_server import RedisServer, free_cluster_port
 from visitors import (
     PATIENCE,
@@ -28,7 +29,13 @@ from visitors import (
     until,
 )
 
-from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
+from asgi_sessions import (
+    DistributedLock,
+    RedisSessionStore,
+    SessionData,
+    SessionFilter,
+    SessionStoreError,
+)
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
@@ -151,6 +158,26 @@ async def test_locked_changes_wait_while_their_slot_moves(
     assert cluster.all_keys() == [_key("s")]
 
 
+async def test_a_move_that_takes_too_long_is_a_fault(cluster: RedisCluster) -> None:
+    """With the cluster's reason, and not later than any other; a store may be closed meanwhile."""
+    store = RedisSessionStore(cluster.url, socket_timeout=0.4)
+    await store.set("s", SessionData(session_id="s"))
+    move = Move(cluster, _key("s"))
+    move.begin()
+    with pytest.raises(SessionStoreError) as caught:
+        await store.increment_counter("s", "n")
+    assert isinstance(caught.value.__cause__, TryAgainError)
+    waiting = asyncio.create_task(store.increment_counter("s", "n"))
+    await asyncio.sleep(0.05)
+    await store.aclose()
+    with pytest.raises(SessionStoreError):
+        await waiting
+    move.carry()
+    move.end()
+    assert await store.increment_counter("s", "n") == 1
+    await store.aclose()
+
+
 async def test_nobody_notices_that_slots_move(cluster: RedisCluster) -> None:
     """Visitors are served and counted while the slots of their sessions move to another node, and back."""
     async with counting(cluster.url) as site:
@@ -227,6 +254,38 @@ async def test_changes_on_what_was_never_copied_are_refused(
     assert set(cluster.all_keys()) == {_key(locked), _key(glanced)}
 
 
+async def test_a_node_that_hangs_is_left(cluster: RedisCluster) -> None:
+    """Its connections stay open and say nothing; when another node has taken over, calls go there."""
+    primary = cluster.primary_of(_key("s"))
+    store = RedisSessionStore(cluster.url_at(primary), socket_timeout=0.3)
+    await store.set("s", SessionData(session_id="s"))
+    await store.list_active()
+    await run_sync(cluster.copy, primary)
+    cluster.freeze(primary)
+    with pytest.raises(SessionStoreError, match="did not answer"):
+        await store.increment_counter("s", "n")
+    await _until_works(lambda: store.increment_counter("s", "n", 10))
+    found = await store.get("s")
+    assert found is not None
+    assert found.metadata == {"n": 10}
+    await store.aclose()
+
+
+async def test_an_entrance_that_dies_is_no_loss(cluster: RedisCluster) -> None:
+    """Sessions whose nodes are well are served at once, known or not, and who waits is still told."""
+    entrance = next(node for node in cluster.nodes if node not in cluster.primaries())
+    stores = [RedisSessionStore(cluster.url_at(entrance)) for _ in range(2)]
+    for store in stores:
+        await store.get_or_create("s")
+    assert await _questions(cluster, stores) == 0
+    cluster.kill(entrance)
+    await asyncio.sleep(0.05)  # until its connections are known to have ended
+    for n in range(20):
+        assert await stores[0].set(f"s{n}", SessionData(session_id=f"s{n}"))
+    assert await _questions(cluster, stores) == 0
+    await asyncio.gather(*[store.aclose() for store in stores])
+
+
 async def _until_works(write: Callable[[], Awaitable[object]]) -> None:
     """Try again until there is a primary."""
     with anyio.fail_after(PATIENCE):
@@ -263,24 +322,42 @@ async def test_a_waiter_is_woken_from_another_node(cluster: RedisCluster) -> Non
     for node in cluster.primaries():
         session_id = _id_on(cluster, node)
         await stores[0].set(session_id, SessionData(session_id=session_id))
-        await stores[0].release(
-            await _taken(stores[0], session_id)
-        )  # this node knows the scripts from here on
-        holder = await _taken(stores[0], session_id)
-        waiter = asyncio.create_task(_taken(stores[1], session_id))
-        await until(lambda: f"{_key(session_id)}:wait" in cluster.all_keys(), "somebody waits")  # noqa: B023
-        calls = _scripts(node)
-        await stores[0].release(holder)
-        woken = await waiter
-        assert _scripts(node) == calls + 1
-        await stores[1].release(woken)
+        assert await _questions(cluster, stores, session_id) == 0
     await asyncio.gather(*[store.aclose() for store in stores])
 
 
-def _scripts(node: RedisServer) -> int:
-    """How many scripts this node has run."""
-    stats = command(node, "INFO", "commandstats")
-    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+async def _questions(cluster: RedisCluster, stores: list[RedisSessionStore], session_id: str = "s") -> int:
+    """How often the one who waits asks again until it has the lock that the other lets go."""
+    holds, waits = stores
+    node = cluster.primary_of(_key(session_id))
+    await holds.release(await _taken(holds, session_id))  # the node knows the scripts from here on
+    holder = await _taken(holds, session_id)
+    waiter = asyncio.create_task(_taken(waits, session_id))
+    await until(lambda: f"{_key(session_id)}:wait" in cluster.all_keys(), "somebody waits")
+    calls = scripts(node)
+    await holds.release(holder)
+    woken = await waiter
+    asked = scripts(node) - calls - 1
+    await waits.release(woken)
+    return asked
+
+
+async def test_locks_for_other_purposes(cluster: RedisCluster) -> None:
+    """They too pass from one process to another, wherever their keys live."""
+    clients = [redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port) for _ in range(2)]
+    counts = dict.fromkeys("abc", 0)
+
+    async def count(client: redis.asyncio.RedisCluster, name: str) -> None:
+        async with DistributedLock(client, name, retry_attempts=30):
+            number = counts[name]
+            await asyncio.sleep(0.001)
+            counts[name] = number + 1
+
+    await asyncio.gather(*[count(client, name) for client in clients for name in counts for _ in range(5)])
+    assert counts == dict.fromkeys("abc", 10)
+    await until(lambda: cluster.all_keys() == [], "no lock or queue is left")
+    for client in clients:
+        await client.aclose()
 
 
 async def test_batches_and_searches_reach_all_nodes(cluster: RedisCluster, store: RedisSessionStore) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
+import anyio
 import pytest
 from anyio.to_thread import run_sync
-from deployments import DOWN_AFTER, SentinelSet, is_stopped
+from deployments import DOWN_AFTER, SentinelSet, is_stopped, scripts
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis_server import RedisServer
-from visitors import counting, crowd, failover_flaws, note_copies, served, until
+from visitors import PATIENCE, counting, crowd, failover_flaws, note_copies, served, until
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.record import encode_checked
@@ -78,6 +81,52 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
     await store.aclose()
 
 
+async def test_whoever_waits_is_told_by_the_new_primary(nodes: SentinelSet) -> None:
+    """Nobody has to ask again and again: a subscription at a node that hangs is noticed and made anew."""
+    stores = [RedisSessionStore(nodes.url) for _ in range(2)]
+    await stores[0].set("s", SessionData(session_id="s"))
+    await _hand_over(nodes, *stores)
+    old = nodes.primary()
+    await run_sync(nodes.copy, old)
+    nodes.freeze(old)
+    await until(lambda: nodes.primary() is not old, "there is a new primary")
+    for store in stores:
+        await _until_works(lambda: store.increment_counter("s", "n"))  # noqa: B023
+    questions = [await _hand_over(nodes, *stores) for _ in range(3)]
+    assert questions[-1] == 0, questions
+    await asyncio.gather(*[store.aclose() for store in stores])
+
+
+async def _hand_over(nodes: SentinelSet, holds: RedisSessionStore, waits: RedisSessionStore) -> int:
+    """How often the one who waits asks again until it has the lock that the other lets go."""
+    primary = nodes.primary()
+    await holds.release(await _taken(holds))
+    holder = await _taken(holds)
+    waiter = asyncio.create_task(_taken(waits))
+    await until(lambda: "session:{s}:wait" in nodes.all_keys(), "somebody waits")
+    before = scripts(primary)
+    await holds.release(holder)
+    await waits.release(await waiter)
+    await until(lambda: nodes.all_keys() == ["session:{s}"], "it is over")
+    return scripts(primary) - before - 2
+
+
+async def _taken(store: RedisSessionStore) -> Checkout:
+    taken = await store.checkout("s", LockPolicy(), None)
+    assert isinstance(taken, Checkout)
+    return taken
+
+
+async def _until_works(write: Callable[[], Awaitable[object]]) -> None:
+    """Try again until there is a primary."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            with contextlib.suppress(SessionStoreError):
+                await write()
+                return
+            await asyncio.sleep(0.02)
+
+
 async def test_sentinels_that_hang_are_passed_over(nodes: SentinelSet) -> None:
     """The last of three may be the only one that answers: all are asked within the time that a call has."""
     store = RedisSessionStore(nodes.url)
@@ -86,6 +135,21 @@ async def test_sentinels_that_hang_are_passed_over(nodes: SentinelSet) -> None:
         await until(lambda: is_stopped(hung), "it hangs")  # noqa: B023
     assert await store.set("s", SessionData(session_id="s"))
     await store.aclose()
+
+
+async def test_without_sentinels_the_known_primary_is_used(nodes: SentinelSet) -> None:
+    """They are asked for the way only: who has a connection keeps it, who needs one gets an error."""
+    stores = [RedisSessionStore(nodes.url) for _ in range(2)]
+    assert await stores[0].set("s", SessionData(session_id="s"))
+    for sentinel in nodes.sentinels:
+        nodes.kill(sentinel)
+    assert await stores[0].increment_counter("s", "n") == 1
+    with pytest.raises(SessionStoreError) as caught:
+        await stores[1].get("s")
+    assert isinstance(caught.value.__cause__, MasterNotFoundError)
+    await run_sync(nodes.settle)
+    assert await stores[1].increment_counter("s", "n") == 2
+    await asyncio.gather(*[store.aclose() for store in stores])
 
 
 def test_a_sentinels_port_may_be_left_out() -> None:

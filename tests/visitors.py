@@ -146,14 +146,14 @@ async def crowd(site: CountingSite, sessions: Sequence[Counted], visitors: int =
             over.set()
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Let visitors come until it is so."""
+async def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    """Let visitors come until it is so; `patience` in seconds."""
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(patience):
             while not condition():  # noqa: ASYNC110  # it is not one thing that sets it
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"{what}: not within {PATIENCE:g} seconds") from None
+        raise AssertionError(f"{what}: not within {patience:g} seconds") from None
 
 
 async def served(sessions: Iterable[Counted], times: int = 5) -> None:
