@@ -427,6 +427,26 @@ async def test_an_attack_does_not_fill_the_log(
     assert len(service.events) == 1001
 
 
+@requirement("LOG-3")
+async def test_a_long_value_is_not_logged_at_length(
+    store: SessionStore, log: pytest.LogCaptureFixture
+) -> None:
+    """A check of the app that quotes a megabyte which a client sent is cut short, and still says who."""
+    service = Service(store, {"model": Guest})
+    visitor = service.visitor()
+    await visitor.begin()
+
+    def name_a_guest(session: Session) -> None:
+        assert isinstance(session.data, Guest)
+        session.data.names.append("x" * 1_000_000)
+
+    assert (await visitor.open(name_a_guest)).status == 500
+    (event,) = [event for event in service.events if event.name == "unstorable_value"]
+    assert "too long" in str(event.details["reason"])
+    assert max(len(str(detail)) for detail in event.details.values()) < 600
+    assert max(len(record.getMessage()) for record in log.records) < 1200
+
+
 # -- every attempt is told -----------------------------------------------------------------------------
 
 
