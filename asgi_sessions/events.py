@@ -37,6 +37,7 @@ ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that i
 Detail: TypeAlias = str | int | float
 
 LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
+MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
 _salt = secrets.token_bytes(32)
@@ -152,6 +153,8 @@ def _clean(value: Detail, session_id: str | None) -> Detail:
     if session_id:
         value = value.replace(session_id, "...")
     value = _SECRET.sub("...", value)
+    if len(value) > MAX_DETAIL:
+        value = f"{value[:MAX_DETAIL]}..."
     return value if value.isprintable() else "".join(map(_visible, value))
 
 

@@ -99,15 +99,18 @@ class Exchange:
         headers: Headers = list(message.get("headers", ()))
         if self.session.accessed:
             vary_cookie(headers)
-        cookie = self._cookie()
+        cookie = self._cookie(headers)
         if cookie is not None:
             headers.append((b"set-cookie", cookie))
             if not any(name.lower() == b"cache-control" for name, _ in headers):
                 headers.append((b"cache-control", b"no-store"))
         return {**message, "headers": headers}
 
-    def _cookie(self) -> bytes | None:
-        """The Set-Cookie value, where the client must learn something."""
+    def _cookie(self, headers: Headers) -> bytes | None:
+        """The Set-Cookie value, where the client must learn something.
+
+        What it knows already is not sent again with an answer that the app lets caches keep for others.
+        """
         unit = self.unit
         if unit.new_cookie is not None:
             return self._render(unit.new_cookie)
@@ -116,7 +119,9 @@ class Exchange:
             return None
         if unit.cookie_gone:
             return self._settings.cookie.render_removal(secure=self._is_secure())
-        return self._render(presented.session_id) if self._refreshes and unit.is_loaded else None
+        if self._refreshes and unit.is_loaded and not _is_cacheable(headers):
+            return self._render(presented.session_id)
+        return None
 
     async def _check_refresh(self) -> None:
         """Send the cookie again only while its id is alive: a login meanwhile has given the client another.
@@ -139,6 +144,12 @@ class Exchange:
     def _max_age(self) -> int | None:
         left = self.unit.max_age()
         return self._settings.max_age if left is None else left
+
+
+def _is_cacheable(headers: Headers) -> bool:
+    """Whether the app says how the answer is cached, and shared caches may keep it (RFC 9111 section 3)."""
+    said = b",".join([value for name, value in headers if name.lower() == b"cache-control"]).lower()
+    return said != b"" and b"no-store" not in said and b"private" not in said
 
 
 class HTTPExchange(Exchange):

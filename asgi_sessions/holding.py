@@ -334,4 +334,7 @@ class Holding:
 
 def _same(bound_to: str, client: str) -> bool:
     """Compare in constant time: a fingerprint is a hash of what another client sends."""
-    return hmac.compare_digest(bound_to.encode(), client.encode())
+    try:
+        return hmac.compare_digest(bound_to, client)
+    except TypeError:  # not ASCII, so not one of ours
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from asgi_sessions import (
     SessionStore,
     SessionStoreError,
 )
-from asgi_sessions.cookie import CookieSigner
+from asgi_sessions.cookie import CookieSigner, SessionCookie
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, read, write
 
@@ -68,6 +69,35 @@ async def test_an_answer_with_a_cookie_is_not_stored(service: Service) -> None:
         assert answer.header("cache-control") == ["no-store"]
     answer = await visitor.use(page(write, headers=[(b"cache-control", b"private")]))
     assert answer.header("cache-control") == ["private"]
+
+
+@requirement("CACHE-1")
+@pytest.mark.parametrize(
+    ("says", "sent"),
+    [
+        (b"public, max-age=600", False),
+        (b"max-age=600", False),
+        (b"s-maxage=600", False),
+        (b"no-cache", False),
+        (b"private, max-age=600", True),
+        (b"no-store", True),
+        (None, True),
+    ],
+)
+@pytest.mark.parametrize("why", ["rolling", "rotated"])
+async def test_a_cookie_is_not_refreshed_on_a_page_for_everybody(
+    store: SessionStore, says: bytes | None, sent: bool, why: str
+) -> None:
+    """A page that the app lets caches keep never carries the cookie of who happened to ask for it."""
+    rotation = {"secret_key": KEY[::-1], "secret_key_fallbacks": [KEY]}
+    service = Service(store, {"rolling": True} if why == "rolling" else rotation)
+    visitor = service.visitor()
+    await visitor.begin()
+    aged = SessionCookie(KEY, clock=lambda: time.time() - 4000)
+    visitor.token = aged.signer.sign(visitor.session_id)
+    headers = [] if says is None else [(b"Cache-Control", says)]
+    answer = await visitor.use(page(headers=headers))
+    assert len(answer.cookies) == int(sent)
 
 
 # -- errors --------------------------------------------------------------------------------------------
@@ -425,6 +455,26 @@ async def test_an_attack_does_not_fill_the_log(
         await service.request(page(), [(b"cookie", b"session=forged")])
     assert caplog.messages[-2:] == ["bad_signature: 990 more, not logged", "bad_signature"]
     assert len(service.events) == 1001
+
+
+@requirement("LOG-3")
+async def test_a_long_value_is_not_logged_at_length(
+    store: SessionStore, log: pytest.LogCaptureFixture
+) -> None:
+    """A check of the app that quotes a megabyte which a client sent is cut short, and still says who."""
+    service = Service(store, {"model": Guest})
+    visitor = service.visitor()
+    await visitor.begin()
+
+    def name_a_guest(session: Session) -> None:
+        assert isinstance(session.data, Guest)
+        session.data.names.append("x" * 1_000_000)
+
+    assert (await visitor.open(name_a_guest)).status == 500
+    (event,) = [event for event in service.events if event.name == "unstorable_value"]
+    assert "too long" in str(event.details["reason"])
+    assert max(len(str(detail)) for detail in event.details.values()) < 600
+    assert max(len(record.getMessage()) for record in log.records) < 1200
 
 
 # -- every attempt is told -----------------------------------------------------------------------------

@@ -210,6 +210,49 @@ async def test_a_cookie_is_refreshed_while_its_session_lives(store: SessionStore
 # -- logins at once ------------------------------------------------------------------------------------
 
 
+async def assert_logins_race_well(store: SessionStore, *, lock: bool) -> None:
+    """Of eight from one page one inherits the cart; nobody is signed in as another or shares an id."""
+    service = Service(store, {"lock": lock})
+    visitor = service.visitor()
+    planted = await visitor.begin(cart="full")
+    tabs = [visitor.copy() for _ in range(8)]
+    statuses: dict[int, int] = {}
+
+    async def sign_in(number: int) -> None:
+        async def act(session: Session) -> None:
+            session.get("cart")
+            await anyio.lowlevel.checkpoint()
+            session.login(f"user-{number}")
+
+        statuses[number] = (await tabs[number].open(act)).status
+
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(sign_in, number)
+
+    signed_in = [number for number in range(8) if statuses[number] == 200]
+    assert set(statuses.values()) <= ({200} if lock else {200, 409})
+    assert signed_in, "nobody was signed in"
+    seen = {number: await tabs[number].sees() for number in signed_in}
+    assert {number: found["user"] for number, found in seen.items()} == {n: f"user-{n}" for n in signed_in}
+    assert len([found for found in seen.values() if "cart" in found]) == 1
+    assert len({tabs[number].session_id for number in signed_in}) == len(signed_in)
+    assert not await store.exists(planted)
+    assert await store.count_active() == len(signed_in), "a session is left that nobody has"
+
+
+@requirement("FIX-3")
+async def test_logins_that_race_are_sessions_of_their_own(store: SessionStore) -> None:
+    """With locks each has its turn, and whoever comes later finds the page's session gone."""
+    await assert_logins_race_well(store, lock=True)
+
+
+@requirement("FIX-3")
+async def test_unlocked_logins_that_race_are_sessions_of_their_own() -> None:
+    """Without them all but one are answered 409."""
+    await assert_logins_race_well(InMemorySessionStore(), lock=False)
+
+
 @requirement("FIX-3")
 async def test_a_login_that_waits_behind_a_logout_is_anonymous_before_it(service: Service) -> None:
     """Logout and login from two tabs at once: what was in the session that ended is not in the new one."""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 TESTS = Path(__file__).parents[1]
 
-# Parent and children begin with the same state of `random`, and make ids until each has 300.
+# Parent and children begin with the same state of `random`, and make 300 ids each.
 FORK = """
 import json, os, random, anyio
 from asgi import Site, page
@@ -37,10 +37,10 @@ async def ids(count):
     return [record.session_id for record in site.records()]
 
 found = anyio.run(ids, 5)
-random.seed(1)
 for _ in range(3):
     ours, theirs = os.pipe()
     if os.fork() == 0:
+        random.seed(1)
         with open(theirs, "w") as pipe:
             json.dump(anyio.run(ids, 300), pipe)
         os._exit(0)

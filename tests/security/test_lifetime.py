@@ -9,7 +9,13 @@ import pytest
 from asgi import Clock, chunk, page, start, stream
 from redis import Redis
 
-from asgi_sessions import InMemorySessionStore, Session, SessionConflictError, SessionStore
+from asgi_sessions import (
+    InMemorySessionStore,
+    Session,
+    SessionConflictError,
+    SessionData,
+    SessionStore,
+)
 from asgi_sessions.types import Receive, Scope, Send
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
@@ -256,3 +262,63 @@ async def test_a_changed_user_is_found(service: Service) -> None:
     assert await visitor.sees() == {"user": "bob"}
     assert await service.store.delete_for_user("bob") == 1
     assert await visitor.sees() == {}
+
+
+@requirement("END-3")
+async def test_a_session_that_moves_meanwhile_is_ended_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who changes ids all the time, a thief for instance, is signed out with the others."""
+    visitor, moves = service.visitor(), 3
+    await visitor.open(login)
+    listed = service.store.list_for_user
+
+    async def list_and_let_it_move(user_id: str) -> list[SessionData]:
+        nonlocal moves
+        found = await listed(user_id)
+        if moves:
+            moves -= 1
+            await visitor.open(lambda session: session.regenerate_id())
+        return found
+
+    monkeypatch.setattr(service.store, "list_for_user", list_and_let_it_move)
+    assert await service.store.delete_for_user("ada") == 1
+    assert await visitor.sees() == {}
+    assert await service.store.count_active() == 0
+
+
+class FourOperations(SessionStore):
+    """A store of somebody else: what it does not have itself, the base does with what it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[str, SessionData] = {}
+
+    async def get(self, session_id: str) -> SessionData | None:
+        return self.records.get(session_id)
+
+    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
+        self.check(session_id, data, ttl)
+        self.records[session_id] = data.model_copy(deep=True)
+        return True
+
+    async def delete(self, session_id: str) -> bool:
+        return self.records.pop(session_id, None) is not None
+
+    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
+        return sorted(self.records)[offset : None if limit is None else offset + limit]
+
+
+@requirement("END-3")
+@pytest.mark.parametrize("nobody", [None, ""])
+@pytest.mark.parametrize("derived", [False, True])
+async def test_nobody_has_no_sessions(store: SessionStore, nobody: Any, derived: bool) -> None:
+    """The user id of a visitor who is not signed in names no session, least of all every session."""
+    service = Service(FourOperations() if derived else store)
+    visitor, anonymous = service.visitor(), service.visitor()
+    await visitor.open(login)
+    await anonymous.begin()
+    assert await service.store.list_for_user(nobody) == []
+    assert await service.store.delete_for_user(nobody) == 0
+    assert await visitor.sees() == {"user": "ada"}
+    assert await anonymous.sees() == {"n": 1}

@@ -270,3 +270,17 @@ async def test_a_foreign_record_is_not_overwritten(redis_url: str, redis: Redis)
     assert redis.get(f"session:{{{old}}}") == b"hello"
     await visitor.use(page(read))
     await service.store.aclose()
+
+
+@requirement("DATA-4")
+@pytest.mark.parametrize("fingerprint", ["g" * 64, "\u00e9" * 32, "0" * 64])
+async def test_a_fingerprint_that_is_no_hash_matches_nobody(fingerprint: str) -> None:
+    """Whatever else lies in its place, the record is not shown and nothing fails."""
+    store = InMemorySessionStore()
+    visitor = Service(store).visitor()
+    await visitor.begin(n=1)
+    entry = store._entries[visitor.session_id]
+    start = entry.record.index(FINGERPRINT) + len(FINGERPRINT)
+    entry.record = entry.record[:start] + fingerprint.encode() + entry.record[start + 64 :]
+    assert await visitor.copy().sees() == {}
+    assert visitor.service.told == ["fingerprint_mismatch"]

@@ -124,6 +124,8 @@ class RedisRecords(SessionStore):
         return found[:limit]
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
+        if not user_id:
+            return []
         engine = await self._engines.get()
         reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1")
         linked = sorted(member.decode() for member in cast("list[bytes]", reply))
