@@ -479,8 +479,8 @@ def panels(measured: Measured) -> list[Panel]:
 
     found = []
     most = measured.connections[-1]
-    for place in ("memory", "Redis"):
-        names = [name for name in measured.subjects if name.endswith((place, "app", "cookie"))]
+    for place, shown in (("memory", ("memory", "app", "cookie")), ("Redis", ("Redis", "app"))):
+        names = [name for name in measured.subjects if name.endswith(shown)]
         labels = [name.removesuffix(f", {place}").replace(", ", ",\n") for name in names]
         for count in measured.connections:
             title = f"{place}, {count} connection{'s' if count > 1 else ''}"
