@@ -64,7 +64,10 @@ def test_scale_reports_every_population(tmp_path: Path) -> None:
     for title in ("µs per request", "bytes per session", "creating a session", "ms per call"):
         for name, row in table(report, title).items():
             assert row.keys() == sizes
-            assert all(value > 0 for value in row.values() if value is not None), f"{title}: {name}: {row}"
+            found = [value for value in row.values() if value is not None]
+            least = 0.0 if "garbage collection" in name else 1e-9  # a small store may go without one
+            assert found, f"{title}: {name}: no figures"
+            assert min(found) >= least, f"{title}: {name}: {row}"
     costs = table(report, "µs per request")
     assert {name.rpartition(", ")[2] for name in costs} == {"in memory", "on Redis"}
     assert {name.partition(",")[0] for name in costs} >= {"read", "write"}

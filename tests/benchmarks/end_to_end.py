@@ -472,19 +472,21 @@ def targets(measured: Measured) -> list[Target]:
 
 
 def panels(measured: Measured) -> list[Panel]:
-    def bars(figure: str, connections: int) -> dict[str, list[float]]:
-        return {
-            kind: [measured.median(name, kind, connections, figure) for name in measured.subjects]
-            for kind in KINDS
-        }
+    """A row for each place, with the bare app in both."""
 
-    names = [name.replace(", ", ",\n") for name in measured.subjects]
-    found = [
-        Panel(f"{count} connection{'s' if count > 1 else ''}", "requests/s", bars("per_s", count), "", names)
-        for count in measured.connections
-    ]
+    def bars(figure: str, connections: int, names: Sequence[str]) -> dict[str, list[float]]:
+        return {kind: [measured.median(name, kind, connections, figure) for name in names] for kind in KINDS}
+
+    found = []
     most = measured.connections[-1]
-    return [*found, Panel(f"p99 latency, {most} connections", "ms", bars("p99", most), "", names)]
+    for place, shown in (("memory", ("memory", "app", "cookie")), ("Redis", ("Redis", "app"))):
+        names = [name for name in measured.subjects if name.endswith(shown)]
+        labels = [name.removesuffix(f", {place}").replace(", ", ",\n") for name in names]
+        for count in measured.connections:
+            title = f"{place}, {count} connection{'s' if count > 1 else ''}"
+            found.append(Panel(title, "requests/s", bars("per_s", count, names), "", labels))
+        found.append(Panel(f"{place}, {most} connections: p99", "ms", bars("p99", most, names), "", labels))
+    return found
 
 
 def report(measured: Measured, options: Any) -> Report:

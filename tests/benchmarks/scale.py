@@ -14,6 +14,7 @@ A million sessions in memory take about 1 GB, in Redis about half of that, and s
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import random
 import resource
@@ -65,6 +66,7 @@ LIFE = 3600.0  # seconds
 CHUNK = 1000  # records of one batch while Redis is filled
 SAMPLE = 200  # records whose size Redis is asked for
 PAGE = 20
+ROOM_ROUNDS = 3  # each of them replaces every session twice
 PAGE_BYTES = resource.getpagesize()
 
 Command: TypeAlias = Callable[..., Awaitable[Figures]]
@@ -197,15 +199,17 @@ class InMemory(Population):
         Microseconds per session created, milliseconds of the longest creation.
         """
         creates = max(creates, self.size)
-        live = await self._create(creates)
-        self._now += LIFE
-        ended = await self._create(creates)
+        with Collections() as collections:
+            live = await self._create(creates)
+            self._now += LIFE
+            ended = await self._create(creates)
         return {
             "live_us": statistics.fmean(live) * 1e6,
             "live_longest_ms": max(live) * 1e3,
             "ended_us": statistics.fmean(ended) * 1e6,
             "ended_first_ms": ended[0] * 1e3,
             "ended_longest_ms": max(ended) * 1e3,
+            "collection_ms": collections.longest * 1e3,
         }
 
     async def unaccounted(self) -> Figures:
@@ -254,6 +258,27 @@ class OnRedis(Population):
             "bytes": used / self.size,
             "key_bytes": statistics.median(sizes),
         }
+
+
+class Collections:
+    """How long the longest garbage collection within the block took, in seconds."""
+
+    longest = 0.0
+
+    def __enter__(self) -> Collections:
+        gc.callbacks.append(self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gc.callbacks.remove(self._note)
+
+    def _note(self, phase: str, info: Mapping[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.longest = max(self.longest, time.perf_counter() - self._began)
 
 
 def resident() -> float:
@@ -355,7 +380,7 @@ async def measure(sizes: Sequence[int], rounds: int, requests: int) -> Measured:
             measured.lost[each] = await process.call("lost")
         full = {each: process for each, process in processes.items() if each.startswith("memory")}
         rooms = {each: partial(process.call, "make_room", requests) for each, process in full.items()}
-        await alternate(rooms, rounds, measured.samples)
+        await alternate(rooms, min(rounds, ROOM_ROUNDS), measured.samples)
         for each, process in full.items():
             measured.books[each] = await process.call("unaccounted")
     return measured
@@ -374,6 +399,7 @@ ROOM = {
     "ended_us": "after all have ended, µs",
     "ended_first_ms": "  the first of them, ms",
     "ended_longest_ms": "  longest of all, ms",
+    "collection_ms": "the longest garbage collection meanwhile, ms",
 }
 FLAT = 1.5  # times what it costs with fewest sessions; caches of the processor give out on the way
 
