@@ -58,6 +58,13 @@ class Seen:
         ]
 
 
+def browser_like(**options: Any) -> httpx.AsyncClient:
+    """A client that keeps cookies, and waits longer for an answer than anything here takes."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # without certificates, whose loading would take longer than all that is tested
+    return httpx.AsyncClient(limits=limits, timeout=PATIENCE, verify=False, **options)
+
+
 class Client:
     """One browser: its cookies, and what it was shown."""
 
@@ -69,7 +76,8 @@ class Client:
     async def ask(self, url: str, path: str, argument: str = "") -> tuple[int, dict[str, Any]]:
         """Status and answer; `UNANSWERED` where the connection broke, 404 where none could be made."""
         began = time.monotonic()
-        status, told = UNANSWERED, {}
+        status = UNANSWERED
+        told: dict[str, Any] = {}
         try:
             answer = await self.http.get(f"{url}/{path}", params={"argument": argument})
             status = answer.status_code
@@ -112,7 +120,8 @@ class SharedSession(Client):
         """One operation, noted with what came of it; the answer's status."""
         argument = f"{path}-{next(_numbers)}" if path in ("add", "write") else ""
         began = time.monotonic()
-        status, told = UNANSWERED, {}
+        status = UNANSWERED
+        told: dict[str, Any] = {}
         try:
             status, told = await self.ask(url, path, argument)
         finally:  # cancelled, too: then whether it was stored is not known
@@ -161,7 +170,7 @@ class Visitors:
     async def visit(self, turns: Iterable[object], dice: random.Random) -> None:
         """One session after the other."""
         for _ in turns:
-            async with httpx.AsyncClient(timeout=PATIENCE) as http:
+            async with browser_like() as http:
                 await self._live(Client(http, f"visitor-{next(_numbers)}", self.seen), dice)
 
     async def _live(self, client: Client, dice: random.Random) -> None:
@@ -172,7 +181,7 @@ class Visitors:
         for path in ("login", "logout"):
             label = f"{client.canary} before {path}"
             cookie = {"cookie": f"session={client.http.cookies['session']}"}  # whatever answers say of it
-            async with httpx.AsyncClient(timeout=PATIENCE, headers=cookie) as old:
+            async with browser_like(headers=cookie) as old:
                 straggler = Client(old, client.canary, self.seen)
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._use, straggler, label, dice)
@@ -200,8 +209,7 @@ async def shared_session(
     urls: Sequence[str], transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[SharedSession]:
     """A session that has begun."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(limits=limits, timeout=PATIENCE, transport=transport) as http:
+    async with browser_like(transport=transport) as http:
         session = SharedSession(http, urls)
         await session.begin(urls[0])
         yield session

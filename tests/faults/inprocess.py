@@ -93,8 +93,8 @@ class Browser:
 
     async def leftovers(self) -> list[str]:
         """Locks and queues that are there."""
-        keys = [key.decode() for key in await self.raw.keys()]
-        return sorted(key for key in keys if key.endswith((":lock", ":wait")))
+        keys = await self.raw.keys("*}:lock") + await self.raw.keys("*}:wait")
+        return sorted(str(key) for key in keys)
 
     async def assert_free(self) -> None:
         """Soon no lock and no queue is left."""

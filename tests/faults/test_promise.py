@@ -49,8 +49,9 @@ class Load:
     def _turns(self) -> Iterator[object]:
         return iter(self.over.is_set, True)
 
-    async def run(self, strike: Callable[[], Awaitable[int]]) -> int:
+    async def go_on(self, strike: Callable[[], Awaitable[int]]) -> int:
         """All clients, from before the first blow to after the last; how many blows there were."""
+        times = 0
         async with anyio.create_task_group() as group:
             for session in self.sessions:
                 group.start_soon(crowd, session, CLIENTS, self._turns)
@@ -130,7 +131,7 @@ async def test_the_promise_outlives(site: Site, campaign: Campaign, request: pyt
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(shared_session(site.urls)) for _ in range(SESSIONS)]
         load = Load(site, sessions)
-        times = await load.run(lambda: strike(site, campaign, more))
+        times = await load.go_on(lambda: strike(site, campaign, more))
         await assert_left_clean(site, sessions)
         flaws = await load.flaws()
         figures.gathered.append(load.figures(campaign.name, times, flaws))
