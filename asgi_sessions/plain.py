@@ -35,6 +35,7 @@ class PlainRecord:
 
     __slots__ = (
         "_created",
+        "_encoded",
         "_fingerprint",
         "_head",
         "_json",
@@ -51,6 +52,7 @@ class PlainRecord:
         self._head = head[0]
         self._json = json
         self._created, _, self._fingerprint = tail.groups()
+        self._encoded: bytes | None = None
         self._sealed = json, self.metadata
 
     @property
@@ -65,9 +67,11 @@ class PlainRecord:
 
     def differs(self, values: dict[str, Any]) -> bool:
         """Whether these values are not the stored ones. `ValueError` if JSON has none such."""
+        self._encoded = None
         json = to_json(values)  # nested values may be the same objects, True equals 1, a tuple is a list
         if json == self._json:
             return False
+        self._encoded = json  # whoever asks goes on to seal, if at all, before the app runs again
         return self.metadata != values or json != to_json(from_json(self._json))  # others write otherwise
 
     def seal(self, values: dict[str, Any]) -> bytes | None:
@@ -79,7 +83,8 @@ class PlainRecord:
         digits = 27 if len(self._created) == 27 else 19  # a whole second is spelled without its fraction
         if now[:digits] <= self._created[:digits]:  # a clock that went back
             return None
-        json = to_json(values)
+        json = to_json(values) if self._encoded is None else self._encoded
+        self._encoded = None
         if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
             return None
         if b"Infinity" in json or from_json(json) != values:  # an infinity would read back, yet JSON has none

@@ -94,7 +94,7 @@ class RedisRecords(SessionStore):
     async def delete_batch(self, session_ids: Iterable[str]) -> int:
         keys = [self._keys_of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
-        args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered)
+        args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered, b"")
         replies = await asyncio.gather(
             *[engine.call(REMOVE, each.record, each.packed + args) for each in keys]
         )

@@ -66,7 +66,7 @@ def _source(chunk: str) -> bytes:
 # With `Keys`:
 ACQUIRE = Script("acquire", 4, 7)
 COMMIT = Script("commit", 4, 6, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
-REMOVE = Script("remove", 4, 5)
+REMOVE = Script("remove", 4, 6)
 RELEASE = Script("release", 4, 4)
 # With keys of their own:
 CREATE = Script("create", 2, 6)

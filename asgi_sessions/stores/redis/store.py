@@ -171,7 +171,9 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         engine.leases.drop(token)
         retired = RETIRED_MS if retire else b"0"
-        args = pack_args(token, checkout.version.encode(), retired, terms.claim_ms, engine.clustered)
+        name = new_nonce().encode()  # by which the call knows its own retry
+        version = checkout.version.encode()
+        args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
         reply = engine.call(REMOVE, keys.record, keys.packed + args)
         engine.queues.leave(keys, token)
         outcome = _OUTCOMES[cast(bytes, await reply)]
