@@ -114,7 +114,7 @@ class Lane:
         self, pool: Pool, timeout: float, redirect: Callable[[Call, ResponseError], bool] | None = None
     ) -> None:
         self.pool = pool
-        self.reachable = True  # False since a connection could not be made
+        self.reachable = True  # False since a connection was lost, given up or could not be made
         self._timeout = timeout
         self._redirect = redirect
         self._loop = asyncio.get_running_loop()
@@ -253,6 +253,7 @@ class Lane:
         """Every call is sent once more, in order; whether it was carried out, its script finds out."""
         if not self._mine():
             return
+        self.reachable = False
         self._detach()
         again = []
         for call in self._sent:
@@ -311,6 +312,7 @@ class Lane:
 
     def _give_up(self) -> None:
         task, self._suspect = self._task, None
+        self.reachable = False
         self._detach()
         message = f"Redis did not answer within {self._timeout:g} seconds"
         self._fail_all(message, TimeoutError(message))

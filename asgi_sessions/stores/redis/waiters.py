@@ -74,6 +74,12 @@ class WakeChannel:
         await asyncio.wait((opened,))
         return opened.result()
 
+    def doubt(self) -> None:
+        """A lock came and its message did not: subscribe anew, for a node that hangs says nothing for ever."""
+        if self.live and self._task is not None and asyncio.get_running_loop().time() - self._lost_at > POLL:
+            self.live = False
+            self._task.cancel()
+
     async def aclose(self) -> None:
         """Unsubscribe; whoever waits here asks again."""
         task = self._task
@@ -264,6 +270,8 @@ class Turn:
         )
         reply = await self._engine.call(ACQUIRE, self._keys.record, self._keys.packed + args)
         answer = cast("list[bytes | int]", reply)
+        if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
+            channel.doubt()
         if answer[0] in (b"L", b"W"):
             channel.forget(self._place)
             self._place, self._message = fresh, message
