@@ -74,7 +74,7 @@ class Exchange:
             raise error
         self._started = True
         session_id = self._presented.session_id
-        await self._settings.answers.explain(self._scope, receive, self._send, error, session_id)
+        await self._settings.answers.explain(self._scope, receive, self._send_own, error, session_id)
 
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
@@ -84,6 +84,13 @@ class Exchange:
             await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
         self.unit.detach()
+
+    async def _send_own(self, message: Message) -> None:
+        """The middleware's own answer; what `save` has stored before, the client must learn all the same."""
+        news = self.unit.new_cookie is not None or self.unit.cookie_gone
+        if news and message["type"] == "http.response.start":
+            message = self._dressed(message)
+        await self._send(message)
 
     def _dressed(self, message: Message) -> Message:
         """The answer's start with the session's headers."""

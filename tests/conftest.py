@@ -9,6 +9,19 @@ from redis import Redis
 from redis_server import RedisServer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the tests may take that look for what is rare."""
+    group = parser.getgroup("asgi-server-sessions")
+    group.addoption("--long", action="store_true", help="inject ten times the faults, try many more examples")
+    group.addoption(
+        "--soak",
+        type=float,
+        metavar="MINUTES",
+        help="how long the load of the soak test lasts (some seconds)",
+    )
+    group.addoption("--figures", metavar="FILE", help="save the table of faults there (.json, else Markdown)")
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio unless a module says otherwise."""

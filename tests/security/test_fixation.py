@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from asgi import KEY, Clock, page, start, stream
+from redis import Redis
 
 from asgi_sessions import InMemorySessionStore, Session, SessionStore
 from asgi_sessions.cookie import SessionCookie
@@ -248,9 +249,29 @@ async def test_logins_that_race_are_sessions_of_their_own(store: SessionStore) -
 
 
 @requirement("FIX-3")
-async def test_unlocked_logins_that_race_are_sessions_of_their_own() -> None:
+async def test_unlocked_logins_that_race_are_sessions_of_their_own(store: SessionStore) -> None:
     """Without them all but one are answered 409."""
-    await assert_logins_race_well(InMemorySessionStore(), lock=False)
+    await assert_logins_race_well(store, lock=False)
+
+
+@requirement("FIX-3")
+async def test_a_login_after_a_lost_lease_is_refused(redis_url: str, redis: Redis) -> None:
+    """A worker that was frozen wakes up when its session was signed in by another: it signs in nobody."""
+    service = Service.on(redis_url)
+    visitor = service.visitor()
+    await visitor.begin(cart="full")
+    frozen = visitor.copy()
+
+    async def sleep_past_the_lease(session: Session) -> None:
+        session.get("cart")
+        redis.delete(f"session:{{{visitor.session_id}}}:lock")
+        await visitor.open(login)
+        session.login("bob")
+
+    assert (await frozen.open(sleep_past_the_lease)).status == 409
+    assert await visitor.sees() == {"cart": "full", "user": "ada"}
+    assert await service.store.count_active() == 1, "the cart is in two sessions"
+    await service.store.aclose()
 
 
 @requirement("FIX-3")

@@ -1,0 +1,1 @@
+"""Faults on purpose, around real servers, and the laws by which what clients saw is judged."""

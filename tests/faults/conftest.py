@@ -1,0 +1,20 @@
+"""At the end of a run: what was injected, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from . import figures
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures of the faults, and save them where `--figures` says."""
+    if not figures.gathered:
+        return
+    terminalreporter.section("faults injected, and what came of them")
+    terminalreporter.write_line(figures.markdown(figures.gathered))
+    path = config.getoption("--figures")
+    if path is not None:
+        figures.save(figures.gathered, Path(path))

@@ -1,0 +1,172 @@
+"""Real processes around a real Redis: started on the loopback, frozen, killed, stopped by their own ids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from redis import Redis
+from redis.exceptions import RedisError
+from redis_server import RedisServer
+
+from .chaos import ChaosProxy
+from .checkers import Life
+
+TESTS = Path(__file__).parent.parent
+PATIENCE = 30.0  # seconds for what must come, on however slow a machine
+
+
+def quiet_port() -> int:
+    """A free port below those of outgoing connections, none of which can take it while its server is down."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must come at last; `TimeoutError` where it does not."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # other processes set no events
+            await anyio.sleep(0.02)
+
+
+class Worker:
+    """A process of its own that serves an app; what it prints is added to `output`."""
+
+    def __init__(
+        self, variables: dict[str, str], output: Path, app: str = "faults.app:from_environment"
+    ) -> None:
+        self._port = quiet_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._app = app
+        self._output = output
+        path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+        self._environment = {**os.environ, "PYTHONPATH": path, **variables}
+        self.start()
+
+    def start(self) -> None:
+        """Start; it takes a moment until it serves."""
+        command = [sys.executable, "-m", "uvicorn", "--factory", self._app]
+        command += ["--port", str(self._port), "--log-level", "warning"]
+        with self._output.open("ab") as output:
+            self._process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output)
+
+    def serves(self) -> bool:
+        """Whether it accepts connections; an error where it has ended by itself."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"a worker ended by itself with code {self._process.returncode}")
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    def resident(self) -> int:
+        """Bytes of memory that it has in use."""
+        statm = Path(f"/proc/{self._process.pid}/statm")
+        if statm.exists():
+            return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        listed = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(self._process.pid)], capture_output=True, check=True
+        )
+        return int(listed.stdout) * 1024
+
+    def freeze(self) -> None:
+        """SIGSTOP: it stands still until `thaw`, with its connections open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if nothing had happened."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL: it cleans nothing up, and its locks stay behind."""
+        self._process.kill()
+        self._process.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM, as a deployment sends it."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """SIGTERM, which must suffice; also for one that is frozen."""
+        self.terminate()
+        self.thaw()
+        try:
+            self._process.wait(PATIENCE)
+        finally:
+            self.kill()
+
+
+@dataclass
+class Site:
+    """Several workers over one Redis, which they reach through a proxy; `redis` goes there directly."""
+
+    workers: list[Worker]
+    server: RedisServer
+    proxy: ChaosProxy
+    redis: Redis
+    output: Path
+    lease: float
+    wait: float
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the workers are."""
+        return [worker.url for worker in self.workers]
+
+    async def up(self) -> None:
+        """Wait until all workers serve."""
+        await until(lambda: all(worker.serves() for worker in self.workers))
+
+    def leftovers(self) -> list[str]:
+        """Locks and queues that are there."""
+        return [str(key) for key in self.redis.scan_iter(count=1000) if str(key).endswith((":lock", ":wait"))]
+
+    def lives(self, now: Callable[[], float]) -> list[Life]:
+        """What each key has left to live; nothing where Redis does not answer."""
+        lives: list[Life] = []
+        with contextlib.suppress(RedisError):
+            for key in self.redis.scan_iter(count=1000):
+                ttl = self.redis.pttl(key)
+                lives.append(Life(now(), str(key), ttl / 1000 if ttl > 0 else ttl))
+        return lives
+
+
+@contextmanager
+def running_site(
+    output: Path, *, workers: int = 2, lease: float = 1.0, wait: float = 5.0, timeout: float = 1.0
+) -> Iterator[Site]:
+    """Workers whose leases are `lease` seconds long and whose calls of Redis take `timeout` at most.
+
+    They end with the block. What they said is shown.
+    """
+    with ExitStack() as stack:
+        output.touch()
+        stack.callback(lambda: print(output.read_text(errors="replace")))
+        server = stack.enter_context(RedisServer("--appendonly", "yes", "--appendfsync", "no"))
+        proxy = stack.enter_context(ChaosProxy(server.port))
+        redis = Redis.from_url(server.url, decode_responses=True, socket_timeout=timeout, protocol=2)
+        site = Site([], server, proxy, stack.enter_context(redis), output, lease, wait)
+        variables = {
+            "REDIS_URL": f"{proxy.url}?socket_timeout={timeout}",
+            "LOCK_TIMEOUT": str(lease),
+            "LOCK_WAIT": str(wait),
+        }
+        for _ in range(workers):
+            site.workers.append(Worker(variables, output))
+            stack.callback(site.workers[-1].stop)
+        yield site

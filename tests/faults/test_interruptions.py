@@ -1,0 +1,303 @@
+"""A request that is cancelled at any await, once or twice, over a real Redis: nothing is left or torn.
+
+The request's coroutine is stepped by hand, so that every place where it waits is found, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from asgi import Answer, page, stream
+from redis.asyncio import Redis
+
+from asgi_sessions import Session
+from asgi_sessions.types import ASGIApp
+
+from .inprocess import Browser, Process, process_at
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+Suspended = Callable[[Any], None]
+"""Told of each suspension, with what is waited for: a future, or None for one turn of the loop."""
+
+
+@types.coroutine
+def stepped(coroutine: Coroutine[Any, Any, T], suspended: Suspended) -> Generator[Any, Any, T]:
+    """The coroutine's result; `suspended` is called each time it waits."""
+    step: Callable[[Any], Any] = coroutine.send
+    value: Any = None
+    while True:
+        try:
+            waited_for = step(value)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        suspended(waited_for)
+        try:
+            value = yield waited_for
+            step = coroutine.send
+        except BaseException as error:  # this is what a coroutine is stepped by, CancelledError included
+            step, value = coroutine.throw, error
+
+
+class Interruption:
+    """Cancels the task at its n-th suspension, or `late`: in the moment in which it would have gone on.
+
+    With `again` it is cancelled a second time, so many suspensions later.
+    """
+
+    def __init__(self, place: int, *, late: bool, again: int = 0) -> None:
+        self.reached = False
+        self._left = place
+        self._late = late
+        self._again = again
+
+    def __call__(self, waited_for: Any) -> None:
+        """To be told of each suspension."""
+        self._left -= 1
+        if self._left != 0:
+            return
+        self.reached = True
+        self._left, self._again = self._again, 0
+        task = asyncio.current_task()
+        assert task is not None
+        if self._late and asyncio.isfuture(waited_for):
+            waited_for.add_done_callback(lambda _: task.cancel())  # comes before the task's own callback
+        else:
+            task.cancel()
+
+
+# -- what a request may do -----------------------------------------------------------------------------------
+
+
+def write(session: Session) -> None:
+    session["n"] = 1
+
+
+def login(session: Session) -> None:
+    session.login("ada")
+
+
+async def save(session: Session) -> None:
+    session["n"] = 1
+    await session.save()
+
+
+async def save_a_login(session: Session) -> None:
+    session.login("ada")
+    await session.save()
+
+
+async def release(session: Session) -> None:
+    session["n"] = 1
+    await session.release()
+
+
+async def transact(session: Session) -> None:
+    async with session.transaction() as data:
+        data.metadata["n"] = 1
+
+
+def start_over(session: Session) -> None:
+    session.logout()
+    session["n"] = 1
+
+
+OLD = (0, None)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A request, and what the session is once its success was told: n and user, none where it is gone."""
+
+    app: ASGIApp
+    after: tuple[object, ...]
+    begun: bool = True
+    path: str = "/"
+
+
+SCENARIOS = {
+    "read": Scenario(page(lambda session: session.get("n")), OLD),
+    "write": Scenario(page(write), (1, None)),
+    "begin": Scenario(page(write), (1, None), begun=False),
+    "begin in a stream": Scenario(stream(write, None), (1, None), begun=False),
+    "stream": Scenario(stream(lambda session: session.get("n"), write, None), (1, None)),
+    "save": Scenario(page(save), (1, None)),
+    "release": Scenario(page(release), (1, None)),
+    "login": Scenario(page(login), (0, "ada")),
+    "save a login": Scenario(page(save_a_login), (0, "ada")),
+    "logout": Scenario(page(Session.logout), ()),
+    "logout and go on": Scenario(page(start_over), (1, None)),
+    "failure": Scenario(page(write, status=500), OLD),
+    "transaction": Scenario(page(transact), (1, None)),
+    "transaction on a read-only route": Scenario(page(transact), (1, None), path="/ro"),
+    "background": Scenario(page(then=transact), (1, None)),
+}
+
+
+@pytest.fixture
+async def raw(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def process(redis_url: str) -> AsyncIterator[Process]:
+    async with process_at(redis_url, read_only=["/ro"]) as process:
+        yield process
+
+
+@pytest.fixture
+async def elsewhere(redis_url: str) -> AsyncIterator[Process]:
+    async with process_at(redis_url) as process:
+        yield process
+
+
+class Attempt:
+    """One run of a scenario that is interrupted somewhere."""
+
+    def __init__(self, scenario: Scenario, browser: Browser) -> None:
+        self.scenario = scenario
+        self.browser = browser
+        self.finished = False
+
+    async def prepare(self) -> None:
+        """A session, where the request is to have one; nothing else in Redis."""
+        await self.browser.raw.flushdb()
+        if self.scenario.begun:
+            await self.browser.open(page(lambda session: session.update(n=0)))
+
+    async def run(self, interruption: Interruption) -> None:
+        """The request, in a task of its own."""
+
+        async def visit() -> Answer:
+            request = self.browser.open(self.scenario.app, path=self.scenario.path, deliver=deliver)
+            return await stepped(request, interruption)
+
+        async def deliver(message: object) -> None:
+            await asyncio.sleep(0)
+
+        outcome = await asyncio.gather(asyncio.ensure_future(visit()), return_exceptions=True)
+        self.finished = isinstance(outcome[0], Answer)
+        assert self.finished or isinstance(outcome[0], asyncio.CancelledError), outcome[0]
+
+    async def check(self) -> None:
+        """No lock; the record is the old one or the new one; what was told is stored; the session goes on."""
+        await self.browser.assert_free()
+        store = self.browser.process.store
+        records = await store.get_batch(await store.list_active())
+        states = [(data.metadata.get("n"), data.user_id) for data in records.values()]
+        after = self.scenario.after
+        assert set(states) <= {OLD, after}
+        if self.finished:
+            assert states == ([after] if after else [])
+        answer = await self.browser.open(page(lambda session: session.get("n")))
+        assert answer.status == 200
+
+
+async def places(attempt: Attempt, *, late: bool, again: int = 0) -> int:
+    """Interrupt at the first suspension, at the second, and so on; how many there are."""
+    for place in range(1, 100):
+        interruption = Interruption(place, late=late, again=again)
+        await attempt.prepare()
+        await attempt.run(interruption)
+        await attempt.check()
+        if not interruption.reached:
+            assert attempt.finished
+            return place - 1
+    raise AssertionError("the request never came to its end")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["as it begins to wait", "as it would go on"])
+@pytest.mark.parametrize("name", SCENARIOS)
+async def test_cancelled_anywhere(process: Process, raw: Redis, name: str, late: bool) -> None:
+    """Wherever it happens the session is whole, free and usable at once."""
+    assert await places(Attempt(SCENARIOS[name], Browser(process, raw)), late=late) >= 2
+
+
+@pytest.mark.parametrize("again", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["write", "begin", "login", "save a login", "logout and go on", "transaction"]
+)
+async def test_cancelled_while_it_cleans_up(process: Process, raw: Redis, name: str, again: int) -> None:
+    """A second cancellation, in the clean-up after the first, leaves nothing either."""
+    assert await places(Attempt(SCENARIOS[name], Browser(process, raw)), late=False, again=again) >= 2
+
+
+class Queue:
+    """A holder, and who waits for it: one that is interrupted, one behind it, one in another process."""
+
+    def __init__(self, process: Process, elsewhere: Process, raw: Redis) -> None:
+        self.browser = Browser(process, raw)
+        self.elsewhere = elsewhere
+        self.statuses: list[int] = []
+
+    async def run(self, interruption: Interruption) -> None:
+        """The holder lets go while the others wait; they get their turns whatever becomes of the first."""
+        await self.browser.raw.flushdb()
+        await self.browser.open(page(lambda session: session.update(n=0)))
+        self.statuses.clear()
+        async with anyio.create_task_group() as group:
+
+            async def hold(session: Session) -> None:
+                group.start_soon(self._interrupted, interruption)
+                await self._queued(1)
+                group.start_soon(self._count, self.browser.process)
+                group.start_soon(self._count, self.elsewhere)
+                await self._queued(2)
+
+            await self._count(self.browser.process, hold)
+
+    async def _interrupted(self, interruption: Interruption) -> None:
+        request = self.browser.at(self.browser.process).open(page(add))
+        await asyncio.gather(asyncio.ensure_future(_stepped(request, interruption)), return_exceptions=True)
+
+    async def _count(self, process: Process, first: Callable[[Session], Any] | None = None) -> None:
+        async def act(session: Session) -> None:
+            if first is not None:
+                await first(session)
+            add(session)
+
+        self.statuses.append((await self.browser.at(process).open(page(act))).status)
+
+    async def _queued(self, number: int) -> None:
+        """Let the others come as far as they get: who waits locally is in no queue of Redis'."""
+        for _ in range(20):
+            if await self.browser.raw.llen(self.browser.key + ":wait") >= number:
+                return
+            await asyncio.sleep(0.001)
+
+
+async def _stepped(coroutine: Coroutine[Any, Any, T], suspended: Suspended) -> T:
+    return await stepped(coroutine, suspended)
+
+
+def add(session: Session) -> None:
+    session["n"] += 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["as it begins to wait", "as it would go on"])
+async def test_cancelled_in_the_queue(process: Process, elsewhere: Process, raw: Redis, late: bool) -> None:
+    """Those before and behind it, here and in another process, have their turns as if it had never come."""
+    queue = Queue(process, elsewhere, raw)
+    for place in range(1, 60):
+        interruption = Interruption(place, late=late)
+        with anyio.fail_after(8):  # less than a lease
+            await queue.run(interruption)
+        assert queue.statuses == [200, 200, 200]
+        await queue.browser.assert_free()
+        data = await queue.browser.stored()
+        assert data is not None
+        assert data.metadata["n"] in (3, 4)
+        if not interruption.reached:
+            assert data.metadata["n"] == 4
+            assert place > 2
+            return
+    raise AssertionError("the request never came to its end")
