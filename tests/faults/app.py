@@ -151,17 +151,33 @@ async def upload(request: Request) -> Response:
     return told(session["canary"], entered, session["register"])
 
 
+async def endless(request: Request) -> Response:
+    """Stream to a client until it is gone, with the session's lock held."""
+    session = get_session(request)
+    if "canary" not in session:
+        return gone()
+    session["register"] = "streaming"
+
+    async def body() -> AsyncIterator[bytes]:
+        while True:
+            yield b"tick"
+            await anyio.sleep(PAUSE)
+
+    return StreamingResponse(body(), media_type="application/json")
+
+
 async def vitals(request: Request) -> Response:
     """How many descriptors and tasks the process has just now."""
     gc.collect()
     return JSONResponse({"descriptors": len(os.listdir("/dev/fd")), "tasks": len(asyncio.all_tasks())})
 
 
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 CHANGES: list[Change] = [nested, typed, add, write, read, login, logout, everything, hold]
-ENDPOINTS = [begin, streamed, transacted, upload, vitals]
+ENDPOINTS: list[Endpoint] = [begin, streamed, transacted, upload, endless, vitals]
 
 
-def endpoint(change: Change) -> Callable[[Request], Awaitable[Response]]:
+def endpoint(change: Change) -> Endpoint:
     """Let the request's session, if it has begun, have this change."""
 
     async def serve(request: Request) -> Response:
@@ -178,8 +194,9 @@ def build(store: SessionStore | str, **options: Any) -> Starlette:
     """The app over this store, with these options of the middleware."""
     settings = {"max_age": MAX_AGE, "read_only": ["/transacted"], "exclude": ["/vitals"], **options}
     sessions = Middleware(SessionMiddleware, SECRET, store=store, **settings)
-    routes = [Route(f"/{each.__name__}", each, methods=["GET", "POST"]) for each in ENDPOINTS]
-    routes += [Route(f"/{change.__name__}", endpoint(change)) for change in CHANGES]
+    endpoints = {each.__name__: each for each in ENDPOINTS}
+    endpoints |= {change.__name__: endpoint(change) for change in CHANGES}
+    routes = [Route(f"/{name}", each, methods=["GET", "POST"]) for name, each in endpoints.items()]
     return Starlette(routes=routes, middleware=[sessions])
 
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from asgi_sessions.stores.redis.scripts import COMMIT, RENEW
 
-from .chaos import Fault, Match, anything, calls, containing, cut, delay, half, reset, swallow, trickle
+from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
 from .processes import Site
 
 Blow: TypeAlias = Callable[[Site, random.Random], Awaitable[None]]
@@ -164,7 +164,7 @@ CAMPAIGNS = [
     Campaign("trickling network", suffering(trickle(100, 0.001), 1.5), 1, 0.1),
     Campaign("black hole", swallow_everything, 1, 0.3),
     Campaign("renewals swallowed", suffering(swallow, LONG, calls(RENEW)), 1, 0.1),
-    Campaign("wake-ups swallowed", suffering(swallow, LONG, containing(b"SUBSCRIBE")), 1, 0.1),
+    Campaign("wake-ups swallowed", suffering(swallow, LONG, unasked), 1, 0.1),
     Campaign("Redis paused (ALL)", pause_redis(writes_only=False), 1, 0.3),
     Campaign("Redis paused (WRITE)", pause_redis(writes_only=True), 1, 0.3),
     Campaign("Redis frozen", freeze_redis, 1, 0.3),

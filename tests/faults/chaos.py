@@ -45,6 +45,11 @@ def anything(command: bytes) -> bool:
     return True
 
 
+def unasked(command: bytes) -> bool:
+    """What the server says to a subscriber; to be given `on="answer"`."""
+    return command == b""
+
+
 def calls(*scripts: Script) -> Match:
     """The calls of these scripts, by digest or with their bodies."""
     marks = [mark for script in scripts for mark in (_digest(script), _first_line(script))]

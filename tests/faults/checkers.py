@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 State: TypeAlias = object
 Step: TypeAlias = Callable[[State, str, object], tuple[State, object]]
@@ -139,66 +139,94 @@ def unordered(history: History, step: Step, initial: State) -> list[str]:
     return [f"no order explains the answers: after {placed} of {search.certain} come only {stuck}"]
 
 
+class _Node(NamedTuple):
+    """How far a search has come: which operations are placed, and the state after them.
+
+    Of those that are certain, in the order in which they began, all before `first` and those in `more`, a bit
+    for each from there on; of each group of doubts that are alike, so many.
+    """
+
+    first: int
+    more: int
+    doubts: tuple[int, ...]
+    state: State
+
+
 class _Search:
     """Tries to put operations in an order, those in doubt only where they help."""
 
     def __init__(self, history: History, step: Step) -> None:
-        told = sorted(of_fate(history, Fate.ACKNOWLEDGED), key=lambda operation: operation.began)
-        observed = {repr(operation.answer) for operation in told}
-        doubts = [
-            operation
-            for operation in of_fate(history, Fate.IN_DOUBT)
-            if operation.kind != "write" or repr(operation.argument) in observed  # else nobody could tell
-        ]
-        self._operations = [*told, *doubts]
-        self._ends = [operation.ended for operation in told] + [math.inf] * len(doubts)
+        self._certain = sorted(of_fate(history, Fate.ACKNOWLEDGED), key=lambda each: each.began)
+        observed = {repr(operation.answer) for operation in self._certain}
+        groups: dict[str, list[Operation]] = defaultdict(list)
+        for operation in sorted(of_fate(history, Fate.IN_DOUBT), key=lambda each: each.began):
+            if operation.kind != "write" or repr(operation.argument) in observed:  # else nobody could tell
+                groups[f"{operation.kind} {operation.argument!r}"].append(operation)
+        self._doubts = list(groups.values())
         self._step = step
-        self.certain = len(told)
+        self.certain = len(self._certain)
         self.best = (-1, "")
 
     def finds(self, initial: State) -> bool:
         """Whether there is an order, beginning in this state."""
-        goal = (1 << self.certain) - 1
-        seen: set[tuple[int, State]] = set()
-        open_ends = [(0, initial)]
-        while open_ends:
-            done, state = open_ends.pop()
-            if done & goal == goal:
+        seen: set[_Node] = set()
+        nodes = [_Node(0, 0, (0,) * len(self._doubts), initial)]
+        while nodes:
+            node = nodes.pop()
+            if node.first == self.certain:
                 return True
-            if (done, state) not in seen:
-                seen.add((done, state))
-                open_ends += self._next(done, state)
+            if node not in seen:
+                seen.add(node)
+                nodes += self._next(node)
         return False
 
-    def _next(self, done: int, state: State) -> Iterator[tuple[int, State]]:
-        """What may come next, the likeliest last: of those in doubt that are alike one is enough."""
-        waiting = [at for at in range(len(self._operations)) if not done >> at & 1]
-        horizon = min(self._ends[at] for at in waiting)
-        candidates = [at for at in waiting if self._operations[at].began <= horizon]
-        self._note(done, candidates)
-        alike: set[str] = set()
-        for at in reversed(candidates):
-            operation = self._operations[at]
-            after, answer = self._step(state, operation.kind, operation.argument)
-            if at < self.certain:
-                if answer != operation.answer:
-                    continue
-            elif (name := f"{operation.kind} {operation.argument!r}") in alike or after == state:
-                continue
-            else:
-                alike.add(name)
-            yield done | 1 << at, after
+    def _next(self, node: _Node) -> Iterator[_Node]:
+        """What may come next, the likeliest last."""
+        window, horizon = self._window(node)
+        self._note(node, window)
+        for group, used in enumerate(node.doubts):
+            alike = self._doubts[group]
+            if used < len(alike) and alike[used].began <= horizon:
+                state, _ = self._step(node.state, alike[used].kind, alike[used].argument)
+                if state != node.state:
+                    counts = (*node.doubts[:group], used + 1, *node.doubts[group + 1 :])
+                    yield node._replace(doubts=counts, state=state)
+        for at in reversed(window):
+            operation = self._certain[at]
+            state, answer = self._step(node.state, operation.kind, operation.argument)
+            if answer == operation.answer:
+                yield self._with(node, at, state)
 
-    def _note(self, done: int, candidates: Sequence[int]) -> None:
+    def _window(self, node: _Node) -> tuple[list[int], float]:
+        """Those that had begun when the first of those that are not placed yet ended, and when that was."""
+        window: list[int] = []
+        horizon, at = math.inf, node.first
+        while at < self.certain and self._certain[at].began <= horizon:
+            if not node.more >> (at - node.first) & 1:
+                window.append(at)
+                horizon = min(horizon, self._certain[at].ended)
+            at += 1
+        return window, horizon
+
+    def _with(self, node: _Node, at: int, state: State) -> _Node:
+        first, more = node.first, node.more | 1 << (at - node.first)
+        while more & 1:
+            first, more = first + 1, more >> 1
+        return _Node(first, more, node.doubts, state)
+
+    def _note(self, node: _Node, window: Sequence[int]) -> None:
         """Remember how far we came, for the sentence."""
-        placed = (done & (1 << self.certain) - 1).bit_count()
+        placed = node.first + node.more.bit_count()
         if placed > self.best[0]:
-            certain = [self._operations[at] for at in candidates if at < self.certain]
-            told = [
-                f"{each.kind}({'' if each.argument is None else each.argument}) = {each.answer}"
-                for each in certain
-            ]
-            self.best = placed, ", ".join(told)
+            stuck = [self._certain[at] for at in window]
+            self.best = (
+                placed,
+                ", ".join([f"{each.kind}({each.argument or ''}) = {each.answer}" for each in stuck]),
+            )
+
+
+def _spoken(operation: Operation) -> str:
+    return f"{operation.kind}({operation.argument or ''}) = {operation.answer}"
 
 
 # -- a lock: who was inside when -----------------------------------------------------------------------------

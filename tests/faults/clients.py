@@ -166,6 +166,7 @@ class Visitors:
     seen: Seen = field(default_factory=Seen)
     uses: list[Sighting] = field(default_factory=list)  # of cookies, by their labels
     ended: dict[str, float] = field(default_factory=dict)  # cookies, and since when it is acknowledged
+    abandoned: int = 0  # sessions whose end was not acknowledged
 
     async def visit(self, turns: Iterable[object], dice: random.Random) -> None:
         """One session after the other."""
@@ -176,6 +177,7 @@ class Visitors:
     async def _live(self, client: Client, dice: random.Random) -> None:
         status, _ = await client.ask(dice.choice(self.urls), "begin", client.canary)
         if status != 200:
+            self.abandoned += 1
             await anyio.sleep(0.05)
             return
         for path in ("login", "logout"):
@@ -190,6 +192,7 @@ class Visitors:
                     self.ended[label] = time.monotonic()
                 await self._use(straggler, label, dice)
             if status != 200:
+                self.abandoned += 1
                 return
 
     async def _use(self, straggler: Client, label: str, dice: random.Random) -> None:

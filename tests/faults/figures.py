@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 
@@ -21,6 +21,11 @@ class Figures:
     stale_accepted: int
     unavailable: float
 
+    def plus(self, other: Figures) -> Figures:
+        """Both together, as one fault's."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        return replace(self, **sums, unavailable=max(self.unavailable, other.unavailable))
+
 
 _HEADS = {
     "fault": "fault",
@@ -32,6 +37,7 @@ _HEADS = {
     "stale_accepted": "stale accepted",
     "unavailable": "longest unavailability",
 }
+_SUMMED = ("injected", "acknowledged", "lost", "refused", "in_doubt", "stale_accepted")
 gathered: list[Figures] = []
 """Those of this run."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +51,10 @@ async def until(condition: Callable[[], bool]) -> None:
 class Worker:
     """A process of its own that serves an app; what it prints is added to `output`."""
 
-    def __init__(
-        self, variables: dict[str, str], output: Path, app: str = "faults.app:from_environment"
-    ) -> None:
+    def __init__(self, variables: Mapping[str, str], output: Path) -> None:
         self._port = quiet_port()
         self.url = f"http://127.0.0.1:{self._port}"
-        self._app = app
+        self._app = variables.get("APP", "faults.app:from_environment")
         self._output = output
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self._environment = {**os.environ, "PYTHONPATH": path, **variables}
@@ -73,6 +73,11 @@ class Worker:
             raise RuntimeError(f"a worker ended by itself with code {self._process.returncode}")
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+    def descriptors(self) -> int:
+        """How many files and connections it has open, the asking's one among them."""
+        with urllib.request.urlopen(f"{self.url}/vitals", timeout=PATIENCE) as answer:
+            return int(json.load(answer)["descriptors"])
 
     def resident(self) -> int:
         """Bytes of memory that it has in use."""
@@ -148,11 +153,17 @@ class Site:
 
 @contextmanager
 def running_site(
-    output: Path, *, workers: int = 2, lease: float = 1.0, wait: float = 5.0, timeout: float = 1.0
+    output: Path,
+    *,
+    workers: Sequence[Mapping[str, str]] = ({}, {}),
+    lease: float = 1.0,
+    wait: float = 5.0,
+    timeout: float = 1.0,
 ) -> Iterator[Site]:
     """Workers whose leases are `lease` seconds long and whose calls of Redis take `timeout` at most.
 
-    They end with the block. What they said is shown.
+    `workers` are further environment variables of each; APP names another app than the usual one. They end
+    with the block. What they said is shown.
     """
     with ExitStack() as stack:
         output.touch()
@@ -166,7 +177,7 @@ def running_site(
             "LOCK_TIMEOUT": str(lease),
             "LOCK_WAIT": str(wait),
         }
-        for _ in range(workers):
-            site.workers.append(Worker(variables, output))
+        for more in workers:
+            site.workers.append(Worker({**variables, **more}, output))
             stack.callback(site.workers[-1].stop)
         yield site

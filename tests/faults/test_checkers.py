@@ -190,6 +190,16 @@ def test_doubts_do_not_slow_the_search_down() -> None:
     assert unordered([*doubts, *doubts, *stored], counter, 0) == []
 
 
+def test_long_histories_are_searched_quickly() -> None:
+    """Ten thousand operations, eight at a time; one stale answer is found at its place."""
+    history = [told(at, at + 8, at + 1) for at in range(10_000)]
+    assert unordered(history, counter, 0) == []
+    stale = [*history, read(20_000, 20_001, 9_999)]
+    assert unordered(stale, counter, 0) == [
+        "no order explains the answers: after 10000 of 10001 come only read() = 9999"
+    ]
+
+
 # -- histories of a simulated object -------------------------------------------------------------------------
 
 
