@@ -76,7 +76,8 @@ class WakeChannel:
 
     def doubt(self) -> None:
         """A lock came and its message did not: subscribe anew, for a node that hangs says nothing for ever."""
-        if self.live and self._task is not None and asyncio.get_running_loop().time() - self._lost_at > POLL:
+        age = asyncio.get_running_loop().time() - self._lost_at
+        if self.live and self._task is not None and age > POLL:
             self.live = False
             self._task.cancel()
 
