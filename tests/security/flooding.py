@@ -9,6 +9,7 @@ flood is more than twice that of the spread load.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import time
@@ -99,6 +100,7 @@ async def measure(make: Callable[[], SessionStore], plan: Plan) -> dict[str, lis
     played: dict[str, list[Round]] = {load: [] for load in LOADS}
     for _ in range(plan.rounds):
         for load in LOADS:
+            gc.collect()  # or what earlier rounds left would be collected in the same load each time
             store = make()
             played[load].append(await play(Service(store), load, plan))
             await store.aclose()
