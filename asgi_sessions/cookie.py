@@ -222,10 +222,10 @@ class SessionCookie:
         lines = [value for name, value in headers if name == b"cookie"]
         if not lines:
             return NO_COOKIE
+        if sum(map(len, lines)) > MAX_COOKIE_BYTES:
+            return ABSURD
         if len(lines) == 1 and b";" not in lines[0] and lines[0].startswith(self._alone):
             tokens = [lines[0][len(self._alone) :].strip(_BLANK)]  # the only cookie there is
-        elif sum(map(len, lines)) > MAX_COOKIE_BYTES:
-            return ABSURD
         else:
             tokens = cookie_values(lines, self._name)
         if len(tokens) == 1:

@@ -37,6 +37,7 @@ ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that i
 Detail: TypeAlias = str | int | float
 
 LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
+MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
 _salt = secrets.token_bytes(32)
@@ -86,11 +87,11 @@ class EventSink:
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
     ) -> None:
-        """Tells the listeners. Never raises; ids are taken out of the details."""
+        """Tells the listeners. Never raises; ids are taken out of the details, control characters escaped."""
         logged = _logger.isEnabledFor(level)
         if self._on_event is None and not logged:
             return
-        clean = {key: _without_ids(value, session_id) for key, value in details.items()}
+        clean = {key: _clean(value, session_id) for key, value in details.items()}
         event = SessionEvent(name, None if session_id is None else session_hash(session_id), clean)
         if logged:
             self._log(event, level)
@@ -146,12 +147,20 @@ def _check_callback(on_event: object) -> None:
         raise TypeError("on_event must be a plain function; let it put the event into a queue for async work")
 
 
-def _without_ids(value: Detail, session_id: str | None) -> Detail:
+def _clean(value: Detail, session_id: str | None) -> Detail:
     if not isinstance(value, str):
         return value
     if session_id:
         value = value.replace(session_id, "...")
-    return _SECRET.sub("...", value)
+    value = _SECRET.sub("...", value)
+    if len(value) > MAX_DETAIL:
+        value = f"{value[:MAX_DETAIL]}..."
+    return value if value.isprintable() else "".join(map(_visible, value))
+
+
+def _visible(character: str) -> str:
+    """The character, or its escape where it could end a line or change how a terminal shows it."""
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def _line(event: SessionEvent) -> str:

@@ -39,7 +39,9 @@ class Settings:
 class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
-    __slots__ = ("_began", "_presented", "_scope", "_send", "_settings", "_started", "session", "unit")
+    __slots__ = (
+        "_began", "_presented", "_refreshes", "_scope", "_send", "_settings", "_started", "session", "unit",
+    )  # fmt: skip
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
         self.session = Session(model=settings.rules.model)
@@ -50,6 +52,10 @@ class Exchange:
         self._send = send
         self._presented = presented
         self._started = False  # the answer's headers have left
+        # the cookie is to be sent again: signed by an old key, or rolling and old enough
+        self._refreshes = presented.session_id is not None and (
+            presented.stale_key or self._is_due(presented.issued_at)
+        )
         self._began = time.perf_counter()
 
     async def open(self, *, read_only: bool) -> None:
@@ -68,7 +74,7 @@ class Exchange:
             raise error
         self._started = True
         session_id = self._presented.session_id
-        await self._settings.answers.explain(self._scope, receive, self._send, error, session_id)
+        await self._settings.answers.explain(self._scope, receive, self._send_own, error, session_id)
 
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
@@ -79,6 +85,13 @@ class Exchange:
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
         self.unit.detach()
 
+    async def _send_own(self, message: Message) -> None:
+        """The middleware's own answer; what `save` has stored before, the client must learn all the same."""
+        news = self.unit.new_cookie is not None or self.unit.cookie_gone
+        if news and message["type"] == "http.response.start":
+            message = self._dressed(message)
+        await self._send(message)
+
     def _dressed(self, message: Message) -> Message:
         """The answer's start with the session's headers."""
         self._started = True
@@ -86,15 +99,18 @@ class Exchange:
         headers: Headers = list(message.get("headers", ()))
         if self.session.accessed:
             vary_cookie(headers)
-        cookie = self._cookie()
+        cookie = self._cookie(headers)
         if cookie is not None:
             headers.append((b"set-cookie", cookie))
             if not any(name.lower() == b"cache-control" for name, _ in headers):
                 headers.append((b"cache-control", b"no-store"))
         return {**message, "headers": headers}
 
-    def _cookie(self) -> bytes | None:
-        """The Set-Cookie value, where the client must learn something."""
+    def _cookie(self, headers: Headers) -> bytes | None:
+        """The Set-Cookie value, where the client must learn something.
+
+        What it knows already is not sent again with an answer that the app lets caches keep for others.
+        """
         unit = self.unit
         if unit.new_cookie is not None:
             return self._render(unit.new_cookie)
@@ -103,9 +119,17 @@ class Exchange:
             return None
         if unit.cookie_gone:
             return self._settings.cookie.render_removal(secure=self._is_secure())
-        if unit.is_loaded and (presented.stale_key or self._is_due(presented.issued_at)):
+        if self._refreshes and unit.is_loaded and not _is_cacheable(headers):
             return self._render(presented.session_id)
         return None
+
+    async def _check_refresh(self) -> None:
+        """Send the cookie again only while its id is alive: a login meanwhile has given the client another.
+
+        An answer that was on its way without the lock would overwrite that one.
+        """
+        if self.unit.is_loaded and self.unit.new_cookie is None:
+            self._refreshes = await self.unit.is_current()
 
     def _render(self, session_id: str) -> bytes:
         return self._settings.cookie.render(session_id, max_age=self._max_age(), secure=self._is_secure())
@@ -120,6 +144,12 @@ class Exchange:
     def _max_age(self) -> int | None:
         left = self.unit.max_age()
         return self._settings.max_age if left is None else left
+
+
+def _is_cacheable(headers: Headers) -> bool:
+    """Whether the app says how the answer is cached, and shared caches may keep it (RFC 9111 section 3)."""
+    said = b",".join([value for name, value in headers if name.lower() == b"cache-control"]).lower()
+    return said != b"" and b"no-store" not in said and b"private" not in said
 
 
 class HTTPExchange(Exchange):
@@ -185,6 +215,8 @@ class HTTPExchange(Exchange):
             raise self._failure
         if self._is_error_page(start):
             await self.unit.roll_back()  # a failed request changes nothing
+            if self._refreshes:
+                await self._check_refresh()
             await self._send(self._dressed(start))
             return
         self._held_start = start
@@ -199,6 +231,8 @@ class HTTPExchange(Exchange):
         start, self._held_start = self._held_start, None
         if session.mode is _OPEN and (release or not self.unit.keeps_record):
             session.set_mode(_CLOSED)
+        if self._refreshes:
+            await self._check_refresh()
         if start is not None:
             await self._send(self._dressed(start))
 
@@ -231,6 +265,8 @@ class WebSocketExchange(Exchange):
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
         if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            if self._refreshes:
+                await self._check_refresh()
             message = self._dressed(message)
         elif message["type"] == "websocket.close":
             self._started = True

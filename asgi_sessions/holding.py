@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import time
 from dataclasses import dataclass
@@ -114,14 +115,15 @@ class Holding:
         """Load the handle; the name of an event where the record must not be shown to this client."""
         try:
             self.session.load(taken.record)
+            identity = self.session.identity()
+            session_id, bound_to, user_id = identity.session_id, identity.fingerprint, identity.user_id
         except ValueError:
             return UNREADABLE_RECORD
-        identity = self.session.identity()
-        if identity.session_id != taken.session_id:
+        if session_id != taken.session_id:
             return UNREADABLE_RECORD
-        if self._fingerprint is not None and identity.fingerprint not in (None, self._fingerprint):
+        if self._fingerprint is not None and bound_to is not None and not _same(bound_to, self._fingerprint):
             return FINGERPRINT_MISMATCH
-        self._known_user = identity.user_id
+        self._known_user = user_id
         return None
 
     # -- storing ------------------------------------------------------------------------------------------
@@ -293,6 +295,15 @@ class Holding:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
 
+    async def is_current(self) -> bool:
+        """Whether the store still has the record under its id; False too where it cannot tell."""
+        assert self._checkout is not None  # noqa: S101  # asked of what is loaded
+        try:
+            found = await self.rules.store.checkout(self._checkout.session_id, None, None)
+        except SessionStoreError:
+            return False
+        return isinstance(found, Checkout)
+
     async def roll_back(self) -> None:
         """Let go without storing what is not stored yet. A transaction of another task goes on."""
         if self._is_busy_elsewhere():
@@ -319,3 +330,11 @@ class Holding:
             except SessionStoreError as error:
                 taken.token = None
                 self.rules.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))
+
+
+def _same(bound_to: str, client: str) -> bool:
+    """Compare in constant time: a fingerprint is a hash of what another client sends."""
+    try:
+        return hmac.compare_digest(bound_to, client)
+    except TypeError:  # not ASCII, so not one of ours
+        return False

@@ -11,8 +11,8 @@ from .errors import LockAcquisitionError, LockReleaseError, LockTimeoutError, Se
 from .stores.redis.connections import Client
 from .stores.redis.engine import Engine, engines_for
 from .stores.redis.layout import milliseconds
-from .stores.redis.scripts import RENEW
-from .stores.redis.waiters import CLAIM, Grant, Keys, Terms, Turn
+from .stores.redis.scripts import RENEW, Keys, pack_args
+from .stores.redis.waiters import Grant, Terms, Turn
 
 _MANY = 1_000_000  # waiters of one lock: no bound of ours
 
@@ -96,7 +96,7 @@ class DistributedLock:
             return False
         try:
             engine = await self._engines.get()
-            return await engine.let_go(self._keys, token, self._claim(), bare=True) == 1
+            return await engine.let_go(self._keys, token, self._terms(engine)) == 1
         except SessionStoreError as error:
             raise LockReleaseError("the lock could not be released and ends with its lease") from error
 
@@ -137,8 +137,7 @@ class DistributedLock:
 
     async def _acquire(self, tries: int) -> None:
         engine = await self._engines.get()
-        wait = (tries - 1) * self.retry_delay
-        terms = Terms(self.timeout, wait, _MANY, poll=self.retry_delay, bare=True)
+        terms = self._terms(engine, (tries - 1) * self.retry_delay)
         grant = cast(Grant, await Turn(engine, self._keys, terms).take())  # without a record never bytes
         self._token, self._ends = grant.token, time.monotonic() + grant.left
         if grant.left < self.timeout:
@@ -151,7 +150,7 @@ class DistributedLock:
             taken = await self._prolong(engine, token, self.timeout)
         except BaseException:
             self._token = None
-            engine.let_go(self._keys, token, self._claim(), bare=True)
+            engine.let_go(self._keys, token, self._terms(engine))
             raise
         if not taken:
             self._token = None
@@ -159,13 +158,14 @@ class DistributedLock:
 
     async def _prolong(self, engine: Engine, token: bytes, lease: float) -> bool:
         began = time.monotonic()
-        prolonged = await engine.run(RENEW, self._keys[1], token, milliseconds(lease)) == 1
+        prolonged = await engine.run(RENEW, self._keys.lock, token, milliseconds(lease)) == 1
         if prolonged and self._token is token:
             self._ends = began + lease
         return prolonged
 
-    def _claim(self) -> bytes:
-        return milliseconds(min(CLAIM, self.timeout))
+    def _terms(self, engine: Engine, wait: float = 0.0) -> Terms:
+        clustered = engine.router.clustered
+        return Terms(self.timeout, wait, _MANY, poll=self.retry_delay, bare=True, clustered=clustered)
 
 
 class DistributedLockManager:
@@ -209,4 +209,4 @@ def _keys(name: str) -> Keys:
     start = lock.find(b"{")
     tagged = start >= 0 and lock.find(b"}", start) > start + 1
     queue = b"wait:" + lock if tagged else b"{%b}:wait" % lock
-    return lock, lock, queue, lock
+    return Keys(lock, lock, pack_args(lock, lock, queue, lock))

@@ -33,10 +33,11 @@ def resolve_store(store: SessionStore | str | None, prefix: str = "session:") ->
         return InMemorySessionStore()
     if not isinstance(store, str):
         raise TypeError(f"store is a SessionStore or a URL, not {type(store).__name__}")
-    scheme = store.partition("://")[0]
+    scheme, slashes, _ = store.partition("://")
     if scheme not in _REDIS_SCHEMES:
         known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
-        raise ValueError(f"unknown store scheme {scheme!r}: a store's URL begins with one of {known}")
+        what = f"unknown store scheme {scheme!r}" if slashes else "not a URL"  # which may hold a password
+        raise ValueError(f"{what}: a store's URL begins with one of {known}")
     from .stores.redis import RedisSessionStore  # here, because redis is an optional dependency
 
     return RedisSessionStore(store, prefix)

@@ -16,15 +16,17 @@ from pydantic_core import from_json, to_json
 
 from .record import MAX_DEPTH, MAX_METADATA_BYTES
 
-_NAME = rb'(?:null|"[^"]{1,255}")'
-_TIME = rb'[^"]{20,27}'
+# Only what the model accepts for certain and writes back as it is: everything else is left to it. (Of the
+# times the shape alone: whether there is such a day costs more than it is worth.)
+_NAME = rb'(?:null|"(?!(?i:drop|delete)(?![A-Za-z0-9_]))(?![^"]*--)[A-Za-z0-9_.@:+=~|-]{1,255}")'
+_TIME = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?Z"
 _HEAD = re.compile(
-    rb'\{"session_id":"([^"]{1,255})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
-    + _NAME + rb',"message_count":(?:\d{1,5}|100000),"escalated":(?:true|false),"metadata":'
+    rb'\{"session_id":"([0-9a-f]{32})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
+    + _NAME + rb',"message_count":(?:0|[1-9]\d{0,4}|100000),"escalated":(?:true|false),"metadata":'
 )  # fmt: skip
 _TAIL = re.compile(
-    rb',"created_at":"(' + _TIME + rb')","updated_at":"' + _TIME + rb'","last_activity":"' + _TIME
-    + rb'","fingerprint":(null|"[^"]{32,64}")\}'
+    rb',"created_at":"(' + _TIME + rb')","updated_at":"(' + _TIME + rb')","last_activity":"' + _TIME
+    + rb'","fingerprint":(null|"(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})")\}'
 )  # fmt: skip
 
 
@@ -33,6 +35,7 @@ class PlainRecord:
 
     __slots__ = (
         "_created",
+        "_encoded",
         "_fingerprint",
         "_head",
         "_json",
@@ -48,7 +51,8 @@ class PlainRecord:
         self._user_id = head[2]
         self._head = head[0]
         self._json = json
-        self._created, self._fingerprint = tail.groups()
+        self._created, _, self._fingerprint = tail.groups()
+        self._encoded: bytes | None = None
         self._sealed = json, self.metadata
 
     @property
@@ -63,10 +67,12 @@ class PlainRecord:
 
     def differs(self, values: dict[str, Any]) -> bool:
         """Whether these values are not the stored ones. `ValueError` if JSON has none such."""
-        if self.metadata != values:
-            return True
-        json = to_json(values)  # nested values may be the same objects, and True equals 1
-        return json != self._json and json != to_json(from_json(self._json))  # others write in their own way
+        self._encoded = None
+        json = to_json(values)  # nested values may be the same objects, True equals 1, a tuple is a list
+        if json == self._json:
+            return False
+        self._encoded = json  # whoever asks goes on to seal, if at all, before the app runs again
+        return self.metadata != values or json != to_json(from_json(self._json))  # others write otherwise
 
     def seal(self, values: dict[str, Any]) -> bytes | None:
         """The record with these values and the time of the change, proven to read back as it is.
@@ -77,10 +83,11 @@ class PlainRecord:
         digits = 27 if len(self._created) == 27 else 19  # a whole second is spelled without its fraction
         if now[:digits] <= self._created[:digits]:  # a clock that went back
             return None
-        json = to_json(values)
+        json = to_json(values) if self._encoded is None else self._encoded
+        self._encoded = None
         if len(json) > MAX_METADATA_BYTES or json.count(b"[") + json.count(b"{") > MAX_DEPTH:
             return None
-        if from_json(json) != values:
+        if b"Infinity" in json or from_json(json) != values:  # an infinity would read back, yet JSON has none
             return None
         self._sealed = json, values
         return b"".join((
@@ -112,7 +119,7 @@ def parse_plain(record: bytes) -> PlainRecord | None:
     """
     head = _HEAD.match(record)
     tail = _TAIL.fullmatch(record, record.rfind(b',"created_at":"'))
-    if head is None or tail is None or b"\\" in head[0]:
+    if head is None or tail is None or tail[2][:-1] < tail[1][:-1]:  # updated before it was created
         return None
     try:
         plain = PlainRecord(head, record[head.end() : tail.start()], tail)

@@ -111,7 +111,7 @@ class Session(TrackedDict):
         Privilege Level Change). A new session has a fresh id anyway.
         """
         self.mark_modified()
-        self._fate = Fate.MOVE
+        self._move()
 
     def login(self, user_id: str) -> None:
         """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation). `ValueError` for ""."""
@@ -119,7 +119,7 @@ class Session(TrackedDict):
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
         self.typed().user_id = user_id
-        self._fate = Fate.MOVE
+        self._move()
 
     def logout(self) -> None:
         """Sign out: the same as `invalidate()`."""
@@ -231,17 +231,33 @@ class Session(TrackedDict):
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:
-        """Yield the record; an exception brings back what it was."""
-        before = self.snapshot()
-        flags = self.modified, self._fate
+        """Yield the record; an exception brings back what it was, or what was stored since (`save`)."""
+        before, loaded = self.snapshot(), self.loaded
+        fate, modified = self._fate, self.modified
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
-            self.restore(before)
-            self.modified, self._fate = flags
+            if self.loaded is loaded:
+                self.restore(before)
+                self._fate = fate
+            else:  # stored under another id perhaps, or ended: the old record must not come back
+                self._return_to_stored()
+            self.modified = modified
             raise
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _move(self) -> None:
+        if self._fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
+            self._fate = _MOVE
+
+    def _return_to_stored(self) -> None:
+        is_new = self.is_new
+        if self.loaded is None:
+            self.forget()
+        else:
+            self.load(self.loaded)
+            self.is_new = is_new
 
     def _work(self) -> UnitOfWork:
         if self._unit is None:

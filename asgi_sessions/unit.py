@@ -17,7 +17,8 @@ from .stores.checkout import Missing, raise_for
 _NOBODY = Session()
 
 _inside: ContextVar[object] = ContextVar("asgi_sessions_transaction", default=None)
-# the transaction in whose block this code runs, as its task, a child of it or a thread
+# the transaction in whose block this code runs, as its task, a child of it or a thread; the unit itself for
+# one in the request that holds the lock
 
 
 class Unit(Holding):
@@ -58,9 +59,15 @@ class Unit(Holding):
         """See `Session.transaction`; `session` is the handle, which may outlive its request."""
         self.session = session
         if self.session.is_open():
-            with self.session.savepoint() as data:
-                yield data
-            if self._transaction is None:  # else the outer block stores, or rolls back
+            around = _inside.get()
+            nested = self._transaction is not None or around is self
+            _inside.set(around if nested else self)
+            try:
+                with self.session.savepoint() as data:
+                    yield data
+            finally:
+                _inside.set(around)
+            if not nested:  # else the outer block stores, or rolls back
                 await self.commit(release=False)
             return
         async with self._one_at_a_time():

@@ -14,7 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("asgi-server-sessions")
     group.addoption("--long", action="store_true", help="inject ten times the faults, try many more examples")
     group.addoption(
-        "--soak", type=float, metavar="MINUTES", help="how long the load of the soak test lasts (some seconds)"
+        "--soak",
+        type=float,
+        metavar="MINUTES",
+        help="how long the load of the soak test lasts (some seconds)",
     )
     group.addoption("--figures", metavar="FILE", help="save the table of faults there (.json, else Markdown)")
 

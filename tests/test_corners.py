@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import runpy
-import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
-import redis as blocking_redis
 from asgi import KEY, Browser, Clock, RecordingStore, Site, chunk, page, start
 from redis.asyncio import Redis
-from redis.exceptions import BusyLoadingError
-from redis_server import RedisServer, find_binary, free_cluster_port
+from redis_server import RedisServer
 
 from asgi_sessions import (
     DistributedLock,
@@ -36,7 +31,6 @@ from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import wire
-from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.types import Message, Receive, Scope, Send
 
@@ -73,147 +67,6 @@ class TestWithoutHiredis(StoreContract):
         monkeypatch.setattr(wire, "hiredis", None)
         store = RedisSessionStore(redis_url)
         yield store
-        await store.aclose()
-
-
-class Sentinel(RedisServer):
-    """Watches one primary under the name `main` and promotes its replica when it is gone."""
-
-    def __init__(self, primary: RedisServer) -> None:
-        super().__init__()
-        self._primary = primary
-
-    def start(self) -> None:
-        """Start from a file of its own: a Sentinel writes down what it learns."""
-        conf = Path(self._directory.name, "sentinel.conf")
-        conf.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {self._directory.name}\n"
-            f"sentinel monitor main 127.0.0.1 {self._primary.port} 1\n"
-            "sentinel down-after-milliseconds main 200\nsentinel failover-timeout main 1000\n"
-        )
-        self._process = subprocess.Popen(
-            [find_binary(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while not self._answers():
-            assert self._process.poll() is None, "the Sentinel did not start"
-            time.sleep(0.01)
-
-
-@pytest.fixture
-def replica(own_redis: RedisServer) -> Iterator[RedisServer]:
-    """A copy of `own_redis`."""
-    primary = "127.0.0.1", str(own_redis.port)
-    with RedisServer("--replicaof", *primary, "--repl-diskless-sync-delay", "0") as server:
-        yield server
-
-
-async def test_sentinel_leads_to_the_new_primary(own_redis: RedisServer, replica: RedisServer) -> None:
-    """When the primary dies, the same store goes on with its replica, and the sessions are still there."""
-    with Sentinel(own_redis) as sentinel:
-        store = RedisSessionStore(f"redis+sentinel://127.0.0.1:{sentinel.port}/main?socket_timeout=1")
-        async with Redis(port=replica.port) as admin, Redis(port=sentinel.port) as watch:
-
-            async def in_step() -> bool:
-                return bool((await admin.info("replication"))["master_link_status"] == "up")
-
-            async def is_known() -> bool:
-                return bool(await _run(watch, "SENTINEL", "REPLICAS", "main"))
-
-            async def is_copied() -> bool:
-                return bool(await admin.dbsize())
-
-            async def counts_on() -> bool:
-                try:
-                    return await store.increment_counter("s", "n") > 1
-                except SessionStoreError:
-                    return False
-
-            await _until(in_step)
-            await _until(is_known)
-            assert await store.set("s", _data(n=1))
-            await _until(is_copied)
-            own_redis.kill()
-            await _until(counts_on)
-        await store.aclose()
-
-
-def test_a_sentinels_port_may_be_left_out() -> None:
-    """It is 26379 then, as in Redis' own tools; an IPv6 address stands in brackets."""
-    template = deployment("redis+sentinel://a,[::1]/main").template
-    manager = template.sentinel_manager  # type: ignore[attr-defined]  # a SentinelConnectionPool
-    settings = [client.connection_pool.connection_kwargs for client in manager.sentinels]
-    assert [(each["host"], each["port"]) for each in settings] == [("a", 26379), ("::1", 26379)]
-
-
-@pytest.fixture(scope="module")
-def lone_node() -> Iterator[RedisServer]:
-    """A cluster of one node, which has met no other and so does not know its own address."""
-    with RedisServer("--cluster-enabled", "yes", port=free_cluster_port()) as server:
-        with blocking_redis.Redis(port=server.port) as client:
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        yield server
-
-
-async def _until_stored(store: SessionStore) -> None:
-    async def is_stored() -> bool:
-        try:
-            return await store.set("s", _data())
-        except SessionStoreError:
-            return False
-
-    await _until(is_stored)
-
-
-async def test_a_cluster_of_one_node(lone_node: RedisServer) -> None:
-    """Its sessions are listed though it gives no address; what is no record at a key is that call's error."""
-    store = RedisSessionStore(f"redis+cluster://127.0.0.1:{lone_node.port}")
-    await _until_stored(store)
-    assert await store.list_active() == ["s"]
-    async with Redis(port=lone_node.port) as admin:
-        await admin.lpush("session:{odd}", "x")
-    with pytest.raises(SessionStoreError):
-        await store.get("odd")
-    assert await store.exists("s")
-    await store.aclose()
-
-
-async def test_a_cluster_that_is_away_is_asked_again(lone_node: RedisServer) -> None:
-    """Each call meanwhile fails at once; when it is back, the same store goes on."""
-    store = RedisSessionStore(f"redis+cluster://127.0.0.1:{lone_node.port}")
-    await _until_stored(store)
-    await store.list_active()
-    lone_node.kill()
-    for _ in range(3):
-        with pytest.raises(SessionStoreError):
-            await store.get("s")
-    lone_node.start()
-    await _until_stored(store)
-    await store.aclose()
-
-
-async def test_a_server_that_still_loads_its_data() -> None:
-    """Is a fault until it has loaded them; then the same store goes on, and the sessions are there."""
-    with RedisServer("--rdbcompression", "no", "--key-load-delay", "50000") as server:
-        store = RedisSessionStore(server.url)
-        await store.set("s", _data())
-        async with Redis(port=server.port) as admin:
-            for n in range(20):
-                await admin.set(f"ballast{n}", "x" * 1_000_000)
-            await admin.save()
-        server.kill()
-        causes: list[BaseException | None] = []
-
-        async def is_back() -> bool:
-            try:
-                return await store.get("s") is not None
-            except SessionStoreError as error:
-                causes.append(error.__cause__)
-                return False
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.to_thread.run_sync, server.start)
-            await _until(is_back)
-        assert any(isinstance(cause, BusyLoadingError) for cause in causes)
         await store.aclose()
 
 
@@ -278,7 +131,7 @@ async def test_a_lock_handed_to_a_cancelled_waiter_goes_on(redis_url: str, raw: 
         await asyncio.wait((task,))
         assert task.cancelled()
         assert not waiter.acquired
-        assert await first.acquire(blocking=False)
+        await _until(lambda: first.acquire(blocking=False))  # the release is on another connection
         await first.release()
         assert await raw.keys() == []
 
@@ -516,14 +369,14 @@ async def test_a_record_whose_values_are_cut_is_unreadable(site: Site) -> None:
     assert site.store._entries[browser.session_id].record == record
 
 
-async def test_a_record_with_a_forbidden_name_is_a_fault_when_typed(site: Site) -> None:
-    """Its values can be used; its fields cannot, and nothing of it is overwritten."""
+async def test_a_record_with_a_forbidden_name_is_unreadable(site: Site) -> None:
+    """The fast way takes no record that the model refuses, and nothing of it is overwritten."""
     browser = site.browser()
     await browser.begin(n=1)
     record = _rewrite(browser, b'"user_id":null', b'"user_id":"a;b"')
-    assert (await browser.open(page(lambda session: session["n"]))).status == 200
-    answer = await browser.open(page(lambda session: session.data.user_id))
-    assert (answer.status, site.events) == (503, ["store_error"])
+    seen: list[dict[str, Any]] = []
+    await browser.open(page(lambda session: seen.append(dict(session))))
+    assert (seen, site.events) == ([{}], ["unreadable_record"])
     assert site.store._entries[browser.session_id].record == record
 
 

@@ -57,6 +57,7 @@ LATE_IMPORTS = {
 
 FOR_TYPES_ONLY = {
     ("stores.redis.waiters", "stores.redis.engine"),  # the engine makes the channel, which calls back
+    ("stores.redis.queues", "stores.redis.engine"),  # the same
 }
 
 LONG_FUNCTIONS = {

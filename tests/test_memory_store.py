@@ -117,6 +117,29 @@ async def test_expired_sessions_make_room_first(clock: Clock) -> None:
     assert (stats["evictions"], stats["expirations"]) == (0, 2)
 
 
+async def test_making_room_does_not_wait_for_all_that_expired(clock: Clock) -> None:
+    """A night's expired sessions go a few at a time: the first request of the morning pays for its own."""
+    store = InMemorySessionStore(100, clock=clock)
+    await fill(store, *[f"night-{n:03}" for n in range(100)], ttl=10)
+    await fill(store, "then-1", "then-2", "then-3", ttl=10)  # three are evicted, whose ends stay in the books
+    clock.now += 10
+    await fill(store, "morning")
+    assert len(store._entries) > 95, "one request dropped nearly all of them"
+    assert await store.list_active() == ["morning"]
+    assert (await store.get_stats())["evictions"] == 3
+
+
+async def test_pages_of_any_size_are_in_order(clock: Clock) -> None:
+    """A short page of a long list is the same as a part of the whole list."""
+    store = InMemorySessionStore(clock=clock)
+    names = [f"s{n * 7919 % 1000:03}" for n in range(1000)]
+    await fill(store, *names)
+    whole = await store.list_active()
+    assert whole == sorted(names)
+    for limit, offset in ((0, 0), (3, 0), (3, 4), (9, 0), (11, 0), (3, 500), (5, 998), (3, 2000)):
+        assert await store.list_active(limit, offset) == whole[offset : offset + limit]
+
+
 async def test_a_checked_out_session_is_never_evicted(clock: Clock) -> None:
     """The next one that nobody holds goes instead."""
     store = InMemorySessionStore(3, clock=clock)

@@ -48,6 +48,14 @@ async def other(redis_url: str) -> AsyncIterator[RedisSessionStore]:
 
 
 @pytest.fixture
+async def third(redis_url: str) -> AsyncIterator[RedisSessionStore]:
+    """One more process."""
+    store = RedisSessionStore(redis_url)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
 async def raw(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
@@ -439,7 +447,7 @@ _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] =
     ),
     ("unlocked", COMMIT, (*_KEYS, b"", _VERSION, _VALUE % 2, b"1", b"1000", b"0"), []),
     ("set", SET, (_KEYS[0], b"b" * 16, b"{}", b"0", b"9000"), []),
-    ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0"), []),
+    ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0", b"call"), []),
 ]
 
 
@@ -491,19 +499,21 @@ async def _turn(store: RedisSessionStore, order: list[int], number: int) -> floa
 
 
 async def test_waiters_of_two_processes_come_in_order_of_arrival(
-    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+    store: RedisSessionStore, other: RedisSessionStore, third: RedisSessionStore, raw: Redis
 ) -> None:
-    """The lock goes round the queue, each sees what the one before committed, and nothing is left."""
-    await _stored(store, seen=[])
-    holder = await _taken(store)
+    """Each process in its turn, and within it each request; each sees what the one before committed."""
+    await _stored(third, seen=[])
+    holder = await _taken(third)
     order: list[int] = []
-    tasks = []
-    for number in range(6):
-        tasks.append(asyncio.create_task(_turn((store, other)[number % 2], order, number)))
-        await _queued(raw, number + 1)
-    await store.release(holder)
+    tasks = [asyncio.create_task(_turn(store, order, 0))]
+    await _queued(raw, 1)
+    tasks.append(asyncio.create_task(_turn(other, order, 1)))
+    await _queued(raw, 2)
+    tasks += [asyncio.create_task(_turn((store, other)[number % 2], order, number)) for number in range(2, 6)]
+    await asyncio.sleep(0)
+    await third.release(holder)
     waited = await asyncio.gather(*tasks)
-    assert order == list(range(6))
+    assert order == [0, 2, 4, 1, 3, 5]
     assert min(waited) > 0
     found = await store.get("s")
     assert found is not None
@@ -511,14 +521,16 @@ async def test_waiters_of_two_processes_come_in_order_of_arrival(
     assert await _keys(raw) == [_RECORD]
 
 
-async def test_a_woken_waiter_needs_no_further_call(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_woken_waiter_needs_no_further_call(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """The record comes with the message: a hand-over is the holder's commit alone."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 1)
     await raw.config_resetstat()
-    assert await store.commit(holder, _record(by="holder"), release=True) is Outcome.STORED
+    assert await other.commit(holder, _record(by="holder"), release=True) is Outcome.STORED
     taken = await waiter
     assert await _calls(raw) == 1
     assert decode(SessionData, taken.record).metadata == {"by": "holder"}
@@ -527,13 +539,15 @@ async def test_a_woken_waiter_needs_no_further_call(store: RedisSessionStore, ra
     await store.release(taken)
 
 
-async def test_a_woken_waiter_renews_its_short_claim(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_woken_waiter_renews_its_short_claim(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """The claim becomes the full lease well before it ends."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 1)
-    await store.release(holder)
+    await other.release(holder)
     taken = await waiter
 
     async def prolonged() -> bool:
@@ -548,25 +562,28 @@ async def test_a_waiter_survives_the_loss_of_its_subscription(
     store: RedisSessionStore, own_redis: RedisServer
 ) -> None:
     """It subscribes again, asks at once, and gets the lock when it is free."""
-    mine = RedisSessionStore(own_redis.url)
+    mine, other = RedisSessionStore(own_redis.url), RedisSessionStore(own_redis.url)
     async with Redis.from_url(own_redis.url) as raw:
         await _stored(mine)
         for _ in range(3):
-            holder = await _taken(mine)
+            holder = await _taken(other)
             waiter = asyncio.create_task(_taken(mine))
             await _queued(raw, 1)
             await raw.client_kill_filter(_type="pubsub")
-            await mine.release(holder)
+            await other.release(holder)
             await mine.release(await waiter)
+        await other.aclose()
         await mine.set("t", SessionData(session_id="t"))
         assert sorted(await raw.keys()) == [b"session:{s}", b"session:{t}"]
         await mine.aclose()
 
 
-async def test_a_lost_message_costs_a_second_at_most(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_lost_message_costs_a_second_at_most(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """A lock that was handed over without the waiter hearing of it is taken by its next question."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 1)
     entry = str(await raw.lpop(_QUEUE))
@@ -578,10 +595,12 @@ async def test_a_lost_message_costs_a_second_at_most(store: RedisSessionStore, r
     await store.release(taken)
 
 
-async def test_a_stale_message_is_not_believed(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_stale_message_is_not_believed(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """A message for a token that was given up since wakes nobody."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 1)
     _, channel, token = str(await raw.lpop(_QUEUE)).split()  # a place that was lost: the waiter queues anew
@@ -594,14 +613,16 @@ async def test_a_stale_message_is_not_believed(store: RedisSessionStore, raw: Re
     await raw.publish(channel, f"{token}:1700000000000:{(_VALUE % 7).decode()}")
     await _pause(0.02)
     assert not waiter.done()
-    await store.release(holder)
+    await other.release(holder)
     assert (await waiter).version == holder.version
 
 
-async def test_an_old_message_is_checked_before_it_is_believed(store: RedisSessionStore, raw: Redis) -> None:
+async def test_an_old_message_is_checked_before_it_is_believed(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """A waiter that was frozen with the message asks again; what it then holds is the newest record."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 1)
     _, channel, token = str(await raw.lpop(_QUEUE)).split()
@@ -609,56 +630,62 @@ async def test_an_old_message_is_checked_before_it_is_believed(store: RedisSessi
     await raw.publish(channel, f"{token}:{(seconds - 5) * 1000}:{(_VALUE % 7).decode()}")
     await _queued(raw, 1)
     assert token not in str(await raw.lrange(_QUEUE, 0, -1))
-    assert await store.commit(holder, _record(a=1), release=True) is Outcome.STORED
+    assert await other.commit(holder, _record(a=1), release=True) is Outcome.STORED
     taken = await waiter
     assert taken.version == holder.version
     assert await store.commit(taken, _record(a=2), release=True) is Outcome.STORED
 
 
-async def test_dead_waiters_are_passed_over(store: RedisSessionStore, raw: Redis) -> None:
+async def test_dead_waiters_are_passed_over(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """A place whose channel nobody hears, and one whose deadline has passed, do not stop the queue."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     now = (await raw.time())[0] * 1000
     await raw.rpush(_QUEUE, f"{now + 60_000} session:wake:dead {'d' * 32}")
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 2)
     await raw.lpush(_QUEUE, f"{now - 1} - {'e' * 32}")
-    await store.release(holder)
+    await other.release(holder)
     await store.release(await waiter)
     await store.open()
     assert await store.exists("s")
     assert await _keys(raw) == [_RECORD]
 
 
-async def test_a_frozen_waiter_costs_its_claim(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_frozen_waiter_costs_its_claim(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """A lock handed to somebody who never takes it up is free for the next after the claim."""
     await _stored(store)
-    holder = await _taken(store, LockPolicy(timeout=0.1))
+    holder = await _taken(other, LockPolicy(timeout=0.1))
     now = (await raw.time())[0] * 1000
     await raw.rpush(_QUEUE, f"{now + 60_000} - {'d' * 32}")
     waiter = asyncio.create_task(_taken(store))
     await _queued(raw, 2)
-    await store.release(holder)
+    await other.release(holder)
     taken = await waiter
     assert await raw.get(_HOLDER) == taken.token
     await store.release(taken)
 
 
-async def test_a_full_queue_refuses_at_once(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_full_queue_refuses_at_once(
+    store: RedisSessionStore, other: RedisSessionStore, third: RedisSessionStore, raw: Redis
+) -> None:
     """Only those whose deadline has not passed count; those whose has are dropped."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     now = (await raw.time())[0] * 1000
     await raw.rpush(_QUEUE, *(f"{now - 1} - {n:032x}" for n in range(3)))
     policy = LockPolicy(wait=5, max_waiters=1)
     waiter = asyncio.create_task(_taken(store, policy))
     await _queued(raw, 1)
     with pytest.raises(TooManyWaitersError) as caught:
-        await store.checkout("s", policy, _HOUR)
+        await third.checkout("s", policy, _HOUR)
     assert caught.value.limit == 1
     await _queued(raw, 1)
-    await store.release(holder)
+    await other.release(holder)
     await store.release(await waiter)
 
 
@@ -702,26 +729,30 @@ async def test_a_checkout_cancelled_at_any_moment_leaves_nothing(
     assert await _keys(raw) == [_RECORD]
 
 
-async def test_a_cancelled_waiter_leaves_the_queue(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_cancelled_waiter_leaves_the_queue(
+    store: RedisSessionStore, other: RedisSessionStore, third: RedisSessionStore, raw: Redis
+) -> None:
     """Its place is gone, and those behind it are not delayed."""
     await _stored(store)
-    holder = await _taken(store)
-    first, second = (asyncio.create_task(_taken(store)) for _ in range(2))
+    holder = await _taken(other)
+    first, second = (asyncio.create_task(_taken(each)) for each in (store, third))
     await _queued(raw, 2)
     first.cancel()
     await _queued(raw, 1)
-    await store.release(holder)
-    await store.release(await second)
+    await other.release(holder)
+    await third.release(await second)
 
 
-async def test_a_waiter_that_leaves_with_the_lock_hands_it_on(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_waiter_that_leaves_with_the_lock_hands_it_on(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """Cancelled in the tick in which it was granted the lock, it gives it to the next."""
     await _stored(store)
-    holder = await _taken(store)
-    first, second = (asyncio.create_task(_taken(store)) for _ in range(2))
-    await _queued(raw, 2)
+    holder = await _taken(other)
+    first, second = (asyncio.create_task(_taken(store)) for _ in range(2))  # the second behind it
+    await _queued(raw, 1)
     engine = await store._engines.get()
-    await store.release(holder)
+    await other.release(holder)
 
     async def told() -> bool:
         await asyncio.sleep(0)
@@ -737,40 +768,49 @@ async def test_a_waiter_that_leaves_with_the_lock_hands_it_on(store: RedisSessio
 
 @pytest.mark.parametrize(("retire", "news"), [(True, Missing.RETIRED), (False, Missing.ABSENT)])
 async def test_waiters_learn_at_once_that_the_record_is_gone(
-    store: RedisSessionStore, other: RedisSessionStore, raw: Redis, retire: bool, news: Missing
+    store: RedisSessionStore,
+    other: RedisSessionStore,
+    third: RedisSessionStore,
+    raw: Redis,
+    retire: bool,
+    news: Missing,
 ) -> None:
     """All of them, not one after the other, and the queue is gone."""
     await _stored(store)
-    holder = await _taken(store)
-    waiters = [asyncio.create_task(each.checkout("s", _LOCK, _HOUR)) for each in (store, other, store)]
-    await _queued(raw, 3)
-    await store.discard(holder, retire=retire)
-    assert await asyncio.gather(*waiters) == [news] * 3
+    holder = await _taken(third)
+    waiters = [asyncio.create_task(each.checkout("s", _LOCK, _HOUR)) for each in (store, other)]
+    await _queued(raw, 2)
+    await third.discard(holder, retire=retire)
+    assert await asyncio.gather(*waiters) == [news] * 2
     assert await _keys(raw) == ([_RETIRED] if retire else [])
 
 
-async def test_a_release_finds_the_record_expired(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_release_finds_the_record_expired(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """Waiters for a record that expired under its holder are told when the lock is let go."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
     await _queued(raw, 1)
     await raw.pexpire(_RECORD, 1)
     await _pause(0.01)
-    await store.release(holder)
+    await other.release(holder)
     assert await waiter is Missing.ABSENT
     assert await _keys(raw) == []
 
 
-async def test_a_delete_wakes_who_waits(store: RedisSessionStore, raw: Redis) -> None:
+async def test_a_delete_wakes_who_waits(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
     """`delete` never waits, and ends the waiting of others."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     waiter = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
     await _queued(raw, 1)
     assert await store.delete("s") is True
     assert await waiter is Missing.ABSENT
-    assert await store.commit(holder, _record(), release=True) is Outcome.GONE
+    assert await other.commit(holder, _record(), release=True) is Outcome.GONE
     assert await _keys(raw) == []
 
 
@@ -783,38 +823,40 @@ async def test_a_killed_holder_costs_the_rest_of_its_lease(
     await store.release(await _taken(store))
 
 
-async def test_the_queue_goes_with_its_last_waiter(store: RedisSessionStore, raw: Redis) -> None:
+async def test_the_queue_goes_with_its_last_waiter(
+    store: RedisSessionStore, other: RedisSessionStore, third: RedisSessionStore, raw: Redis
+) -> None:
     """The list's own TTL covers the longest wait and is never shortened by a shorter one."""
     await _stored(store)
-    holder = await _taken(store)
+    holder = await _taken(other)
     long = asyncio.create_task(store.checkout("s", LockPolicy(wait=30), _HOUR))
     await _queued(raw, 1)
-    short = asyncio.create_task(store.checkout("s", LockPolicy(wait=5), _HOUR))
+    short = asyncio.create_task(third.checkout("s", LockPolicy(wait=5), _HOUR))
     await _queued(raw, 2)
     assert 29_000 < await raw.pttl(_QUEUE) <= 31_000
     for task in (long, short):
         task.cancel()
-    await store.release(holder)
+    await other.release(holder)
 
 
 async def test_where_subscribing_is_forbidden_waiters_poll(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, and the lock still goes from one to the next."""
+    """One warning in each process, and the lock still goes from one to the next."""
     async with Redis.from_url(own_redis.url) as raw:
         await raw.execute_command("ACL", "SETUSER", "default", "-subscribe")  # type: ignore[no-untyped-call]  # in redis-py
-        mine = RedisSessionStore(own_redis.url)
-        await _stored(mine, seen=[])
-        holder = await _taken(mine)
+        mine = [RedisSessionStore(own_redis.url) for _ in range(4)]
+        await _stored(mine[3], seen=[])
+        holder = await _taken(mine[3])
         order: list[int] = []
-        tasks = [asyncio.create_task(_turn(mine, order, number)) for number in range(3)]
+        tasks = [asyncio.create_task(_turn(mine[number], order, number)) for number in range(3)]
         await _queued(raw, 3)
-        await mine.release(holder)
+        await mine[3].release(holder)
         await asyncio.gather(*tasks)
         assert sorted(order) == [0, 1, 2]
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
         assert "poll" in caplog.text
-        await mine.aclose()
+        await asyncio.gather(*[store.aclose() for store in mine])
 
 
 async def test_a_release_by_a_stranger_changes_nothing(store: RedisSessionStore, raw: Redis) -> None:

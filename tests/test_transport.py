@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,8 +30,9 @@ from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines
-from asgi_sessions.stores.redis.scripts import RENEW, SET, pack
-from asgi_sessions.stores.redis.transport import Lane
+from asgi_sessions.stores.redis.scripts import RENEW, SET, Keys, pack, pack_args
+from asgi_sessions.stores.redis.transport import BURST, Lane
+from asgi_sessions.stores.redis.waiters import Terms
 
 pytestmark = pytest.mark.anyio
 
@@ -77,15 +79,15 @@ def test_commands_are_packed_as_redis_reads_them(args: list[bytes]) -> None:
 @given(st.tuples(*[st.binary(max_size=20)] * 5))
 def test_scripts_are_packed_as_redis_reads_them(args: tuple[bytes, ...]) -> None:
     """A script call, by digest or with its body, carries keys and arguments as they were."""
-    for packed, command in ((SET.pack(args), b"EVALSHA"), (SET.pack_with_body(args), b"EVAL")):
+    for head, command in ((SET.by_sha, b"EVALSHA"), (SET.by_body, b"EVAL")):
         reader = hiredis.Reader()
-        reader.feed(packed)
+        reader.feed(head + pack_args(*args))
         parts = cast("list[bytes]", reader.gets())
         assert (parts[0], parts[2], tuple(parts[3:])) == (command, b"1", args)
 
 
-async def test_calls_of_one_tick_leave_in_one_write(own_redis: RedisServer) -> None:
-    """A hundred calls cost one write, and all replies come to their own callers."""
+async def test_calls_of_one_tick_leave_in_few_writes(own_redis: RedisServer) -> None:
+    """Of a hundred calls each burst costs one write, and all replies come to their own callers."""
     async with Proxy(own_redis.port) as proxy:
         engines = _engines(proxy.url)
         engine = await engines.get()
@@ -93,7 +95,7 @@ async def test_calls_of_one_tick_leave_in_one_write(own_redis: RedisServer) -> N
         before = proxy.writes
         replies = await asyncio.gather(*[engine.command(b"INCR", b"k") for _ in range(100)])
         assert replies == list(range(1, 101))
-        assert proxy.writes == before + 1
+        assert proxy.writes <= before + math.ceil(100 / BURST)
         await engines.aclose()
 
 
@@ -101,7 +103,8 @@ async def test_flush_writes_before_the_tick_ends(engines: Engines, raw: Redis) -
     """A release is on the wire when the call returns, so a later command on any connection comes after it."""
     engine = await engines.get()
     await engine.command(b"SET", b"lock", b"token")
-    reply = engine.let_go((b"r", b"lock", b"wait", b"retired"), b"token", b"1000")
+    keys = Keys(b"r", b"lock", pack_args(b"r", b"lock", b"wait", b"retired"))
+    reply = engine.let_go(keys, b"token", Terms(10))
     assert not _lane(engine)._outgoing
     assert await reply == 1
     assert await raw.exists("lock") == 0

@@ -21,6 +21,8 @@ from .checkout import Checkout, Lifetime, raise_for
 from .local import LockPolicy
 from .requests import RequestOperations
 
+_PASSES = 10  # over a user's sessions, when signing out everywhere
+
 
 class SessionStore(RequestOperations):
     """Keeps session records. A store of your own implements `get`, `set`, `delete` and `list_active`.
@@ -113,13 +115,22 @@ class SessionStore(RequestOperations):
         return found
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
-        """Every session in which `user_id` is signed in: a device list."""
-        return await self.find(SessionFilter(user_id=user_id))
+        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none."""
+        return await self.find(SessionFilter(user_id=user_id)) if user_id else []
 
     async def delete_for_user(self, user_id: str, keep: str | None = None) -> int:
-        """Sign a user out everywhere but in the session `keep`; how many sessions ended."""
-        sessions = await self.list_for_user(user_id)
-        return await self.delete_batch([data.session_id for data in sessions if data.session_id != keep])
+        """Sign a user out everywhere but in the session `keep`; how many sessions ended.
+
+        Looks again until there is none: a request under way may have given its session a new id meanwhile.
+        """
+        ended = 0
+        for _ in range(_PASSES):
+            known = [data.session_id for data in await self.list_for_user(user_id)]
+            others = [session_id for session_id in known if session_id != keep]
+            if not others:
+                break
+            ended += await self.delete_batch(others)
+        return ended
 
     async def get_metrics(self) -> SessionMetrics:
         """Figures over the active sessions; response times are those of this process's middleware."""

@@ -56,7 +56,7 @@ class Checkout:
     token: str | None
     expires_in: float | None = None
     waited: float = 0.0
-    seal: str = ""
+    seal: object = None
 
 
 RETIRED_FOR = 60.0

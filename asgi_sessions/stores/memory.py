@@ -28,7 +28,7 @@ class _Entry:
         self.expires = expires  # the absolute bound by the store's clock, inf for none
         self.idle = idle  # seconds, inf for none
         self.ends = expires  # when it is absent: the earlier of both bounds
-        self.users: set[str] = set()  # whose list names it; one too many is harmless, the record is believed
+        self.users: tuple[str, ...] = ()  # whose list names it; one too many is harmless
 
     def touch(self, now: float) -> None:
         self.ends = min(self.expires, now + self.idle)
@@ -100,8 +100,9 @@ class InMemorySessionStore(SessionStore):
 
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
         await self.cleanup_expired()
-        end = None if limit is None else offset + limit
-        return sorted(self._entries)[offset:end]
+        if limit is not None and (offset + limit) * 100 < len(self._entries):
+            return heapq.nsmallest(offset + limit, self._entries)[offset:]
+        return sorted(self._entries)[offset : None if limit is None else offset + limit]
 
     async def count_active(self) -> int:
         await self.cleanup_expired()
@@ -244,8 +245,9 @@ class InMemorySessionStore(SessionStore):
 
     def _evict(self) -> bool:
         """Make room: an expired record, else the least recently active one that nobody has checked out."""
-        if self._sweep(len(self._ends)):
-            return True
+        while self._ends and self._ends[0][0] <= self._clock():
+            if self._sweep(1):  # one is enough: the others go with those that are created after this one
+                return True
         for _ in range(len(self._entries)):
             session_id = next(iter(self._entries))
             if session_id not in self._locks:
@@ -257,7 +259,9 @@ class InMemorySessionStore(SessionStore):
 
     def _link(self, user_id: str | None, session_id: str) -> None:
         if user_id is not None:
-            self._entries[session_id].users.add(user_id)
+            entry = self._entries[session_id]
+            if user_id not in entry.users:
+                entry.users += (user_id,)
             self._users.setdefault(user_id, set()).add(session_id)
 
     def _unlink(self, entry: _Entry, session_id: str) -> None:

@@ -57,7 +57,7 @@ def calls(*scripts: Script) -> Match:
 
 
 def _digest(script: Script) -> bytes:
-    found = _SHA.search(script._by_sha)
+    found = _SHA.search(script.by_sha)
     assert found is not None
     return found[1]
 

@@ -34,6 +34,9 @@ _NOT_OURS = (
     "response_callbacks",
     "retry_on_timeout",
 )
+# A cluster client that may read from replicas sends READONLY: they would then run our scripts, and refuse the
+# first write in them, instead of naming the primary.
+_READONLY = "redis_connect_func"
 _SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service or redis+cluster://"
 
 
@@ -55,7 +58,7 @@ class Deployment:
         changes["socket_connect_timeout"] = min(connect_timeout or self.timeout, self.timeout)
         if address is not None:
             changes["host"], changes["port"] = address
-        return cast(Pool, _clone(self.template, changes))  # redis-py leaves these methods untyped
+        return cast(Pool, _clone(self.template, changes, self.timeout))  # redis-py leaves these untyped
 
 
 def deployment(client_or_url: Client | str, timeout: float | None = None) -> Deployment:
@@ -65,7 +68,8 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
         raise ValueError("socket_timeout is a number of seconds above 0")
     if isinstance(client, RedisCluster):
         nodes = list(client.nodes_manager.startup_nodes.values())
-        template = ConnectionPool(connection_class=nodes[0].connection_class, **nodes[0].connection_kwargs)
+        settings = {name: value for name, value in nodes[0].connection_kwargs.items() if name != _READONLY}
+        template = ConnectionPool(connection_class=nodes[0].connection_class, **settings)
         seeds = tuple((str(node.host), int(node.port)) for node in nodes)
     elif isinstance(client, Redis):
         template, seeds = client.connection_pool, ()
@@ -82,7 +86,7 @@ async def close(pool: Pool) -> None:
             await sentinel.aclose()
 
 
-def _clone(pool: ConnectionPool, changes: dict[str, Any]) -> ConnectionPool:
+def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> ConnectionPool:
     settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _NOT_OURS}
     settings |= {
         "connection_class": pool.connection_class,
@@ -95,7 +99,7 @@ def _clone(pool: ConnectionPool, changes: dict[str, Any]) -> ConnectionPool:
         **changes,
     }
     if isinstance(pool, SentinelConnectionPool):
-        sentinels = _clone_sentinels(pool.sentinel_manager)
+        sentinels = _clone_sentinels(pool.sentinel_manager, timeout)
         return type(pool)(
             pool.service_name,
             sentinels,
@@ -106,18 +110,23 @@ def _clone(pool: ConnectionPool, changes: dict[str, Any]) -> ConnectionPool:
     return type(pool)(**settings)
 
 
-def _clone_sentinels(manager: Sentinel) -> Sentinel:
-    """Sentinel clients of our own: the user's may be in use on another event loop."""
+def _clone_sentinels(manager: Sentinel, timeout: float) -> Sentinel:
+    """Sentinel clients of our own: the user's may be in use on another event loop.
+
+    They are asked one after the other, and each may hang: with the primary they share what a call may take.
+    """
+    share = timeout / (len(manager.sentinels) + 1)
     clone = copy.copy(manager)
     clone.sentinels = [
-        Redis.from_pool(_clone(client.connection_pool, _bounded(client.connection_pool)))
+        Redis.from_pool(_clone(client.connection_pool, _bounded(client.connection_pool, share), share))
         for client in manager.sentinels
     ]
     return clone
 
 
-def _bounded(pool: ConnectionPool) -> dict[str, Any]:
-    return {"socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT}
+def _bounded(pool: ConnectionPool, most: float) -> dict[str, Any]:
+    given = {name: pool.connection_kwargs.get(name) for name in ("socket_timeout", "socket_connect_timeout")}
+    return {name: min(seconds or most, most) for name, seconds in given.items()}
 
 
 def _client(url: str) -> Client:

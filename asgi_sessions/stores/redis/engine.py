@@ -1,4 +1,4 @@
-"""What one event loop holds of Redis: the lanes, the wake channel and the heartbeat, and their end."""
+"""What one event loop holds of Redis: lanes, queues, wake channel and heartbeat, and their end."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import weakref
 from collections.abc import AsyncGenerator
 
 from ...errors import SessionStoreError
+from ..local import LockPolicy
 from .connections import Client, Deployment, deployment
 from .leases import Leases
+from .queues import Queues
 from .routing import Cluster, OneNode, Router
-from .scripts import RELEASE, Script
+from .scripts import RELEASE, Keys, Script, pack_args
 from .transport import CLOSED, Reply, forget
-from .waiters import Keys, WakeChannel
+from .waiters import CLAIM, Terms, WakeChannel
 
 
 class Engine:
@@ -22,31 +24,52 @@ class Engine:
     def __init__(self, deployment: Deployment, prefix: bytes) -> None:
         self.loop = asyncio.get_running_loop()
         self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
-        self.cluster = b"1" if self.router.clustered else b"0"
+        self.clustered = b"1" if self.router.clustered else b"0"
+        self.unlocked = Terms(CLAIM, clustered=self.router.clustered)  # of who writes without a lock
+        self._terms = self.unlocked
+        self._policy: LockPolicy | None = None
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
-        self.leases = Leases(self.run)
+        self.queues = Queues(self)
+        self.leases = Leases(self.run, self.queues.leave)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._closed = False
 
+    def terms(self, policy: LockPolicy) -> Terms:
+        """What the scripts need of a policy; it is nearly always the same one."""
+        if policy is not self._policy:
+            self._policy = policy
+            self._terms = Terms(
+                policy.timeout,
+                policy.wait,
+                policy.max_waiters,
+                clustered=self.router.clustered,
+                max_hold=policy.max_hold,
+            )
+        return self._terms
+
     def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; it leaves with everything else of this tick."""
-        return self._refuse() if self._closed else self.router.lane(args[0]).run(script, *args)
+        return self.call(script, args[0], pack_args(*args))
+
+    def call(self, script: Script, key: bytes, packed_args: bytes) -> asyncio.Future[Reply]:
+        """The same with keys and arguments packed; `key` is the first of them."""
+        return self._refuse() if self._closed else self.router.lane(key).run(script, packed_args)
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
         """Send a command whose first argument is its key; one that may be sent twice."""
         return self._refuse() if self._closed else self.router.lane(args[1]).command(*args)
 
-    def let_go(self, keys: Keys, token: bytes, claim: bytes, *, bare: bool = False) -> asyncio.Future[Reply]:
+    def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
         """Release the lock or the place in the queue that has this token. Written now; need not be awaited.
 
-        `claim` (ms) is the time in which the next holder must take it up. The reply is 1 where the
-        lock was ours, 0 where it was not.
+        The reply is 1 where the lock was ours, 0 where it was not.
         """
-        reply = self.run(RELEASE, *keys, token, claim, self.cluster, b"1" if bare else b"0")
+        packed_args = b"%b$%d\r\n%b\r\n%b" % (keys.packed, len(token), token, terms.release)
+        reply = self.call(RELEASE, keys.record, packed_args)
         reply.add_done_callback(forget)
         if not self._closed:
-            self.router.lane(keys[0]).flush()
+            self.router.lane(keys.record).flush()
         return reply
 
     async def aclose(self) -> None:
@@ -81,6 +104,10 @@ class Engines:
         self._deployment = deployment
         self._prefix = prefix
         self._by_loop: dict[asyncio.AbstractEventLoop, Engine] = {}
+
+    def here(self) -> Engine | None:
+        """The engine of the running loop, None where it has none yet."""
+        return self._by_loop.get(asyncio.get_running_loop())
 
     async def get(self) -> Engine:
         """The engine of the running loop, made if there is none."""

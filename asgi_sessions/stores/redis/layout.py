@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-import secrets
 from typing import NamedTuple
 
 from ...errors import SessionStoreError
 from ..checkout import RETIRED_FOR
-from .waiters import Keys
+from .scripts import Keys
 
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
-_HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
+HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
 _NONCE = 16
+HEADER_SIZE = len("asgi1:") + _NONCE + 2 * len(":0000000000000") + len(":")
 _GLOB = re.compile(rb"([*?\[\]\\])")
 
+NO_IDLE = ":0000000000000"  # what the version of a record without an idle timeout ends with
+_PACKED_KEYS = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b:wait\r\n$%d\r\n%b:retired\r\n"
 RETIRED_MS = b"%d" % round(RETIRED_FOR * 1000)
 
 
@@ -29,21 +32,25 @@ class Stored(NamedTuple):
 
 def unpack(value: bytes) -> Stored:
     """The parts of a value. `SessionStoreError` where it is not a record of ours."""
-    header = _HEADER.match(value)
+    header = HEADER.match(value)
     if header is None:
         raise SessionStoreError("what lies under this id is not a session record; it is left alone")
     return Stored(value[header.end() :], header[1].decode(), int(header[2]))
 
 
-def pack_next(version: str, record: bytes) -> tuple[str, bytes]:
-    """A new version that keeps the timeouts of the old one, and the value to write under it."""
-    following = new_nonce() + version[_NONCE:]
-    return following, b"asgi1:%b:%b" % (following.encode(), record)
+def pack_value(version: str, record: bytes) -> bytes:
+    """What lies at a record's key."""
+    return b"asgi1:%b:%b" % (version.encode(), record)
+
+
+def next_version(version: str) -> str:
+    """A new version that keeps the timeouts of the old one."""
+    return new_nonce() + version[_NONCE:]
 
 
 def new_nonce() -> str:
     """Names a version; random, for a counter that starts anew after a fail-over repeats itself."""
-    return secrets.token_hex(_NONCE // 2)
+    return os.urandom(_NONCE // 2).hex()
 
 
 def milliseconds(seconds: float | None) -> bytes:
@@ -61,10 +68,16 @@ class KeySpace:
         self.prefix = prefix.encode()
         self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
 
+    def record(self, session_id: str) -> bytes:
+        """The record's key."""
+        return b"%b{%b}" % (self.prefix, session_id.encode())
+
     def of(self, session_id: str) -> Keys:
-        """Record, lock, queue and retired id."""
+        """The keys of this session."""
         record = b"%b{%b}" % (self.prefix, session_id.encode())
-        return record, record + b":lock", record + b":wait", record + b":retired"
+        lock, size = record + b":lock", len(record)
+        packed = _PACKED_KEYS % (size, record, size + 5, lock, size + 5, record, size + 8, record)
+        return Keys(record, lock, packed)
 
     def user(self, user_id: str) -> bytes:
         """The sorted set of a user's session ids."""

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 from ...errors import SessionStoreError
-from .scripts import RENEW, Script
+from .scripts import RENEW, Keys, Script
 from .transport import Reply
+from .waiters import Terms
 
 _logger = logging.getLogger("asgi_sessions.redis")
 
@@ -17,20 +18,28 @@ _logger = logging.getLogger("asgi_sessions.redis")
 class Lease:
     """A lock that is held until further notice; times in seconds of the event loop's clock."""
 
-    __slots__ = ("due", "length", "lock", "until")
+    __slots__ = ("due", "ends", "keys", "terms", "token", "until")
 
-    def __init__(self, lock: bytes, length: float, due: float, until: float) -> None:
-        self.lock = lock
-        self.length = length
+    def __init__(self, keys: Keys, token: bytes, terms: Terms, due: float, ends: float, until: float) -> None:
+        self.keys = keys
+        self.token = token
+        self.terms = terms
         self.due = due
+        self.ends = ends  # unless it is renewed
         self.until = until  # not renewed after this
 
 
 class Leases:
-    """All leases held on one event loop, by token. One timer; none when nothing was held for a while."""
+    """All leases held on one event loop, by token. One timer; none when nothing was held for a while.
 
-    def __init__(self, run: Callable[..., asyncio.Future[Reply]]) -> None:
+    `on_lost` is told of a lease that is lost or will not be renewed any more.
+    """
+
+    def __init__(
+        self, run: Callable[..., asyncio.Future[Reply]], on_lost: Callable[[Keys, bytes], None]
+    ) -> None:
         self._run: Callable[[Script, bytes, bytes, bytes], asyncio.Future[Reply]] = run
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._held: dict[bytes, Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -39,16 +48,22 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, token: bytes, lock: bytes, length: float, max_hold: float, first: float) -> None:
-        """Renew this lease of `length` seconds until it is dropped or `max_hold` is over.
+    def hold(self, keys: Keys, token: bytes, terms: Terms, left: float) -> Lease:
+        """Renew this lease until it is dropped or its `max_hold` is over.
 
-        `first` is how much of it is left now: less than `length` for a lock that was handed over.
+        `left` is how much of it is left now, in seconds: little where the lock was handed over.
         """
         now = self._loop.time()
-        lease = Lease(lock, length, now + first / 3, now + max_hold)
-        self._held[token] = lease
-        if self._timer is None or lease.due < self._fires_at:
-            self._arm(lease.due)
+        due = now + left / 3
+        lease = self._held[token] = Lease(keys, token, terms, due, now + left, now + terms.max_hold)
+        if self._timer is None or due < self._fires_at:
+            self._arm(due)
+        return lease
+
+    def left(self, token: bytes) -> float:
+        """Seconds for which this lease surely lasts; 0 where it is not held."""
+        lease = self._held.get(token)
+        return 0.0 if lease is None else max(lease.ends - self._loop.time(), 0.0)
 
     def drop(self, token: bytes) -> None:
         """Renew it no more; nothing where it was not held or its `max_hold` is over."""
@@ -72,19 +87,19 @@ class Leases:
         now = self._loop.time()
         for token, lease in list(self._held.items()):
             if now >= lease.until:
-                del self._held[token]
+                self._give_up(token, lease)
                 _logger.warning("a session's lock is held beyond lock_max_hold and is not renewed any more")
-            elif lease.due <= now + lease.length / 30:  # those that are nearly due go along
+            elif lease.due <= now + lease.terms.lease / 30:  # those that are nearly due go along
                 self._renew(token, lease, now)
         if self._held:
             self._arm(min(lease.due for lease in self._held.values()))
 
     def _renew(self, token: bytes, lease: Lease, now: float) -> None:
-        lease.due = min(now + lease.length / 3, lease.until)
-        reply = self._run(RENEW, lease.lock, token, b"%d" % round(lease.length * 1000))
-        reply.add_done_callback(partial(self._renewed, token, lease))
+        lease.due = min(now + lease.terms.lease / 3, lease.until)
+        reply = self._run(RENEW, lease.keys.lock, token, lease.terms.lease_ms)
+        reply.add_done_callback(partial(self._renewed, token, lease, now + lease.terms.lease))
 
-    def _renewed(self, token: bytes, lease: Lease, reply: asyncio.Future[Reply]) -> None:
+    def _renewed(self, token: bytes, lease: Lease, ends: float, reply: asyncio.Future[Reply]) -> None:
         if reply.cancelled() or self._held.get(token) is not lease:
             if not reply.cancelled():
                 reply.exception()
@@ -93,5 +108,11 @@ class Leases:
         if isinstance(error, SessionStoreError):
             _logger.warning("a session's lock could not be renewed, the next try follows: %s", error)
         elif reply.result() == 0:
-            del self._held[token]
+            self._give_up(token, lease)
             _logger.warning("a session's lock was lost while its request ran; its commit will be refused")
+        else:
+            lease.ends = ends
+
+    def _give_up(self, token: bytes, lease: Lease) -> None:
+        del self._held[token]
+        self._on_lost(lease.keys, token)

@@ -16,9 +16,9 @@ from ..checkout import Lifetime
 from .connections import Client, deployment
 from .engine import Engine, Engines
 from .layout import KeySpace, milliseconds, new_nonce, unpack
-from .scripts import LINK, REMOVE, SET, UNLINK
+from .scripts import LINK, REMOVE, SET, UNLINK, Keys, pack_args
 from .transport import Lane, Reply
-from .waiters import CLAIM, Keys
+from .waiters import CLAIM
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds in which the record of a new link must come
@@ -51,7 +51,7 @@ class RedisRecords(SessionStore):
 
     async def get(self, session_id: str) -> SessionData | None:
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
-        record = self._keys_of(session_id)[0]
+        record = self._record_key(session_id)
         engine = await self._engines.get()
         value = cast("bytes | None", await engine.command(b"GET", record))
         return None if value is None else self.read(unpack(value).record)
@@ -64,7 +64,7 @@ class RedisRecords(SessionStore):
 
     async def exists(self, session_id: str) -> bool:
         """Whether anything lies under this id."""
-        record = self._keys_of(session_id)[0]
+        record = self._record_key(session_id)
         engine = await self._engines.get()
         return await engine.command(b"EXISTS", record) == 1
 
@@ -80,7 +80,7 @@ class RedisRecords(SessionStore):
         links = [self._link(engine, user_id, name, ttl) for user_id, name in users]
         times = milliseconds(ttl), milliseconds(self.default_ttl)
         writes = [
-            engine.run(SET, self._keys.of(name)[0], new_nonce().encode(), record, *times)
+            engine.run(SET, self._keys.record(name), new_nonce().encode(), record, *times)
             for name, record in encoded.items()
         ]
         replies = await asyncio.gather(*writes, *links)
@@ -94,8 +94,10 @@ class RedisRecords(SessionStore):
     async def delete_batch(self, session_ids: Iterable[str]) -> int:
         keys = [self._keys_of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
-        terms = b"", b"", b"0", milliseconds(CLAIM), engine.cluster
-        replies = await asyncio.gather(*[engine.run(REMOVE, *each, *terms) for each in keys])
+        args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered, b"")
+        replies = await asyncio.gather(
+            *[engine.call(REMOVE, each.record, each.packed + args) for each in keys]
+        )
         if b"X" in replies:
             raise SessionStoreError(FOREIGN)
         return replies.count(b"STORED")
@@ -122,6 +124,8 @@ class RedisRecords(SessionStore):
         return found[:limit]
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
+        if not user_id:
+            return []
         engine = await self._engines.get()
         reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1")
         linked = sorted(member.decode() for member in cast("list[bytes]", reply))
@@ -161,6 +165,10 @@ class RedisRecords(SessionStore):
         self._check_id(session_id)
         return self._keys.of(session_id)
 
+    def _record_key(self, session_id: str) -> bytes:
+        self._check_id(session_id)
+        return self._keys.record(session_id)
+
     def _link(
         self, engine: Engine, user_id: str, session_id: str, absolute: float | None
     ) -> asyncio.Future[Reply]:
@@ -170,7 +178,7 @@ class RedisRecords(SessionStore):
 
     async def _values(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """What lies under each id, None where that is nothing or no text. One round trip."""
-        keys = [self._keys_of(session_id)[0] for session_id in session_ids]
+        keys = [self._record_key(session_id) for session_id in session_ids]
         engine = await self._engines.get()
         size = 1 if engine.router.clustered else CHUNK
         calls = [engine.command(b"MGET", *keys[start : start + size]) for start in range(0, len(keys), size)]

@@ -1,10 +1,11 @@
 -- Delete a record, and tell everybody who waits for it.
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': whoever holds it)  2 version ('': whatever it says)  3 remember as retired (ms; 0: no)
---       4 claim of the next holder (ms)  5 '1': in a cluster
+--       4 claim of the next holder (ms)  5 '1': in a cluster  6 this call's own name
 -- Reply 'STORED' deleted | 'GONE' was absent | 'LOST' | 'CONFLICT' | 'X' not a record of ours, left alone
 --       With a token our lock is let go, whatever the reply.
--- Own retry: the retired key remembers the version. Without one, a record that this call deleted is 'GONE'.
+-- Own retry: the retired key remembers the call by its name (others may have loaded the same version). Without
+--       one, a record that this call deleted is 'GONE'.
 -- include record
 -- include handover
 local token, expected, retire = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -14,7 +15,7 @@ local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
 local outcome = 'STORED'
 
 if state == 'A' then
-  outcome = expected ~= '' and redis.call('GET', KEYS[4]) == expected and 'STORED' or 'GONE'
+  outcome = expected ~= '' and redis.call('GET', KEYS[4]) == ARGV[6] and 'STORED' or 'GONE'
 elseif token ~= '' and not ours then
   outcome = 'LOST'
 elseif expected ~= '' and version ~= expected then
@@ -24,7 +25,7 @@ elseif state == 'X' then
 else
   redis.call('DEL', KEYS[1])
   if retire > 0 then
-    redis.call('SET', KEYS[4], expected, 'PX', retire)
+    redis.call('SET', KEYS[4], ARGV[6], 'PX', retire)
   end
 end
 if outcome == 'STORED' or outcome == 'GONE' then

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Protocol, cast
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
 from .connections import Address, Deployment, close
-from .transport import Call, Lane, Pool, Reply, forget
+from .scripts import pack
+from .transport import CLOSED, Call, Lane, Pool, Reply, forget
 
+_ASKING = pack(b"ASKING")
 HOPS = 5  # redirections of one call, as in redis-py
+TRY_AGAIN = 0.02  # seconds before a call is made again whose keys are on two nodes while their slot moves
 
 
 class Router(Protocol):
@@ -119,6 +122,8 @@ class Cluster:
 
     def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
         """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
+        if isinstance(error, TryAgainError):
+            return self._try_again(origin, call)
         if not isinstance(error, AskError) or call.hops >= HOPS:
             return False
         call.hops += 1
@@ -130,5 +135,21 @@ class Cluster:
             return True
         asking: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         asking.add_done_callback(forget)
-        target.put(Call(None, (b"ASKING",), asking, call.since), call)
+        target.put(Call(None, _ASKING, asking, call.since))
+        target.put(call)
         return True
+
+    def _try_again(self, origin: Address, call: Call) -> bool:
+        """Make a call later that was not carried out; False when half of its time is over."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - call.since > self._deployment.timeout / 2:
+            return False
+        loop.call_later(TRY_AGAIN, self._put, origin, call)
+        return True
+
+    def _put(self, origin: Address, call: Call) -> None:
+        if not self._lanes:
+            call.fail(CLOSED)
+        elif not call.future.done():
+            call.hops = 0
+            self._at(origin).put(call)

@@ -16,54 +16,61 @@ _INCLUDE = re.compile(rb"^ *-- include (\w+)$", re.MULTILINE)
 
 def pack(*args: bytes) -> bytes:
     """One command in RESP, the protocol of Redis."""
-    return (b"*%d\r\n" % len(args)) + b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
+    return (b"*%d\r\n" % len(args)) + pack_args(*args)
+
+
+def pack_args(*args: bytes) -> bytes:
+    """Some of a command's arguments; packed parts can be joined."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
 
 
 class Script:
-    """A script with a fixed number of keys and arguments; everything but their values is packed once.
+    """A script with a fixed number of keys and arguments; a call is a head and they, packed.
 
     It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
-    through before they need them.
+    through before they need them. `doubtful` are the replies that, when a call was sent again, may mean that
+    the first one had been carried out. With `once` a call that may have been carried out is not sent again.
     """
 
-    __slots__ = ("_by_body", "_by_sha", "name")
+    __slots__ = ("by_body", "by_sha", "doubtful", "name", "once")
 
-    def __init__(self, name: str, keys: int, args: int) -> None:
+    def __init__(
+        self, name: str, keys: int, args: int, *, doubtful: tuple[bytes, ...] = (), once: bool = False
+    ) -> None:
         body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
+        size = b"*%d\r\n" % (3 + keys + args)
+        number = b"%d" % keys
         self.name = name
-        self._by_sha = _template(b"EVALSHA", sha, keys, args)
-        self._by_body = _template(b"EVAL", body, keys, args)
+        self.doubtful = doubtful
+        self.once = once
+        self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
+        self.by_body = size + pack_args(b"EVAL", body, number)  # teaches it
 
-    def pack(self, args: tuple[bytes, ...]) -> bytes:
-        """The call for a server that knows the script, keys first."""
-        return self._by_sha % _with_lengths(args)
 
-    def pack_with_body(self, args: tuple[bytes, ...]) -> bytes:
-        """The call that teaches the script to a server."""
-        return self._by_body % _with_lengths(args)
+class Keys:
+    """The keys of a session's record, lock, queue and retired id, in one hash slot; packed once."""
+
+    __slots__ = ("lock", "packed", "record")
+
+    def __init__(self, record: bytes, lock: bytes, packed: bytes) -> None:
+        self.record = record
+        self.lock = lock
+        self.packed = packed
 
 
 def _source(chunk: str) -> bytes:
     return _LUA.joinpath(f"{chunk}.lua").read_bytes()
 
 
-def _template(command: bytes, script: bytes, keys: int, args: int) -> bytes:
-    parts = (command, script, b"%d" % keys)
-    head = b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
-    return (b"*%d\r\n" % (3 + keys + args)) + head.replace(b"%", b"%%") + b"$%d\r\n%b\r\n" * (keys + args)
-
-
-def _with_lengths(args: tuple[bytes, ...]) -> tuple[int | bytes, ...]:
-    return tuple([item for arg in args for item in (len(arg), arg)])
-
-
+# With `Keys`:
 ACQUIRE = Script("acquire", 4, 7)
-COMMIT = Script("commit", 4, 6)
-CREATE = Script("create", 2, 6)
-REMOVE = Script("remove", 4, 5)
+COMMIT = Script("commit", 4, 6, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
+REMOVE = Script("remove", 4, 6)
 RELEASE = Script("release", 4, 4)
+# With keys of their own:
+CREATE = Script("create", 2, 6)
 RENEW = Script("renew", 1, 2)
-SET = Script("set", 1, 4)
+SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
 LINK = Script("link", 1, 2)
 UNLINK = Script("unlink", 1, 2)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Sequence
 from typing import cast
 
 from ...data import SessionData
-from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
 from .connections import Client
 from .engine import Engine
-from .layout import RETIRED_MS, milliseconds, new_nonce, pack_next, unpack
+from .layout import (
+    HEADER,
+    HEADER_SIZE,
+    NO_IDLE,
+    RETIRED_MS,
+    milliseconds,
+    new_nonce,
+    next_version,
+    pack_value,
+)
+from .leases import Lease
 from .records import RedisRecords
-from .scripts import ACQUIRE, COMMIT, CREATE, REMOVE, RENEW
+from .scripts import ACQUIRE, COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
 from .transport import Reply
-from .waiters import CLAIM, NO_CHANNEL, Keys, Terms, Turn, new_token
+from .waiters import NO_CHANNEL, Terms, new_token
 
-_CLAIM_MS = str(round(CLAIM * 1000))
+_LOAD = pack_args(b"", b"0", b"0", NO_CHANNEL, b"0", b"", b"0")
+_STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 _OUTCOMES = {
     b"STORED": Outcome.STORED,
@@ -56,89 +65,129 @@ class RedisSessionStore(RedisRecords):
     async def checkout(
         self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
     ) -> Checkout | Missing:
-        keys = self._keys_of(session_id)
-        engine = await self._engines.get()
+        self._check_id(session_id)
+        keys = self._keys.of(session_id)
+        engine = self._engines.here() or await self._engines.get()
         if lock is None:
             return await self._load(engine, session_id, keys)
-        grant = await Turn(engine, keys, _terms(lock)).take()
+        terms = engine.terms(lock)
+        grant = await engine.queues.acquire(keys, terms)
         if isinstance(grant, bytes):
             return _MISSING[grant]
         taken = _checkout(session_id, grant.value, grant.now)
         if taken is None:
-            engine.let_go(keys, grant.token, milliseconds(min(CLAIM, lock.timeout)))
+            engine.queues.release(keys, grant.token, terms)
             return Missing.UNREADABLE
-        engine.leases.hold(grant.token, keys[1], lock.timeout, lock.max_hold, grant.left)
-        taken.token, taken.seal, taken.waited = grant.token.decode(), _seal(lock), grant.waited
+        taken.seal = engine.leases.hold(keys, grant.token, terms, grant.left)
+        taken.token, taken.waited = grant.token.decode(), grant.waited
         return taken
 
     async def create(
         self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
     ) -> Checkout | None:
         keys = self._keys_of(session_id)
-        engine = await self._engines.get()
+        engine = self._engines.here() or await self._engines.get()
+        terms = engine.unlocked if lock is None else engine.terms(lock)
         token = b"" if lock is None else new_token()
         times = milliseconds(lifetime.absolute), milliseconds(lifetime.idle)
-        lease = milliseconds(None if lock is None else lock.timeout)
+        nonce = new_nonce().encode()
         try:
-            reply = await engine.run(CREATE, *keys[:2], new_nonce().encode(), record, *times, token, lease)
+            reply = await engine.run(
+                CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms
+            )
         except BaseException:
-            if lock is not None:
-                engine.let_go(keys, token, milliseconds(min(CLAIM, lock.timeout)))
+            if token:
+                engine.let_go(keys, token, terms)
             raise
         kind, *version = cast("list[bytes]", reply)
         if kind == b"E":
             return None
         created = Checkout(session_id, record, version[0].decode(), None, lifetime.absolute)
-        if lock is not None:
-            engine.leases.hold(token, keys[1], lock.timeout, lock.max_hold, lock.timeout)
-            created.token, created.seal = token.decode(), _seal(lock)
+        if token:
+            created.token, created.seal = token.decode(), engine.leases.hold(keys, token, terms, terms.lease)
         return created
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
-        engine = await self._engines.get()
-        version, value = pack_next(checkout.version, record)
-        if release:  # a renewal that is answered after the commit must not look like a lost lease
-            engine.leases.drop(_token(checkout))
-        reply = await engine.run(
+        engine = self._engines.here() or await self._engines.get()
+        keys, token, terms = self._held(engine, checkout)
+        version = next_version(checkout.version)
+        bequeath = release and engine.queues.choose_heir(keys, token)
+        if release and not bequeath:  # a renewal that is answered later must not look like a lost lease
+            engine.leases.drop(token)
+        reply = engine.call(
             COMMIT,
-            *self._keys.of(checkout.session_id),
-            _token(checkout),
-            checkout.version.encode(),
-            value,
-            b"1" if release else b"0",
-            _claim(checkout),
-            engine.cluster,
+            keys.record,
+            b"%b$%d\r\n%b\r\n$44\r\n%b\r\n$%d\r\nasgi1:%b:%b\r\n%b"
+            % (
+                keys.packed,
+                len(token),
+                token,
+                checkout.version.encode(),
+                len(record) + HEADER_SIZE,
+                version.encode(),
+                record,
+                terms.commit_and_release if release and not bequeath else terms.commit,
+            ),
         )
-        outcome = _OUTCOMES[cast(bytes, reply)]
-        if outcome is Outcome.STORED:
+        if bequeath:
+            return await self._bequeath(engine, checkout, reply, version, record)
+        if release:
+            engine.queues.leave(keys, token)
+        outcome = _OUTCOMES[cast(bytes, await reply)]
+        if outcome is _STORED:
             checkout.record, checkout.version = record, version
+            if not release:
+                return outcome
         if release or outcome in (Outcome.GONE, Outcome.LOST):
-            engine.leases.drop(_token(checkout))
+            engine.leases.drop(token)
+            engine.queues.leave(keys, token)
             checkout.token = None
+        return outcome
+
+    async def _bequeath(
+        self,
+        engine: Engine,
+        checkout: Checkout,
+        reply: asyncio.Future[Reply],
+        version: str,
+        record: bytes,
+    ) -> Outcome:
+        """The lock stays with this process, where the next request goes on with what was stored."""
+        keys, token, terms = self._held(engine, checkout)
+        sent = engine.loop.time()
+        try:
+            outcome = _OUTCOMES[cast(bytes, await reply)]
+        except BaseException:
+            engine.queues.disinherit(keys)
+            raise
+        idle = not version.endswith(NO_IDLE)  # the next request has to restart it
+        stored = pack_value(version, record) if outcome is _STORED and not idle else None
+        engine.queues.inherit(keys, token, terms, stored, engine.loop.time() - sent)
+        checkout.token = None
         return outcome
 
     async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
         engine = await self._engines.get()
-        engine.leases.drop(_token(checkout))
-        reply = await engine.run(
-            REMOVE,
-            *self._keys.of(checkout.session_id),
-            _token(checkout),
-            checkout.version.encode(),
-            RETIRED_MS if retire else b"0",
-            _claim(checkout),
-            engine.cluster,
-        )
+        keys, token, terms = self._held(engine, checkout)
+        engine.leases.drop(token)
+        retired = RETIRED_MS if retire else b"0"
+        name = new_nonce().encode()  # by which the call knows its own retry
+        version = checkout.version.encode()
+        args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
+        reply = engine.call(REMOVE, keys.record, keys.packed + args)
+        engine.queues.leave(keys, token)
+        outcome = _OUTCOMES[cast(bytes, await reply)]
         checkout.token = None
-        return _OUTCOMES[cast(bytes, reply)]
+        return outcome
 
     async def release(self, checkout: Checkout) -> None:
         if checkout.token is None:
             return
-        engine = await self._engines.get()
-        token, checkout.token = _token(checkout), None
+        engine = self._engines.here() or await self._engines.get()
+        keys, token, terms = self._held(engine, checkout)
+        checkout.token = None
         engine.leases.drop(token)
-        engine.let_go(self._keys.of(checkout.session_id), token, _claim(checkout))
+        engine.queues.release(keys, token, terms)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""
@@ -147,11 +196,18 @@ class RedisSessionStore(RedisRecords):
         return [reply == 1 for reply in replies]
 
     def _renew(self, engine: Engine, checkout: Checkout) -> asyncio.Future[Reply]:
-        lock = self._keys.of(checkout.session_id)[1]
-        return engine.run(RENEW, lock, _token(checkout), (checkout.seal or _CLAIM_MS).encode())
+        keys, token, terms = self._held(engine, checkout)
+        return engine.run(RENEW, keys.lock, token, terms.lease_ms)
+
+    def _held(self, engine: Engine, checkout: Checkout) -> tuple[Keys, bytes, Terms]:
+        """What a checkout was taken on; without a lock the version alone is compared."""
+        lease = checkout.seal
+        if checkout.token is not None and isinstance(lease, Lease):
+            return lease.keys, lease.token, lease.terms
+        return self._keys.of(checkout.session_id), b"", engine.unlocked
 
     async def _load(self, engine: Engine, session_id: str, keys: Keys) -> Checkout | Missing:
-        reply = await engine.run(ACQUIRE, *keys, b"", b"0", b"0", NO_CHANNEL, b"0", b"", b"0")
+        reply = await engine.call(ACQUIRE, keys.record, keys.packed + _LOAD)
         kind, *rest = cast("list[bytes | int]", reply)
         if kind in _MISSING:
             return _MISSING[kind]
@@ -160,27 +216,9 @@ class RedisSessionStore(RedisRecords):
 
 def _checkout(session_id: str, value: bytes, now: int) -> Checkout | None:
     """None where the header is not quite ours: the scripts look at its outline only."""
-    try:
-        record, version, ends = unpack(value)
-    except SessionStoreError:
+    header = HEADER.match(value)
+    if header is None:
         return None
+    ends = int(header[2])
+    version, record = header[1].decode(), value[HEADER_SIZE:]
     return Checkout(session_id, record, version, None, (ends - now) / 1000 if ends else None)
-
-
-def _token(checkout: Checkout) -> bytes:
-    return (checkout.token or "").encode()
-
-
-def _seal(lock: LockPolicy) -> str:
-    """The lease of a checkout (ms), which its renewal and its release need again."""
-    return milliseconds(lock.timeout).decode()
-
-
-def _claim(checkout: Checkout) -> bytes:
-    """How long the next holder has to take up the lock (ms)."""
-    return b"%d" % min(int(checkout.seal or _CLAIM_MS), int(_CLAIM_MS))
-
-
-@functools.lru_cache(maxsize=16)  # a middleware has one or two policies
-def _terms(lock: LockPolicy) -> Terms:
-    return Terms(lock.timeout, lock.wait, lock.max_waiters)

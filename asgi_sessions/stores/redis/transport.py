@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeAlias, Union
 
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
@@ -22,6 +23,8 @@ from .wire import Parser, Wire, can_take_over
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
 CLOSED = "the connection to Redis was closed"
+LOST = "the connection to Redis was lost; whether the call was carried out is not known"
+BURST = 16  # calls that are written without waiting for more
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
 
 
@@ -49,16 +52,16 @@ class Pool(Protocol):
 class Call:
     """A command under way and the future of its reply."""
 
-    __slots__ = ("args", "future", "hops", "packed", "script", "sent_twice", "since")
+    __slots__ = ("future", "hops", "packed", "packed_args", "script", "sent_twice", "since")
 
     def __init__(
-        self, script: Script | None, args: tuple[bytes, ...], future: asyncio.Future[Reply], since: float
+        self, script: Script | None, packed_args: bytes, future: asyncio.Future[Reply], since: float
     ) -> None:
-        self.script = script
-        self.args = args
+        self.script = script  # None: the arguments are the whole command
+        self.packed_args = packed_args
         self.future = future
         self.since = since
-        self.packed = pack(*args) if script is None else script.pack(args)
+        self.packed = packed_args if script is None else script.by_sha + packed_args
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 
@@ -74,6 +77,22 @@ def forget(future: asyncio.Future[Reply]) -> None:
     """Nobody waits for this reply; an error in it has been dealt with."""
     if not future.cancelled():
         future.exception()
+
+
+def _answer_again(
+    caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
+) -> None:
+    """The reply to a call that was sent again: a refusal may be of the second one alone."""
+    error = again.exception()
+    if caller.done():
+        return
+    reply = None if error is not None else again.result()
+    if error is not None:
+        caller.set_exception(error)
+    elif isinstance(reply, bytes) and reply in doubtful:
+        caller.set_exception(SessionStoreError(LOST))
+    else:
+        caller.set_result(reply)
 
 
 async def give_back(pool: Pool, connection: Connection) -> None:
@@ -95,14 +114,15 @@ class Lane:
         self, pool: Pool, timeout: float, redirect: Callable[[Call, ResponseError], bool] | None = None
     ) -> None:
         self.pool = pool
-        self.reachable = True  # False since a connection could not be made
+        self.reachable = True  # False since a connection was lost, given up or could not be made
         self._timeout = timeout
         self._redirect = redirect
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[Call] = []
+        self._last_flush = 0  # calls in it
         self._sent: deque[Call] = deque()
         self._writer: asyncio.StreamWriter | None = None
-        self._wire: Wire
+        self._wire: Wire[Call]
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
@@ -111,29 +131,36 @@ class Lane:
 
     # -- calling ------------------------------------------------------------------------------------------
 
-    def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
+    def run(self, script: Script, packed_args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
-        return self.put(Call(script, args, self._loop.create_future(), self._loop.time()))
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.put(Call(script, packed_args, future, self._loop.time()))
+        return future
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
         """Send a command that may be sent twice."""
-        return self.put(Call(None, args, self._loop.create_future(), self._loop.time()))
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.put(Call(None, pack(*args), future, self._loop.time()))
+        return future
 
-    def put(self, *calls: Call) -> asyncio.Future[Reply]:
-        """Send calls, at once where none is under way, else at the end of this tick; the last's future."""
-        if self._closed:
-            for call in calls:
-                call.fail(CLOSED)
-            return calls[-1].future
-        self._outgoing.extend(calls)
-        if not self._sent and not self._flush_scheduled and self._writer is not None:
+    def put(self, call: Call) -> None:
+        """Send a call: at once where it seems to be alone, else at the end of this tick or with a burst.
+
+        (The server works on a burst while this process prepares the next.)
+        """
+        outgoing = self._outgoing
+        outgoing.append(call)
+        alone = self._last_flush <= 1 and not self._sent and not self._flush_scheduled
+        if self._writer is not None and (alone or len(outgoing) >= BURST):
             self.flush()
+        elif self._closed:
+            outgoing.remove(call)
+            call.fail(CLOSED)
         elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
-        if self._timer is None:
+        if self._timer is None and not self._closed:
             self._timer = self._loop.call_later(self._timeout, self._watch)
-        return calls[-1].future
 
     def flush(self) -> None:
         """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
@@ -145,6 +172,7 @@ class Lane:
                 self._task = self._loop.create_task(self._serve())
             return
         self._outgoing = []
+        self._last_flush = len(calls)
         if calls:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
@@ -183,21 +211,18 @@ class Lane:
         """What ends, with the reason, when the connection does."""
         if self._writer is None or not can_take_over():
             return self._read(connection)
-        self._wire = Wire(self._writer.transport, connection._parser, self._arrived)
+        self._wire = Wire(self._writer.transport, connection._parser, self._sent, self._failed)
         return self._wire.lost
 
-    def _arrived(self, reply: Reply | Exception) -> None:
-        if isinstance(reply, ResponseError):
-            try:
-                self._refused(self._sent.popleft(), reply)
-            except ResponseError as error:
-                self._wire.end(error)
-        elif isinstance(reply, Exception):
+    def _failed(self, reply: Exception) -> None:
+        """What arrived is an error: of one call, or of the connection."""
+        if not isinstance(reply, ResponseError):
             self._wire.end(reply)
-        else:
-            future = self._sent.popleft().future
-            if not future.done():
-                future.set_result(reply)
+            return
+        try:
+            self._refused(self._sent.popleft(), reply)
+        except ResponseError as error:
+            self._wire.end(error)
 
     async def _read(self, connection: Connection) -> None:
         """The same through redis-py's stream, where hiredis is not installed."""
@@ -217,7 +242,7 @@ class Lane:
         if call.future.done():
             return
         if isinstance(error, NoScriptError) and call.script is not None:
-            call.packed = call.script.pack_with_body(call.args)
+            call.packed = call.script.by_body + call.packed_args
             self.put(call)
         elif self._redirect is None or not self._redirect(call, error):
             call.fail("Redis refused the call", error)
@@ -228,15 +253,25 @@ class Lane:
         """Every call is sent once more, in order; whether it was carried out, its script finds out."""
         if not self._mine():
             return
+        self.reachable = False
         self._detach()
-        again = [call for call in self._sent if not call.sent_twice]
+        again = []
         for call in self._sent:
-            if call.sent_twice:
-                call.fail("the connection to Redis was lost", error)
-            call.sent_twice = True
+            if call.sent_twice or (call.script is not None and call.script.once):
+                call.fail(LOST, error)
+            else:
+                self._prepare_again(call)
+                again.append(call)
         self._sent.clear()
         self._outgoing[:0] = again
         self.flush()
+
+    def _prepare_again(self, call: Call) -> None:
+        call.sent_twice = True
+        if call.script is not None and call.script.doubtful:
+            caller = call.future
+            call.future = self._loop.create_future()
+            call.future.add_done_callback(partial(_answer_again, caller, call.script.doubtful))
 
     def _end(self, message: str, cause: BaseException | None) -> None:
         """Every call fails; the next one connects again."""
@@ -277,6 +312,7 @@ class Lane:
 
     def _give_up(self) -> None:
         task, self._suspect = self._task, None
+        self.reachable = False
         self._detach()
         message = f"Redis did not answer within {self._timeout:g} seconds"
         self._fail_all(message, TimeoutError(message))

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from redis.exceptions import RedisError, ResponseError
 
 from ...errors import LockTimeoutError, TooManyWaitersError
-from .scripts import ACQUIRE
+from .scripts import ACQUIRE, Keys, pack_args
 from .transport import Connection, Pool, give_back
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Keys: TypeAlias = tuple[bytes, bytes, bytes, bytes]
-"""The keys of record, lock, queue and retired id; all in one hash slot."""
 
 NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
 POLL = 1.0  # seconds between two questions of a waiter that is told, in case the message was lost
@@ -34,7 +32,7 @@ _logger = logging.getLogger("asgi_sessions.redis")
 
 def new_token() -> bytes:
     """The unguessable name of a lease or of a place in a queue, never used twice."""
-    return secrets.token_hex(16).encode()
+    return os.urandom(16).hex().encode()
 
 
 class WakeChannel:
@@ -75,6 +73,13 @@ class WakeChannel:
         opened = self._opened
         await asyncio.wait((opened,))
         return opened.result()
+
+    def doubt(self) -> None:
+        """A lock came and its message did not: subscribe anew, for a node that hangs says nothing for ever."""
+        age = asyncio.get_running_loop().time() - self._lost_at
+        if self.live and self._task is not None and age > POLL:
+            self.live = False
+            self._task.cancel()
 
     async def aclose(self) -> None:
         """Unsubscribe; whoever waits here asks again."""
@@ -138,13 +143,32 @@ class WakeChannel:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms a lock is taken; times in seconds."""
+    """On which terms a lock is taken, and what is packed of them for the scripts; times in seconds."""
 
     lease: float
     wait: float = 0.0
     max_waiters: int = 64
     poll: float = POLL
     bare: bool = False  # a lock without a record
+    clustered: bool = False
+    max_hold: float = math.inf
+    lease_ms: bytes = field(init=False)
+    claim_ms: bytes = field(init=False)  # in which the next holder must take up what is handed over
+    try_once: bytes = field(init=False)  # ARGV 2 to 7 of `ACQUIRE`, which does not queue then
+    commit: bytes = field(init=False)  # ARGV 4 to 6 of `COMMIT`; the lock stays
+    commit_and_release: bytes = field(init=False)
+    release: bytes = field(init=False)  # ARGV 2 to 4 of `RELEASE`
+
+    def __post_init__(self) -> None:
+        lease = b"%d" % max(round(self.lease * 1000), 1)
+        claim = b"%d" % max(round(min(CLAIM, self.lease) * 1000), 1)
+        bare, clustered = (b"1" if flag else b"0" for flag in (self.bare, self.clustered))
+        object.__setattr__(self, "lease_ms", lease)
+        object.__setattr__(self, "claim_ms", claim)
+        object.__setattr__(self, "try_once", pack_args(lease, b"0", NO_CHANNEL, b"0", b"", bare))
+        object.__setattr__(self, "commit", pack_args(b"0", claim, clustered))
+        object.__setattr__(self, "commit_and_release", pack_args(b"1", claim, clustered))
+        object.__setattr__(self, "release", pack_args(claim, clustered, bare))
 
 
 class Grant(NamedTuple):
@@ -162,7 +186,8 @@ class Turn:
 
     Each question to Redis goes under a token of its own. A message is believed only for the token that
     Redis' last answer spoke of, and only while it is young: a process that was frozen may find one for a
-    lock that was given to others since.
+    lock that was given to others since. `place` is the token of a lock that another holder of this process
+    leaves to this caller; `started` (the loop's time) is when the wait began, None: now.
     """
 
     __slots__ = (
@@ -178,14 +203,16 @@ class Turn:
         "_terms",
     )
 
-    def __init__(self, engine: Engine, keys: Keys, terms: Terms) -> None:
+    def __init__(
+        self, engine: Engine, keys: Keys, terms: Terms, started: float | None = None, place: bytes = b""
+    ) -> None:
         self._engine = engine
         self._keys = keys
         self._terms = terms
-        self._started = engine.loop.time()
+        self._started = engine.loop.time() if started is None else started
         self._address: bytes | None = engine.channel.name if engine.channel.live else None
         self._fresh = b""  # asked under, and not yet answered
-        self._place = b""  # queued under
+        self._place = place  # queued under
         self._place_told = False  # queued with our channel: will be told
         self._message: asyncio.Future[bytes | None] | None = None
         self._ahead = 0.0  # Redis' clock minus ours, seconds; rather too much than too little
@@ -217,8 +244,8 @@ class Turn:
                 return cast(bytes, kind)
             if last:
                 raise LockTimeoutError(self._waited())
-            if self._place:
-                news = await self._woken(cast(int, rest[0]))
+            if self._message is not None:
+                news = await self._woken(self._message, cast(int, rest[0]))
                 told = None if news is None else self._told(news)
                 if told is not None:
                     return told
@@ -233,18 +260,19 @@ class Turn:
         message = channel.expect(fresh) if queue else None
         asked = self._engine.loop.time()
         wait = b"%d" % max(round(self._left() * 1000), 1) if queue else b"0"
-        reply = await self._engine.run(
-            ACQUIRE,
-            *self._keys,
+        args = pack_args(
             fresh,
-            b"%d" % round(terms.lease * 1000),
+            terms.lease_ms,
             wait,
             self._address or NO_CHANNEL,
             b"%d" % terms.max_waiters,
             self._place,
             b"1" if terms.bare else b"0",
         )
+        reply = await self._engine.call(ACQUIRE, self._keys.record, self._keys.packed + args)
         answer = cast("list[bytes | int]", reply)
+        if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
+            channel.doubt()
         if answer[0] in (b"L", b"W"):
             channel.forget(self._place)
             self._place, self._message = fresh, message
@@ -256,10 +284,8 @@ class Turn:
         self._fresh = b""
         return answer
 
-    async def _woken(self, ttl: int) -> bytes | None:
+    async def _woken(self, message: asyncio.Future[bytes | None], ttl: int) -> bytes | None:
         """The message for our place; None when it is time to ask again."""
-        message = self._message
-        assert message is not None  # noqa: S101  # who has a place has registered for its message
         told = self._place_told and self._engine.channel.live
         poll = self._terms.poll if told else min(POLL_UNTOLD, self._terms.poll)
         lock_ends = ttl / 1000 + MARGIN if ttl >= 0 else poll
@@ -286,10 +312,9 @@ class Turn:
 
     def _undo(self) -> None:
         """Posted, not awaited: it must leave even while this task is being cancelled."""
-        claim = b"%d" % round(min(CLAIM, self._terms.lease) * 1000)
         for token in (self._fresh, self._place):
             if token:
-                self._engine.let_go(self._keys, token, claim, bare=self._terms.bare)
+                self._engine.let_go(self._keys, token, self._terms)
 
     def _waited(self) -> float:
         return self._engine.loop.time() - self._started

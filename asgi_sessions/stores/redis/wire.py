@@ -7,8 +7,9 @@ loop each. Here a reply becomes its caller's result as its bytes arrive.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -29,29 +30,51 @@ class Parser(Protocol):
     def parse_error(self, response: str) -> Exception: ...
 
 
-class Wire(asyncio.Protocol):
-    """Parses what arrives, hands each reply on, and says when the connection has ended.
+class Pending(Protocol):
+    """What is used of a call."""
 
-    `on_reply` gets errors as exceptions and does not raise. `lost` gets the reason as an exception.
+    @property
+    def future(self) -> asyncio.Future[Any]: ...
+
+
+Call = TypeVar("Call", bound=Pending)
+
+
+class Wire(asyncio.Protocol, Generic[Call]):
+    """Parses what arrives, gives each reply to the oldest of the `calls`, and says when the connection ends.
+
+    `on_error` gets error replies as exceptions and does not raise. `lost` gets the reason as an exception.
     """
 
     def __init__(
-        self, transport: asyncio.WriteTransport, parser: Parser, on_reply: Callable[[Any], None]
+        self,
+        transport: asyncio.WriteTransport,
+        parser: Parser,
+        calls: deque[Call],
+        on_error: Callable[[Exception], None],
     ) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = hiredis.Reader(
             protocolError=RedisConnectionError, replyError=parser.parse_error, notEnoughData=_MORE
         )
-        self._on_reply = on_reply
+        self._calls = calls
+        self._on_error = on_error
         self._stream = transport.get_protocol()  # redis-py's, which has to learn of the end too
         transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
         """Hand on every reply that is whole now."""
+        if self.lost.done():
+            return  # given up: the calls of now belong to another connection
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets(False)) is not _MORE:
-                self._on_reply(reply)
+                if isinstance(reply, Exception):
+                    self._on_error(reply)
+                    continue
+                future = self._calls.popleft().future
+                if not future.done():
+                    future.set_result(reply)
         except RedisConnectionError as error:
             self.end(error)
 

@@ -1,0 +1,211 @@
+"""The queue within one process: one request of a session speaks with Redis, the others wait here.
+
+The speaker holds the lock or asks for it. When it is done it passes the lock to the next one here, at most
+`PASSES` times in a row: then the lock goes to who waits in Redis, and the next one here queues there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from .scripts import ACQUIRE, Keys
+from .waiters import Grant, Terms, Turn, new_token
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+PASSES = 8  # from hand to hand within the process, before other processes have their turn
+
+Waiter: TypeAlias = "asyncio.Future[Grant | bytes]"
+"""Gets the lock with the record, or the turn to speak with Redis: the token of a lock to take over, empty
+where there is none."""
+
+
+class Queue:
+    """Those of this process who want one session, in the order in which they came."""
+
+    __slots__ = ("ahead", "asks_again", "heir", "passed", "token", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Waiter] = deque()
+        self.token = b""  # of the speaker's lock; empty while it asks
+        self.asks_again = False  # the speaker found the lock taken: it waits too
+        self.heir: Waiter | None = None  # gets the lock when the commit that is under way is stored
+        self.passed = 0  # how often in a row
+        self.ahead = 0.0  # Redis' clock minus ours, ms
+
+
+class Queues:
+    """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._queues: dict[bytes, Queue] = {}
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    # -- to the lock --------------------------------------------------------------------------------------
+
+    async def acquire(self, keys: Keys, terms: Terms) -> Grant | bytes:
+        """The lock, or why there is nothing to lock: see `Turn.take`. Cancelled, it leaves nothing behind."""
+        loop, record = self._engine.loop, keys.record
+        queue = self._queues.get(record)
+        if queue is not None:
+            started = loop.time()
+            given = await self._wait(keys, terms, queue)
+            if isinstance(given, Grant):
+                return given._replace(waited=loop.time() - started)
+            return await self._speak(keys, terms, queue, started, given)
+        queue = self._queues[record] = Queue()
+        token = new_token()
+        try:  # nearly always enough: nobody else wants this session
+            reply = await self._engine.call(
+                ACQUIRE, record, b"%b$32\r\n%b\r\n%b" % (keys.packed, token, terms.try_once)
+            )
+        except BaseException as error:
+            self._engine.let_go(keys, token, terms)
+            self._ends(record, queue, error)
+            raise
+        answer = cast("list[Any]", reply)
+        if answer[0] == b"L":
+            return self._granted(queue, Grant(token, answer[1], answer[2], terms.lease, 0.0))
+        if answer[0] == b"B":
+            return await self._speak(keys, terms, queue, loop.time())
+        self._next(record, queue)
+        return cast(bytes, answer[0])
+
+    async def _wait(self, keys: Keys, terms: Terms, queue: Queue) -> Grant | bytes:
+        if len(queue.waiting) + queue.asks_again >= terms.max_waiters:
+            raise TooManyWaitersError(terms.max_waiters)
+        waiter: Waiter = self._engine.loop.create_future()
+        queue.waiting.append(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=terms.wait)
+        except BaseException:
+            self._leave(keys, terms, queue, waiter)
+            raise
+        if not waiter.done():
+            self._leave(keys, terms, queue, waiter)
+            raise LockTimeoutError(terms.wait)
+        return waiter.result()
+
+    def _leave(self, keys: Keys, terms: Terms, queue: Queue, waiter: Waiter) -> None:
+        """Give up a place, or what was given in it."""
+        if not waiter.done():
+            waiter.cancel()
+            if waiter in queue.waiting:
+                queue.waiting.remove(waiter)
+        elif waiter.exception() is None:
+            given = waiter.result()
+            token = given.token if isinstance(given, Grant) else given
+            self._engine.leases.drop(token)
+            if not self._next(keys.record, queue, token) and token:
+                self._engine.let_go(keys, token, terms)
+
+    async def _speak(
+        self, keys: Keys, terms: Terms, queue: Queue, started: float, place: bytes = b""
+    ) -> Grant | bytes:
+        """Queue in Redis, or take over the lock that was passed on under `place`."""
+        queue.asks_again = True
+        try:
+            if not place and terms.wait > 0:
+                await self._engine.channel.open()
+            answer = await Turn(self._engine, keys, terms, started, place).take()
+        except BaseException as error:
+            self._ends(keys.record, queue, error)
+            raise
+        if isinstance(answer, Grant):
+            return self._granted(queue, answer)
+        self._next(keys.record, queue)
+        return answer
+
+    def _granted(self, queue: Queue, grant: Grant) -> Grant:
+        queue.token, queue.asks_again = grant.token, False
+        queue.ahead = grant.now - self._engine.loop.time() * 1000
+        return grant
+
+    def _ends(self, record: bytes, queue: Queue, error: BaseException) -> None:
+        """The speaker failed. A fault of Redis is everybody's: who would ask next would only wait for it."""
+        if isinstance(error, SessionStoreError):
+            for waiter in queue.waiting:
+                fault = SessionStoreError(*error.args)
+                fault.__cause__ = error.__cause__
+                waiter.set_exception(fault)
+            queue.waiting.clear()
+        self._next(record, queue)
+
+    def _next(self, record: bytes, queue: Queue, token: bytes = b"") -> bool:
+        """The next one speaks, and may take over the lock with this token. False: nobody waits any more."""
+        queue.token = b""
+        if not queue.waiting:
+            del self._queues[record]
+            return False
+        queue.asks_again = True
+        queue.waiting.popleft().set_result(token)
+        return True
+
+    # -- from the lock ------------------------------------------------------------------------------------
+
+    def release(self, keys: Keys, token: bytes, terms: Terms) -> None:
+        """Pass the lock on, here or in Redis; written, not waited for."""
+        queue = self._held(keys.record, token)
+        if queue is not None and queue.waiting and queue.passed < PASSES:
+            queue.passed += 1
+            self._next(keys.record, queue, token)
+            return
+        self._engine.let_go(keys, token, terms)
+        self.leave(keys, token)
+
+    def leave(self, keys: Keys, token: bytes) -> None:
+        """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
+        queue = self._held(keys.record, token)
+        if queue is not None and queue.heir is None:
+            queue.passed = 0
+            self._next(keys.record, queue)
+
+    def choose_heir(self, keys: Keys, token: bytes) -> bool:
+        """Whether there is somebody to whom the lock goes when the commit that follows is stored.
+
+        Chosen before the commit is sent: who comes later could be handed a record that is older than
+        its request.
+        """
+        queue = self._held(keys.record, token)
+        if queue is None or not queue.waiting or queue.passed >= PASSES:
+            return False
+        queue.heir = queue.waiting.popleft()
+        return True
+
+    def disinherit(self, keys: Keys) -> None:
+        """Nobody knows what became of the commit: the heir is the first of those who wait again."""
+        queue = self._queues[keys.record]
+        heir, queue.heir = queue.heir, None
+        if heir is not None and not heir.done():
+            queue.waiting.appendleft(heir)
+
+    def inherit(self, keys: Keys, token: bytes, terms: Terms, stored: bytes | None, age: float) -> None:
+        """The heir gets the lock, and with it the value that was `stored` under it `age` seconds ago.
+
+        Without a value, or where it may be too old, the heir asks Redis whether the lock is still ours.
+        """
+        queue = self._queues[keys.record]
+        heir, queue.heir = queue.heir, None
+        left = self._engine.leases.left(token)
+        queue.passed += 1
+        if stored is not None and age < left / 2 and heir is not None and not heir.done():
+            now = self._engine.loop.time() * 1000 + queue.ahead
+            heir.set_result(Grant(token, stored, int(now), left, 0.0))
+            return
+        self._engine.leases.drop(token)
+        if heir is not None and not heir.done():
+            queue.waiting.appendleft(heir)
+        if not self._next(keys.record, queue, token):
+            self._engine.let_go(keys, token, terms)
+
+    def _held(self, record: bytes, token: bytes) -> Queue | None:
+        """The queue behind this holder; None where its lease was lost, or where the record is a new one."""
+        queue = self._queues.get(record)
+        return queue if queue is not None and token and queue.token == token else None
