@@ -93,7 +93,11 @@ def half(link: Link, message: bytes, send: Send) -> None:
 
 
 def swallow(link: Link, message: bytes, send: Send) -> None:
-    """The message is lost, the connections stay open."""
+    """The message and all behind it are lost for good, as behind a firewall that forgot the connection.
+
+    The connections stay open, and new ones are as good as ever.
+    """
+    link.deaf = True
 
 
 def delay(seconds: float, jitter: float = 0.0) -> Fault:
@@ -250,6 +254,7 @@ class Link:
         self._asked: deque[bytes] = deque()  # commands whose answers have not come
         self._closing = threading.Lock()
         self._closed = False
+        self.deaf = False  # nothing comes through any more, either way
         for end in (near, far):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [
@@ -290,7 +295,8 @@ class Link:
         try:
             while chunk := source.recv(1 << 18):
                 for message in frames.feed(chunk):
-                    self._pass_on(message, sink.sendall, direction)
+                    if not self.deaf:
+                        self._pass_on(message, sink.sendall, direction)
         except (OSError, LinkGoneError):
             pass
         finally:
@@ -306,8 +312,6 @@ class Link:
         if plan is None:
             send(message)
         else:
-            if plan.fault is swallow and direction == "request":
-                self._asked.pop()  # no answer will come
             plan.fault(self, message, send)
 
 

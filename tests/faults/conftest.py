@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from . import figures
+from .blows import CAMPAIGNS
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the figures of the faults, and save them where `--figures` says."""
     if not figures.gathered:
         return
+    rows = figures.ordered([campaign.name for campaign in CAMPAIGNS])
     terminalreporter.section("faults injected, and what came of them")
-    terminalreporter.write_line(figures.markdown(figures.gathered))
+    terminalreporter.write_line(figures.markdown(rows))
     path = config.getoption("--figures")
     if path is not None:
-        figures.save(figures.gathered, Path(path))
+        figures.save(rows, Path(path))

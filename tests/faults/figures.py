@@ -42,6 +42,12 @@ gathered: list[Figures] = []
 """Those of this run."""
 
 
+def ordered(names: Sequence[str]) -> list[Figures]:
+    """Those of this run, in this order of faults and others behind them, however the tests were shuffled."""
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(gathered, key=lambda row: places.get(row.fault, len(places)))
+
+
 def markdown(rows: Sequence[Figures]) -> str:
     """The table, in columns of even width."""
     table = [[_HEADS[each.name] for each in fields(Figures)]]

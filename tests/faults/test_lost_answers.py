@@ -16,7 +16,7 @@ from asgi_sessions import Session, SessionData, SessionStoreError
 from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, REMOVE, SET, Script
 from asgi_sessions.types import ASGIApp
 
-from .chaos import ChaosProxy, Direction, Fault, Link, Send, calls, cut, half, reset
+from .chaos import ChaosProxy, Direction, Fault, Link, Send, calls, cut, half, reset, swallow, unasked
 from .inprocess import Browser, Process, process_at
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +175,35 @@ async def test_a_stored_change_is_never_called_refused(
     assert statuses in ([200], [503])
 
 
+async def test_a_deaf_subscription_delays_but_loses_nothing(
+    process: Process, elsewhere: Process, raw: Redis, proxy: ChaosProxy
+) -> None:
+    """Nobody tells the waiting that it is their turn, and no connection breaks: they find out by asking."""
+    browser = Browser(process, raw)
+    await browser.open(page(count))
+    statuses: list[int] = []
+
+    async def visit(process: Process, act: Act) -> None:
+        statuses.append((await browser.at(process).open(page(act))).status)
+
+    async def hold(session: Session) -> None:
+        group.start_soon(visit, process, count)
+        with anyio.fail_after(10):
+            while not await raw.exists(browser.key + ":wait"):  # noqa: ASYNC110  # Redis sets no event
+                await anyio.sleep(0.005)
+        count(session)
+
+    for _ in range(2):
+        with proxy.injecting(swallow, unasked, "answer"):
+            async with anyio.create_task_group() as group:
+                group.start_soon(visit, elsewhere, hold)
+    assert statuses == [200] * 4
+    data = await browser.stored()
+    assert data is not None
+    assert data.metadata["n"] == 5
+    await browser.assert_free()
+
+
 async def test_a_set_that_is_sent_again_takes_nothing_back(
     process: Process, elsewhere: Process, proxy: ChaosProxy
 ) -> None:
@@ -190,7 +219,7 @@ async def test_a_set_that_is_sent_again_takes_nothing_back(
 
     async with anyio.create_task_group() as group:
         group.start_soon(first)
-        await anyio.to_thread.run_sync(door.reached.wait, 10)
+        await anyio.to_thread.run_sync(door.reached.wait, 0.5)  # if there is one, it comes at once
         assert await elsewhere.store.increment_counter("s", "n") == 2
         door.open()
     assert await elsewhere.store.increment_counter("s", "n") == 3

@@ -195,7 +195,7 @@ async def test_a_server_that_fails_meanwhile_is_answered_503(trouble: Trouble, a
     with RedisServer("--appendonly", "yes", "--appendfsync", "no") as server:
         async with (
             Redis.from_url(server.url) as raw,
-            process_at(f"{server.url}?socket_timeout=0.2", lock_timeout=1.0) as process,
+            process_at(f"{server.url}?socket_timeout=0.2", lock_timeout=0.4) as process,
         ):
             browser = Browser(process, raw)
             await browser.open(page(lambda session: session.update(n=0)))
@@ -208,6 +208,27 @@ async def test_a_server_that_fails_meanwhile_is_answered_503(trouble: Trouble, a
             await mend(raw, server, trouble)
             await browser.assert_free()
             assert (await browser.open(page(write))).status in (200, 409)  # 409: its id was replaced just now
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["ALL", "WRITE"])
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+async def test_a_pause_that_outlasts_the_lease_is_noticed(
+    redis_url: str, raw: Redis, everything: bool, seconds: float
+) -> None:
+    """CLIENT PAUSE: no renewal comes through; after a lease the change is refused, before it is stored."""
+    async with process_at(f"{redis_url}?socket_timeout=2", lock_timeout=0.3) as process:
+        browser = Browser(process, raw)
+        await browser.open(page(lambda session: session.update(n=0)))
+
+        async def pause(browser: Browser) -> None:
+            await raw.client_pause(round(seconds * 1000), all=everything)
+            await anyio.sleep(seconds + 0.05)
+
+        answer = await browser.open(page(during(browser, pause, write)))
+        lost = seconds > 0.3
+        assert (answer.status, await found(browser)) == ((409, 0) if lost else (200, 1))
+        assert ("lock_lost" in process.events) == lost
+        await browser.assert_free()
 
 
 @pytest.mark.parametrize("form", [page, lambda act: stream(act, None)], ids=["page", "stream"])
