@@ -677,11 +677,11 @@ class MemoryMachine(StoreMachine):
         self.clock.now += seconds
 
     @invariant()
-    def there_is_room(self) -> None:
-        """No more than it was told, but for those that are checked out; the order is the model's."""
+    def the_order_is_that_of_activity(self) -> None:
+        """What goes first when room is needed is the same, and the heap of ends does not grow."""
         assert isinstance(self.store, InMemorySessionStore)
-        held = {name for name in self.store._entries if name in self.store._locks}
-        assert len(self.store._entries) <= max(2, len(held) + 1)
+        alive = self.model.alive()
+        assert [name for name in self.store._entries if name in alive] == list(alive)
         assert len(self.store._ends) <= 2 * len(self.store._entries) + 65
 
     def leaves_nothing(self) -> None:
