@@ -628,3 +628,29 @@ async def _result(task: asyncio.Task[Any]) -> Any:
 def test_the_lock_keeps_its_promises(machine: type[LockMachine[Any]], redis_server: RedisServer) -> None:
     """One holder, first come first served, nothing lost and nothing left, whatever happens."""
     explore(machine, effort(20, steps=25), url=redis_server.url)
+
+
+@pytest.mark.anyio
+@pytest.mark.xfail(strict=True, reason="who waits subscribes again after the channel was closed")
+async def test_a_store_that_is_closed_while_somebody_waits_leaves_nothing(redis_url: str) -> None:
+    """No task, no subscription and no place in the queue: the next hand-over would go to nobody."""
+    holding, waiting = RedisSessionStore(redis_url), RedisSessionStore(redis_url)
+    await holding.set("s", SessionData(session_id="s"))
+    held = await holding.checkout("s", POLICY, None)
+    assert isinstance(held, Checkout)
+    with Redis.from_url(redis_url, decode_responses=True) as raw:
+        task = asyncio.create_task(waiting.checkout("s", POLICY, None))
+        while not raw.llen("session:{s}:wait"):  # noqa: ASYNC110  # Redis sets no Event
+            await asyncio.sleep(0.001)
+        before = asyncio.all_tasks() - {task}
+        await waiting.aclose()
+        await asyncio.wait((task,))
+        assert task.exception() is not None
+        left = asyncio.all_tasks() - before
+        for each in left:
+            each.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        queue = raw.lrange("session:{s}:wait", 0, -1)
+        await holding.release(held)
+        await holding.aclose()
+    assert (left, queue) == (set(), [])
