@@ -627,7 +627,7 @@ async def _result(task: asyncio.Task[Any]) -> Any:
 @pytest.mark.parametrize("machine", [SessionLockMachine, DistributedLockMachine], ids=["session", "lock"])
 def test_the_lock_keeps_its_promises(machine: type[LockMachine[Any]], redis_server: RedisServer) -> None:
     """One holder, first come first served, nothing lost and nothing left, whatever happens."""
-    explore(machine, effort(20, steps=25), url=redis_server.url)
+    explore(machine, effort(12, steps=25), url=redis_server.url)
 
 
 @pytest.mark.anyio
