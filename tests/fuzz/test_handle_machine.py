@@ -901,7 +901,7 @@ class Visit:
 @pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
 def test_requests_store_what_the_model_says(model: type[SessionData], lock: bool) -> None:
     """Any steps in any order, over many requests of two browsers."""
-    explore(HandleMachine, effort(80, steps=10), model=model, lock=lock)
+    explore(HandleMachine, effort(40, steps=10), model=model, lock=lock)
 
 
 # --- what was found by the above ------------------------------------------------------------------------
