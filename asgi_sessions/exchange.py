@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE}  # wha
 _OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
+_FOR_ALL = re.compile(rb"public|s-maxage|max-age=[\"0]*[1-9]")
+_NOT_FOR_ALL = re.compile(rb"no-store|private|no-cache")
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -147,9 +150,9 @@ class Exchange:
 
 
 def _is_cacheable(headers: Headers) -> bool:
-    """Whether the app says how the answer is cached, and shared caches may keep it (RFC 9111 section 3)."""
+    """Whether the app lets shared caches keep the answer and give it to others (RFC 9111 section 3)."""
     said = b",".join([value for name, value in headers if name.lower() == b"cache-control"]).lower()
-    return said != b"" and b"no-store" not in said and b"private" not in said
+    return _FOR_ALL.search(said) is not None and _NOT_FOR_ALL.search(said) is None
 
 
 class HTTPExchange(Exchange):

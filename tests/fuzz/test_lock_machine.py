@@ -631,7 +631,6 @@ def test_the_lock_keeps_its_promises(machine: type[LockMachine[Any]], redis_serv
 
 
 @pytest.mark.anyio
-@pytest.mark.xfail(strict=True, reason="who waits subscribes again after the channel was closed")
 async def test_a_store_that_is_closed_while_somebody_waits_leaves_nothing(redis_url: str) -> None:
     """No task, no subscription and no place in the queue: the next hand-over would go to nobody."""
     holding, waiting = RedisSessionStore(redis_url), RedisSessionStore(redis_url)

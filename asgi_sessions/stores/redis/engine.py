@@ -33,7 +33,8 @@ class Engine:
         self.queues = Queues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.keeper: AsyncGenerator[None, None] | None = None
-        self._closed = False
+        self._closed = False  # makes no calls any more, but lets locks go
+        self._ended = False
 
     def terms(self, policy: LockPolicy) -> Terms:
         """What the scripts need of a policy; it is nearly always the same one."""
@@ -66,17 +67,22 @@ class Engine:
         The reply is 1 where the lock was ours, 0 where it was not.
         """
         packed_args = b"%b$%d\r\n%b\r\n%b" % (keys.packed, len(token), token, terms.release)
-        reply = self.call(RELEASE, keys.record, packed_args)
+        if self._ended:
+            reply = self._refuse()
+            reply.add_done_callback(forget)
+            return reply
+        lane = self.router.lane(keys.record)
+        reply = lane.run(RELEASE, packed_args)
         reply.add_done_callback(forget)
-        if not self._closed:
-            self.router.lane(keys.record).flush()
+        lane.flush()
         return reply
 
     async def aclose(self) -> None:
-        """Close everything; a call that is made later fails."""
+        """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""
         self._closed = True
         self.leases.close()
         await self.channel.aclose()
+        self._ended = True
         await self.router.aclose()
 
     def _refuse(self) -> asyncio.Future[Reply]:

@@ -51,6 +51,7 @@ class WakeChannel:
         self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[bytes] | None = None
+        self._drained: asyncio.Future[None] | None = None  # set once it is closed
 
     def expect(self, token: bytes) -> asyncio.Future[bytes | None]:
         """The future of this token's message; None as result: the channel broke, ask again."""
@@ -61,10 +62,12 @@ class WakeChannel:
     def forget(self, token: bytes) -> None:
         """Believe no message for this token any more."""
         self._expected.pop(token, None)
+        if self._drained is not None and not self._expected and not self._drained.done():
+            self._drained.set_result(None)
 
     async def open(self) -> bytes:
         """The channel's name once Redis has confirmed the subscription, or `NO_CHANNEL`."""
-        if self._refused:
+        if self._refused or self._drained is not None:
             return NO_CHANNEL
         if self._task is None or self._opened is None:
             loop = asyncio.get_running_loop()
@@ -75,18 +78,22 @@ class WakeChannel:
         return opened.result()
 
     def doubt(self) -> None:
-        """A lock came and its message did not: subscribe anew, for a node that hangs says nothing for ever."""
+        """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
         age = asyncio.get_running_loop().time() - self._lost_at
         if self.live and self._task is not None and age > POLL:
             self.live = False
             self._task.cancel()
 
     async def aclose(self) -> None:
-        """Unsubscribe; whoever waits here asks again."""
+        """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
+        self._drained = asyncio.get_running_loop().create_future()
         task = self._task
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
+        self._wake_all()
+        if self._expected:
+            await asyncio.wait((self._drained,), timeout=self._timeout)
 
     async def _listen(self, opened: asyncio.Future[bytes]) -> None:
         pool = self._pool()
@@ -136,6 +143,9 @@ class WakeChannel:
             self._lost_at = asyncio.get_running_loop().time()
         if not opened.done():
             opened.set_result(NO_CHANNEL)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for future in self._expected.values():
             if not future.done():
                 future.set_result(None)
