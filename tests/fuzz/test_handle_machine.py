@@ -315,7 +315,7 @@ def _change_within(values: dict[str, Any], key: str, value: Any) -> Any:
             lambda: node and node.pop(),
             node.reverse,
             node.clear,
-            lambda: node.extend([new, new]),
+            lambda: node.extend([new, copy.deepcopy(new)]),
         ]
     return acts[how % len(acts)]()
 
@@ -348,7 +348,7 @@ WRITES: dict[str, tuple[Act, Callable[[dict[str, Any], str], bool]]] = {
     "popitem": (lambda d, k, v: d.popitem(), lambda d, k: bool(d)),
     "setdefault": (lambda d, k, v: d.setdefault(k, v), lambda d, k: k not in d),
     "update": (lambda d, k, v: d.update({k: v}), lambda d, k: True),
-    "update pairs": (lambda d, k, v: d.update([(k, v)], z=v), lambda d, k: True),
+    "update pairs": (lambda d, k, v: d.update([(k, v)], z=copy.deepcopy(v)), lambda d, k: True),
     "|=": (_insert_all, lambda d, k: True),
 }
 VALID: dict[str, st.SearchStrategy[Any]] = {
