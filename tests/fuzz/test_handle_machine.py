@@ -315,7 +315,7 @@ def _change_within(values: dict[str, Any], key: str, value: Any) -> Any:
             lambda: node and node.pop(),
             node.reverse,
             node.clear,
-            lambda: node.extend([new, new]),
+            lambda: node.extend([new, copy.deepcopy(new)]),
         ]
     return acts[how % len(acts)]()
 
@@ -348,7 +348,7 @@ WRITES: dict[str, tuple[Act, Callable[[dict[str, Any], str], bool]]] = {
     "popitem": (lambda d, k, v: d.popitem(), lambda d, k: bool(d)),
     "setdefault": (lambda d, k, v: d.setdefault(k, v), lambda d, k: k not in d),
     "update": (lambda d, k, v: d.update({k: v}), lambda d, k: True),
-    "update pairs": (lambda d, k, v: d.update([(k, v)], z=v), lambda d, k: True),
+    "update pairs": (lambda d, k, v: d.update([(k, v)], z=copy.deepcopy(v)), lambda d, k: True),
     "|=": (_insert_all, lambda d, k: True),
 }
 VALID: dict[str, st.SearchStrategy[Any]] = {
@@ -721,7 +721,7 @@ class HandleMachine(RuleBasedStateMachine):
         browser = self.browsers[which]
         presented = browser.session_id if browser.cookie is not None else None
         book = Book(self.world, presented)
-        visit = Visit(self.site, book, presented is not None and book.loaded is not None)
+        visit = Visit(self.site, book)
         self.site.log.clear()
         answer = self.loop.run_until_complete(visit.run(browser, first, kind, then))
         self.check_answer(visit, answer, presented)
@@ -738,7 +738,7 @@ class HandleMachine(RuleBasedStateMachine):
         at_start = visit.record_at_start
         if at_start is not None and at_start != presented:
             assert ids == [at_start], "the client is told its new id"
-        elif at_start is None and visit.was_loaded and visit.gone_at_start:
+        elif at_start is None and presented is not None and visit.gone_at_start:
             assert ids == ["null"], "the client is told that its session has ended"
         elif at_start is None and presented is not None and not visit.was_loaded:
             assert ids in ([], ["null"]), "a cookie that names nothing may be removed"
@@ -813,8 +813,8 @@ def _content_of(data: SessionData) -> Content:
 class Visit:
     """One request: the app that takes the steps, and what the model expects of the answer."""
 
-    def __init__(self, site: Site, book: Book, was_loaded: bool) -> None:
-        self.site, self.book, self.was_loaded = site, book, was_loaded
+    def __init__(self, site: Site, book: Book) -> None:
+        self.site, self.book = site, book
         self.status = 200
         self.dressed = True  # the app's own answer, not the middleware's
         self.record_at_start: str | None = None
