@@ -300,7 +300,10 @@ class LockMachine(RuleBasedStateMachine, Generic[G]):
         process = self.live(number)
         if process is None or len(self.contenders) > 12:
             return
-        free = self.holder() is None and not any(each.waits for each in self.contenders)
+        free = self.holder() is None and not any(
+            each.waits or (each.holds and each.process is process and not self.one_queue)
+            for each in self.contenders
+        )  # who waits behind a holder of its own process learns with that one that its lease has ended
         task = process.spawn(process.take())
         contender = Contender(process, len(self.contenders), task)
         self.contenders.append(contender)
