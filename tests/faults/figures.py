@@ -10,7 +10,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figures:
-    """What one fault did, over all sessions; `unavailable` in seconds."""
+    """What one fault did, over all sessions.
+
+    `lost` and `stale_accepted` are violations of the promise. `refused` are answers 409 and 503, `in_doubt`
+    requests without an answer. `unavailable` is the longest time in seconds without an answer 200 to any of a
+    session's clients.
+    """
 
     fault: str
     injected: int

@@ -231,48 +231,59 @@ async def test_cancelled_while_it_cleans_up(process: Process, raw: Redis, name: 
     assert await places(Attempt(SCENARIOS[name], Browser(process, raw)), late=False, again=again) >= 2
 
 
+ROLES: tuple[str, ...] = ("holder", "first waiter", "second waiter", "waiter elsewhere")
+
+
 class Queue:
-    """A holder, and who waits for it: one that is interrupted, one behind it, one in another process."""
+    """A request that holds the session, and three that wait for it; one of the four is interrupted."""
 
-    def __init__(self, process: Process, elsewhere: Process, raw: Redis) -> None:
+    def __init__(self, holding: Process, process: Process, elsewhere: Process, raw: Redis) -> None:
         self.browser = Browser(process, raw)
-        self.elsewhere = elsewhere
-        self.statuses: list[int] = []
+        self._processes = dict(zip(ROLES, (holding, process, process, elsewhere), strict=True))
+        self.statuses: dict[str, int] = {}
 
-    async def run(self, interruption: Interruption) -> None:
-        """The holder lets go while the others wait; they get their turns whatever becomes of the first."""
+    async def run(self, role: str, interruption: Interruption) -> None:
+        """The holder lets go when the others wait; they get their turns whatever becomes of the one."""
         await self.browser.raw.flushdb()
         await self.browser.open(page(lambda session: session.update(n=0)))
         self.statuses.clear()
-        async with anyio.create_task_group() as group:
+        inside, ready = anyio.Event(), anyio.Event()
 
-            async def hold(session: Session) -> None:
-                group.start_soon(self._interrupted, interruption)
-                await self._queued(1)
-                group.start_soon(self._count, self.browser.process)
-                group.start_soon(self._count, self.elsewhere)
-                await self._queued(2)
-
-            await self._count(self.browser.process, hold)
-
-    async def _interrupted(self, interruption: Interruption) -> None:
-        request = self.browser.at(self.browser.process).open(page(add))
-        await asyncio.gather(asyncio.ensure_future(_stepped(request, interruption)), return_exceptions=True)
-
-    async def _count(self, process: Process, first: Callable[[Session], Any] | None = None) -> None:
-        async def act(session: Session) -> None:
-            if first is not None:
-                await first(session)
+        async def hold(session: Session) -> None:
+            inside.set()
+            await ready.wait()
             add(session)
 
-        self.statuses.append((await self.browser.at(process).open(page(act))).status)
+        async def visit(each: str) -> None:
+            app = page(hold if each == "holder" else add)
+            request = self.browser.at(self._processes[each]).open(app)
+            task = asyncio.ensure_future(_stepped(request, interruption) if each == role else request)
+            outcome = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(outcome[0], Answer):
+                self.statuses[each] = outcome[0].status
+            inside.set()
 
-    async def _queued(self, number: int) -> None:
-        """Let the others come as far as they get: who waits locally is in no queue of Redis'."""
-        for _ in range(20):
-            if await self.browser.raw.llen(self.browser.key + ":wait") >= number:
-                return
-            await asyncio.sleep(0.001)
+        async with anyio.create_task_group() as group:
+            for each in ROLES:
+                group.start_soon(visit, each)
+                await inside.wait()
+                await self._settle()
+            ready.set()
+
+    async def _settle(self) -> None:
+        """Let all come as far as they get: who waits within a process cannot be seen in Redis."""
+        for _ in range(10):
+            await self.browser.raw.ping()
+            await asyncio.sleep(0.0005)
+
+    async def check(self, role: str) -> None:
+        """All others were served, each once; the interrupted one may have been."""
+        others = {each: 200 for each in ROLES if each != role}
+        assert {each: status for each, status in self.statuses.items() if each != role} == others
+        await self.browser.assert_free()
+        data = await self.browser.stored()
+        assert data is not None
+        assert data.metadata["n"] in ((4,) if self.statuses.get(role) == 200 else (3, 4))
 
 
 async def _stepped(coroutine: Coroutine[Any, Any, T], suspended: Suspended) -> T:
@@ -284,20 +295,20 @@ def add(session: Session) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["as it begins to wait", "as it would go on"])
-async def test_cancelled_in_the_queue(process: Process, elsewhere: Process, raw: Redis, late: bool) -> None:
+@pytest.mark.parametrize("near", [True, False], ids=["behind one of their own", "behind another process"])
+@pytest.mark.parametrize("role", ROLES)
+async def test_cancelled_in_the_queue(
+    process: Process, elsewhere: Process, raw: Redis, role: str, late: bool, near: bool
+) -> None:
     """Those before and behind it, here and in another process, have their turns as if it had never come."""
-    queue = Queue(process, elsewhere, raw)
+    queue = Queue(process if near else elsewhere, process, elsewhere, raw)
     for place in range(1, 60):
         interruption = Interruption(place, late=late)
         with anyio.fail_after(8):  # less than a lease
-            await queue.run(interruption)
-        assert queue.statuses == [200, 200, 200]
-        await queue.browser.assert_free()
-        data = await queue.browser.stored()
-        assert data is not None
-        assert data.metadata["n"] in (3, 4)
+            await queue.run(role, interruption)
+        await queue.check(role)
         if not interruption.reached:
-            assert data.metadata["n"] == 4
+            assert queue.statuses[role] == 200
             assert place > 2
             return
     raise AssertionError("the request never came to its end")
