@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -25,7 +24,7 @@ from asgi_sessions import (
 from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy
+from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.types import Message, Receive, Scope, Send
 
@@ -257,12 +256,12 @@ async def test_retired_ids_are_forgotten_after_a_minute(clock: Clock) -> None:
         await fill(store, f"s{n}")
         assert await store.discard(await take(store, f"s{n}"), retire=True) is Outcome.STORED
         clock.now += 10
-        assert len(store._gone) <= 6
+        assert len(store._retired) <= 6
     assert await store.checkout("s99", None, None) is Missing.RETIRED
     assert await store.checkout("s90", None, None) is Missing.ABSENT
     clock.now += 50
     assert await store.checkout("s99", None, None) is Missing.ABSENT
-    assert len(store._gone) == 0
+    assert len(store._retired) == 0
 
 
 # --- users and figures ----------------------------------------------------------------------------
@@ -523,11 +522,11 @@ async def test_a_third_partys_store_serves_requests(options: dict[str, Any]) -> 
     assert len(store._locks) == 0
 
 
-async def test_a_third_partys_store_forgets_retired_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_third_partys_store_forgets_retired_ids() -> None:
     """The base class keeps them for a minute as the stores of this package do."""
     clock = Clock()
     store = DictStore()
-    monkeypatch.setattr("asgi_sessions.stores.requests.time", SimpleNamespace(monotonic=clock, time=clock))
+    store._retired = RetiredIds(clock)
     for n in range(20):
         data = SessionData(session_id=f"s{n}")
         await store.set(data.session_id, data)
@@ -537,4 +536,4 @@ async def test_a_third_partys_store_forgets_retired_ids(monkeypatch: pytest.Monk
         assert len(store._retired) <= 7
     clock.now += 60
     assert await store.checkout("s19", LOCK, None) is Missing.ABSENT
-    assert store._retired == {}
+    assert len(store._retired) == 0

@@ -1,4 +1,4 @@
-"""Locks within one process: first come, first served, and nothing left behind."""
+"""What one process remembers for itself: locks, first come, first served, and ids that were replaced."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import anyio
 
 from ..errors import LockTimeoutError, TooManyWaitersError
+from .checkout import RETIRED_FOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,32 @@ class LockPolicy:
     wait: float = 15.0  # longest wait for others, then LockTimeoutError
     max_waiters: int = 64  # of one session in one process, then TooManyWaitersError
     max_hold: float = 300.0  # after this the lease is not renewed any more
+
+
+class RetiredIds:
+    """Ids that were replaced lately; each is forgotten after `RETIRED_FOR` seconds of the clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[str, float] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def __contains__(self, session_id: str) -> bool:
+        self._forget()
+        return session_id in self._until
+
+    def add(self, session_id: str) -> None:
+        """Remember it from now on."""
+        self._forget()
+        self._until.pop(session_id, None)
+        self._until[session_id] = self._clock() + RETIRED_FOR
+
+    def _forget(self) -> None:
+        now = self._clock()
+        while self._until and self._until[oldest := next(iter(self._until))] <= now:
+            del self._until[oldest]
 
 
 class _Waiter:

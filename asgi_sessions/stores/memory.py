@@ -12,8 +12,8 @@ from typing import Any
 from ..data import SessionData
 from ..record import encode_checked
 from .base import SessionStore
-from .checkout import RETIRED_FOR, Checkout, Lifetime, Missing, Outcome
-from .local import LocalLocks, LockPolicy
+from .checkout import Checkout, Lifetime, Missing, Outcome
+from .local import LocalLocks, LockPolicy, RetiredIds
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
@@ -63,7 +63,7 @@ class InMemorySessionStore(SessionStore):
         self._ends: list[
             tuple[float, str]
         ] = []  # a heap; an entry that lived on is put back when it surfaces
-        self._gone: OrderedDict[str, float] = OrderedDict()  # retired ids, oldest first
+        self._retired = RetiredIds(clock)
         self._users: dict[str, set[str]] = {}
         self._versions = 0
         self._stats = {"hits": 0, "misses": 0, "writes": 0, "deletes": 0, "evictions": 0, "expirations": 0}
@@ -142,7 +142,7 @@ class InMemorySessionStore(SessionStore):
             self._find(session_id)  # drops it if it has expired
             self._locks.release(session_id, token)
             self._stats["misses"] += 1
-            return Missing.RETIRED if self._is_retired(session_id) else Missing.ABSENT
+            return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
         self._stats["hits"] += 1
         entry.ends = min(entry.expires, now + entry.idle)
         self._entries.move_to_end(session_id)
@@ -175,8 +175,7 @@ class InMemorySessionStore(SessionStore):
             self._drop(checkout.session_id)
             self._stats["deletes"] += 1
             if retire:
-                self._forget_retired()
-                self._gone[checkout.session_id] = self._clock() + RETIRED_FOR
+                self._retired.add(checkout.session_id)
         await self.release(checkout)
         return outcome
 
@@ -270,12 +269,3 @@ class InMemorySessionStore(SessionStore):
             sessions.discard(session_id)
             if not sessions:
                 del self._users[user_id]
-
-    def _is_retired(self, session_id: str) -> bool:
-        self._forget_retired()
-        return session_id in self._gone
-
-    def _forget_retired(self) -> None:
-        now = self._clock()
-        while self._gone and next(iter(self._gone.values())) <= now:
-            self._gone.popitem(last=False)

@@ -11,8 +11,8 @@ from ..data import SessionData
 from ..errors import SessionStoreError
 from ..fields import is_identifier
 from ..record import decode, encode
-from .checkout import RETIRED_FOR, Checkout, Lifetime, Missing, Outcome
-from .local import LocalLocks, LockPolicy
+from .checkout import Checkout, Lifetime, Missing, Outcome
+from .local import LocalLocks, LockPolicy, RetiredIds
 
 
 class RequestOperations(abc.ABC):
@@ -30,7 +30,7 @@ class RequestOperations(abc.ABC):
 
     def __init__(self) -> None:
         self._locks = LocalLocks()
-        self._retired: dict[str, float] = {}
+        self._retired = RetiredIds()
         self._responses = 0
         self._response_seconds = 0.0
 
@@ -79,7 +79,7 @@ class RequestOperations(abc.ABC):
             data = await self.get(session_id)
             if data is None:
                 self._locks.release(session_id, token)
-                return Missing.RETIRED if self._is_retired(session_id) else Missing.ABSENT
+                return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
             expires_in = await self._extend(data, lifetime)
         except BaseException:
             self._locks.release(session_id, token)
@@ -132,7 +132,7 @@ class RequestOperations(abc.ABC):
             if outcome is Outcome.STORED:
                 await self.delete(checkout.session_id)
                 if retire:
-                    self._retired[checkout.session_id] = time.monotonic() + RETIRED_FOR
+                    self._retired.add(checkout.session_id)
             return outcome
         finally:
             await self.release(checkout)
@@ -199,14 +199,6 @@ class RequestOperations(abc.ABC):
             raise ValueError("the data belong to another session: data.session_id differs from the id")
         if ttl is not None and not ttl > 0:
             raise ValueError("ttl is a number of seconds above 0; use delete() to end a session")
-
-    def _is_retired(self, session_id: str) -> bool:
-        now = time.monotonic()
-        for known, until in list(self._retired.items()):
-            if until > now:
-                break
-            del self._retired[known]
-        return session_id in self._retired
 
     async def _refusal(self, checkout: Checkout) -> Outcome:
         if checkout.token is not None and not self._locks.owns(checkout.session_id, checkout.token):
