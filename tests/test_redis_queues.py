@@ -220,6 +220,33 @@ async def test_a_deleted_record_is_gone_for_all_who_wait(
     await _nothing_left(raw, store)
 
 
+async def test_a_delete_ends_the_waiting_behind_its_holder(store: RedisSessionStore, raw: Redis) -> None:
+    """Those who wait in the same process learn at once, and who comes later does not wait at all."""
+    await _stored(store)
+    holder = await _taken(store)
+    waiters = [asyncio.create_task(store.checkout("s", _LOCK, _HOUR)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert await store.delete("s") is True
+    assert await asyncio.gather(*waiters) == [Missing.ABSENT] * 2
+    assert await store.checkout("s", _LOCK, _HOUR) is Missing.ABSENT
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.GONE
+    await _nothing_left(raw, store)
+
+
+async def test_a_delete_elsewhere_ends_the_waiting_with_the_next_renewal(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """The lease is gone with the record; the heartbeat of the holder's process finds out."""
+    await _stored(store)
+    holder = await _taken(store, LockPolicy(timeout=0.15))
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
+    await asyncio.sleep(0)
+    assert await other.delete("s") is True
+    assert await asyncio.wait_for(waiter, 5) is Missing.ABSENT
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.GONE
+    await _nothing_left(raw, store, other)
+
+
 async def test_a_refused_commit_passes_the_lock_on(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:

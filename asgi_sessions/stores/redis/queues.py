@@ -167,6 +167,12 @@ class Queues:
             queue.passed = 0
             self._next(keys.record, queue)
 
+    def dismiss(self, keys: Keys) -> None:
+        """The record is deleted by a call that is on its way: nobody need wait for who holds it."""
+        queue = self._queues.get(keys.record)
+        if queue is not None and queue.token:
+            self.leave(keys, queue.token)
+
     def choose_heir(self, keys: Keys, token: bytes) -> bool:
         """Whether there is somebody to whom the lock goes when the commit that follows is stored.
 

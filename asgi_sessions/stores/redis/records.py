@@ -95,9 +95,10 @@ class RedisRecords(SessionStore):
         keys = [self._keys_of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
         args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered, b"")
-        replies = await asyncio.gather(
-            *[engine.call(REMOVE, each.record, each.packed + args) for each in keys]
-        )
+        calls = [engine.call(REMOVE, each.record, each.packed + args) for each in keys]
+        for each in keys:
+            engine.queues.dismiss(each)
+        replies = await asyncio.gather(*calls)
         if b"X" in replies:
             raise SessionStoreError(FOREIGN)
         return replies.count(b"STORED")
