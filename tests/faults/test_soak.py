@@ -26,8 +26,8 @@ ROUNDS = 3  # at least; each has sessions of its own, which it ends
 SECONDS = 3.0  # in all, unless told otherwise
 LONGEST_ROUND = 15.0  # seconds
 BLOWS = [kill_connections, forget_scripts, losing(half, answer=True), suffering(delay(0.001, 0.01), 0.2)]
-MEMORY = 4 << 20  # bytes by which a process may seem to grow: its allocator keeps what it once had
-MORE = 0.03  # the same in parts of what it had
+MEMORY = 4 << 20  # bytes in which caches with bounds fill up: verified cookies, pydantic's strings
+MORE = 0.03  # parts of what it had by which it may seem to grow: an allocator keeps what it once had
 DESCRIPTORS = 6  # connections that a client or Redis has just closed
 
 pytestmark = pytest.mark.anyio
