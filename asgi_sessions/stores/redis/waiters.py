@@ -265,7 +265,7 @@ class Turn:
             if kind == b"F":
                 raise TooManyWaitersError(self._terms.max_waiters)
             if kind not in (b"B", b"W", b"K"):
-                self._place = b""
+                self._give_up_place()
                 return cast(bytes, kind)
             if last:
                 raise LockTimeoutError(self._waited())
@@ -326,11 +326,16 @@ class Turn:
         """What the message says; None where it is so old that the claim may have ended."""
         now, _, value = news.partition(b":")
         if len(value) == 1:
-            self._place = b""
+            self._give_up_place()
             return value
         claim = min(CLAIM, self._terms.lease)
         age = max(self._engine.loop.time() + self._ahead - int(now) / 1000, 0.0)
         return None if age > claim / 2 else self._granted(value, int(now), claim - age)
+
+    def _give_up_place(self) -> None:
+        """Redis has no place of ours any more, and no message will come."""
+        self._engine.channel.forget(self._place)
+        self._place = b""
 
     def _granted(self, value: bytes, now: int, left: float) -> Grant:
         return Grant(self._place, value, now, left, self._waited())
