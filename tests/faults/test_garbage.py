@@ -88,6 +88,15 @@ async def test_an_answer_that_cannot_be_understood(
     await assert_survived(browser, proxy, garbage, script)
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("garbage", NOT_OURS.values(), ids=NOT_OURS)
+async def test_an_answer_that_is_none_of_ours(
+    browser: Browser, proxy: ChaosProxy, garbage: bytes, script: Script
+) -> None:
+    """Well-formed, but not what a script of ours gives: a fault of the store, not a session that hangs."""
+    await assert_survived(browser, proxy, garbage, script)
+
+
 async def assert_survived(browser: Browser, proxy: ChaosProxy, garbage: bytes, script: Script) -> None:
     """One request meets this answer; then the session is as before or as told, and free."""
     if script is CREATE:

@@ -41,6 +41,10 @@ def write(session: Session) -> None:
     session["n"] = 1
 
 
+def read(session: Session) -> None:
+    session.get("n")
+
+
 async def number(browser: Browser) -> object:
     data = await browser.stored()
     return None if data is None else data.metadata["n"]
@@ -175,6 +179,33 @@ async def test_two_middlewares_in_opposite_order(stores: list[RedisSessionStore]
     with anyio.fail_after(10):
         while await raw.keys("*:lock"):  # noqa: ASYNC110  # Redis sets no event
             await anyio.sleep(0.01)
+
+
+# -- sessions that end while others wait for them ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [Session.logout, Session.regenerate_id])
+async def test_who_waited_for_an_end_leaves_nothing(browser: Browser, redis_url: str, end: Act) -> None:
+    """Told that there is nothing to wait for, a request expects no message; its process can close at once."""
+    async with process_at(redis_url) as elsewhere:
+        statuses: list[int] = []
+
+        async def wait() -> None:
+            statuses.append((await browser.at(elsewhere).open(page(read))).status)
+
+        async def hold(session: Session) -> None:
+            group.start_soon(wait)
+            with anyio.fail_after(10):
+                while not await browser.raw.exists(browser.key + ":wait"):  # noqa: ASYNC110  # no event
+                    await anyio.sleep(0.005)
+            await run(end, session)
+
+        async with anyio.create_task_group() as group:
+            await browser.open(page(hold))
+        assert statuses == [200]
+        engine = elsewhere.store._engines.here()
+        assert engine is not None
+        assert engine.channel._expected == {}
 
 
 # -- apps that hang, and apps that raise ---------------------------------------------------------------------

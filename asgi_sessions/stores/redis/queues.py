@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .scripts import ACQUIRE, Keys
-from .waiters import Grant, Terms, Turn, new_token
+from .waiters import Grant, Terms, Turn, new_token, understood
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -66,11 +66,11 @@ class Queues:
             reply = await self._engine.call(
                 ACQUIRE, record, b"%b$32\r\n%b\r\n%b" % (keys.packed, token, terms.try_once)
             )
+            answer = cast("list[Any]", understood(reply))
         except BaseException as error:
             self._engine.let_go(keys, token, terms)
             self._ends(record, queue, error)
             raise
-        answer = cast("list[Any]", reply)
         if answer[0] == b"L":
             return self._granted(queue, Grant(token, answer[1], answer[2], terms.lease, 0.0))
         if answer[0] == b"B":

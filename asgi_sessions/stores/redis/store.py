@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ...data import SessionData
+from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
 from .connections import Client
@@ -24,8 +25,8 @@ from .layout import (
 from .leases import Lease
 from .records import RedisRecords
 from .scripts import ACQUIRE, COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
-from .transport import Reply
-from .waiters import NO_CHANNEL, Terms, new_token
+from .transport import NOT_OURS, Reply
+from .waiters import NO_CHANNEL, Terms, new_token, understood
 
 _LOAD = pack_args(b"", b"0", b"0", NO_CHANNEL, b"0", b"", b"0")
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
@@ -95,14 +96,14 @@ class RedisSessionStore(RedisRecords):
             reply = await engine.run(
                 CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms
             )
+            version = "" if reply == [b"E"] else _version_of(reply)
         except BaseException:
             if token:
                 engine.let_go(keys, token, terms)
             raise
-        kind, *version = cast("list[bytes]", reply)
-        if kind == b"E":
+        if not version:
             return None
-        created = Checkout(session_id, record, version[0].decode(), None, lifetime.absolute)
+        created = Checkout(session_id, record, version, None, lifetime.absolute)
         if token:
             created.token, created.seal = token.decode(), engine.leases.hold(keys, token, terms, terms.lease)
         return created
@@ -133,7 +134,7 @@ class RedisSessionStore(RedisRecords):
             return await self._bequeath(engine, checkout, reply, version, record)
         if release:
             engine.queues.leave(keys, token)
-        outcome = _OUTCOMES[cast(bytes, await reply)]
+        outcome = _outcome(await reply)
         if outcome is _STORED:
             checkout.record, checkout.version = record, version
             if not release:
@@ -156,7 +157,7 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         sent = engine.loop.time()
         try:
-            outcome = _OUTCOMES[cast(bytes, await reply)]
+            outcome = _outcome(await reply)
         except BaseException:
             engine.queues.disinherit(keys)
             raise
@@ -176,7 +177,7 @@ class RedisSessionStore(RedisRecords):
         args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
         reply = engine.call(REMOVE, keys.record, keys.packed + args)
         engine.queues.leave(keys, token)
-        outcome = _OUTCOMES[cast(bytes, await reply)]
+        outcome = _outcome(await reply)
         checkout.token = None
         return outcome
 
@@ -208,10 +209,24 @@ class RedisSessionStore(RedisRecords):
 
     async def _load(self, engine: Engine, session_id: str, keys: Keys) -> Checkout | Missing:
         reply = await engine.call(ACQUIRE, keys.record, keys.packed + _LOAD)
-        kind, *rest = cast("list[bytes | int]", reply)
+        kind, *rest = understood(reply)
         if kind in _MISSING:
             return _MISSING[kind]
         return _checkout(session_id, cast(bytes, rest[0]), cast(int, rest[1])) or Missing.UNREADABLE
+
+
+def _outcome(reply: Reply) -> Outcome:
+    """`SessionStoreError` for what no script answers."""
+    if isinstance(reply, bytes) and reply in _OUTCOMES:
+        return _OUTCOMES[reply]
+    raise SessionStoreError(NOT_OURS)
+
+
+def _version_of(reply: Reply) -> str:
+    """Of the new record; `SessionStoreError` for what no script answers."""
+    if isinstance(reply, list) and len(reply) == 2 and reply[0] == b"C" and isinstance(reply[1], bytes):
+        return reply[1].decode()
+    raise SessionStoreError(NOT_OURS)
 
 
 def _checkout(session_id: str, value: bytes, now: int) -> Checkout | None:

@@ -22,6 +22,7 @@ from .wire import Parser, Wire, can_take_over
 
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
+NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
 BURST = 16  # calls that are written without waiting for more

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from redis.exceptions import RedisError, ResponseError
 
-from ...errors import LockTimeoutError, TooManyWaitersError
+from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .scripts import ACQUIRE, Keys, pack_args
-from .transport import Connection, Pool, give_back
+from .transport import NOT_OURS, Connection, Pool, Reply, give_back
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -181,6 +181,21 @@ class Terms:
         object.__setattr__(self, "release", pack_args(claim, clustered, bare))
 
 
+_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
+
+
+def understood(reply: Reply) -> list[bytes | int]:
+    """What `ACQUIRE` answered; `SessionStoreError` for what it cannot have: there is no Redis behind it."""
+    if (
+        isinstance(reply, list)
+        and reply
+        and isinstance(reply[0], bytes)
+        and _ANSWERS.get(reply[0]) == len(reply)
+    ):
+        return cast("list[bytes | int]", reply)
+    raise SessionStoreError(NOT_OURS)
+
+
 class Grant(NamedTuple):
     """The lock, and the record as it was at `now` (ms of Redis' clock). `left` of the lease in seconds."""
 
@@ -280,7 +295,7 @@ class Turn:
             b"1" if terms.bare else b"0",
         )
         reply = await self._engine.call(ACQUIRE, self._keys.record, self._keys.packed + args)
-        answer = cast("list[bytes | int]", reply)
+        answer = understood(reply)
         if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
             channel.doubt()
         if answer[0] in (b"L", b"W"):
