@@ -72,7 +72,8 @@ class Queues:
             self._ends(record, queue, error)
             raise
         if answer[0] == b"L":
-            return self._granted(queue, Grant(token, answer[1], answer[2], terms.lease, 0.0))
+            queue.token, queue.ahead = token, answer[2] - loop.time() * 1000
+            return Grant(token, answer[1], answer[2], terms.lease, 0.0)
         if answer[0] == b"B":
             return await self._speak(keys, terms, queue, loop.time())
         self._next(record, queue)

@@ -25,7 +25,6 @@ Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recu
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
-BURST = 16  # calls that are written without waiting for more
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
 
 
@@ -134,7 +133,7 @@ class Lane:
 
     def run(self, script: Script, packed_args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
-        future: asyncio.Future[Reply] = self._loop.create_future()
+        future: asyncio.Future[Reply] = asyncio.Future(loop=self._loop)
         self.put(Call(script, packed_args, future, self._loop.time()))
         return future
 
@@ -145,22 +144,18 @@ class Lane:
         return future
 
     def put(self, call: Call) -> None:
-        """Send a call: at once where it seems to be alone, else at the end of this tick or with a burst.
-
-        (The server works on a burst while this process prepares the next.)
-        """
-        outgoing = self._outgoing
-        outgoing.append(call)
-        alone = self._last_flush <= 1 and not self._sent and not self._flush_scheduled
-        if self._writer is not None and (alone or len(outgoing) >= BURST):
-            self.flush()
-        elif self._closed:
-            outgoing.remove(call)
+        """Send a call: at once where it seems to be alone, else at the end of this tick."""
+        if self._closed:
             call.fail(CLOSED)
-        elif not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self.flush)
-        if self._timer is None and not self._closed:
+            return
+        self._outgoing.append(call)
+        if not self._flush_scheduled:
+            if self._last_flush <= 1 and not self._sent and self._writer is not None:
+                self.flush()
+            else:
+                self._flush_scheduled = True
+                self._loop.call_soon(self.flush)
+        if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._watch)
 
     def flush(self) -> None:
