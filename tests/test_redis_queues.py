@@ -454,6 +454,23 @@ async def test_a_commit_whose_reply_was_lost_is_counted_once(own_redis: RedisSer
         await mine.aclose()
 
 
+async def test_a_release_is_on_its_way_when_it_returns(store: RedisSessionStore) -> None:
+    """With the others of its tick, and before an answer can be sent: nobody meets a lock of their own."""
+    names = [f"s{n}" for n in range(5)]
+    await asyncio.gather(*[store.set(name, SessionData(session_id=name)) for name in names])
+    engine = await store._engines.get()
+    taken = await asyncio.gather(*[store.checkout(name, _LOCK, _HOUR) for name in names])
+
+    async def release(each: Checkout | Missing) -> None:
+        assert isinstance(each, Checkout)
+        await store.release(each)
+        lane = engine.router.lane(b"")
+        assert not lane._outgoing
+        assert len(lane._sent) == len(names)
+
+    await asyncio.gather(*[release(each) for each in taken])
+
+
 async def test_a_crowd_with_cancellations_loses_no_change(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:

@@ -98,7 +98,7 @@ async def test_calls_of_one_tick_leave_in_few_writes(own_redis: RedisServer) -> 
         await engines.aclose()
 
 
-async def test_flush_writes_before_the_tick_ends(engines: Engines, raw: Redis) -> None:
+async def test_a_call_that_is_alone_is_written_at_once(engines: Engines, raw: Redis) -> None:
     """A release is on the wire when the call returns, so a later command on any connection comes after it."""
     engine = await engines.get()
     await engine.command(b"SET", b"lock", b"token")

@@ -62,7 +62,7 @@ class Engine:
         return self._refuse() if self._closed else self.router.lane(args[1]).command(*args)
 
     def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
-        """Release the lock or the place in the queue that has this token. Written now; need not be awaited.
+        """Release the lock or the place in the queue that has this token; need not be awaited.
 
         The reply is 1 where the lock was ours, 0 where it was not.
         """
@@ -71,11 +71,14 @@ class Engine:
             reply = self._refuse()
             reply.add_done_callback(forget)
             return reply
-        lane = self.router.lane(keys.record)
-        reply = lane.run(RELEASE, packed_args)
+        reply = self.router.lane(keys.record).run(RELEASE, packed_args)
         reply.add_done_callback(forget)
-        lane.flush()
         return reply
+
+    async def written(self, key: bytes) -> None:
+        """Return when what was called for this key is on its way, if there is a connection."""
+        if self.router.lane(key).has_more_to_write:
+            await asyncio.sleep(0)  # the lane writes at the end of this tick
 
     async def aclose(self) -> None:
         """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""

@@ -189,6 +189,7 @@ class RedisSessionStore(RedisRecords):
         checkout.token = None
         engine.leases.drop(token)
         engine.queues.release(keys, token, terms)
+        await engine.written(keys.record)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""

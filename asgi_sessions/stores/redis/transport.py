@@ -158,6 +158,11 @@ class Lane:
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._watch)
 
+    @property
+    def has_more_to_write(self) -> bool:
+        """Whether calls wait for the end of this tick."""
+        return self._flush_scheduled
+
     def flush(self) -> None:
         """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
         self._flush_scheduled = False
