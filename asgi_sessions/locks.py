@@ -12,7 +12,8 @@ from .stores.redis.connections import Client
 from .stores.redis.engine import Engine, engines_for
 from .stores.redis.layout import milliseconds
 from .stores.redis.scripts import RENEW, Keys, pack_args
-from .stores.redis.waiters import Grant, Terms, Turn
+from .stores.redis.terms import Terms
+from .stores.redis.waiters import Grant, Turn
 
 _MANY = 1_000_000  # waiters of one lock: no bound of ours
 

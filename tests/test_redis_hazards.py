@@ -30,7 +30,7 @@ from asgi_sessions import (
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.transport import LOST
+from asgi_sessions.stores.redis.calls import LOST
 from asgi_sessions.types import ASGIApp, Message
 
 pytestmark = pytest.mark.anyio

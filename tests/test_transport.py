@@ -30,8 +30,8 @@ from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines
 from asgi_sessions.stores.redis.scripts import RENEW, SET, Keys, pack, pack_args
+from asgi_sessions.stores.redis.terms import Terms
 from asgi_sessions.stores.redis.transport import Lane
-from asgi_sessions.stores.redis.waiters import Terms
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from .transport import Pool
+from .calls import Pool
 
 Client: TypeAlias = Redis | RedisCluster
 Address: TypeAlias = tuple[str, int]

@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator
 
 from ...errors import SessionStoreError
 from ..local import LockPolicy
+from .calls import CLOSED, Reply, forget
 from .connections import Client, Deployment, deployment
 from .leases import Leases
 from .queues import Queues
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, Keys, Script, pack_args
-from .transport import CLOSED, Reply, forget
-from .waiters import CLAIM, Terms, WakeChannel
+from .terms import CLAIM, Terms
+from .wake import WakeChannel
 
 
 class Engine:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 from ...errors import SessionStoreError
+from .calls import Reply
 from .scripts import RENEW, Keys, Script
-from .transport import Reply
-from .waiters import Terms
+from .terms import Terms
 
 _logger = logging.getLogger("asgi_sessions.redis")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .scripts import ACQUIRE, Keys
-from .waiters import Grant, Terms, Turn, new_token, understood
+from .terms import Terms
+from .waiters import Grant, Turn, new_token, understood
 
 if TYPE_CHECKING:
     from .engine import Engine

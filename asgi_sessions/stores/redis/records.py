@@ -13,12 +13,13 @@ from ...fields import is_identifier
 from ...record import encode_checked
 from ..base import SessionStore
 from ..checkout import Lifetime
+from .calls import Reply
 from .connections import Client, deployment
 from .engine import Engine, Engines
 from .layout import KeySpace, milliseconds, new_nonce, unpack
 from .scripts import LINK, REMOVE, SET, UNLINK, Keys, pack_args
-from .transport import Lane, Reply
-from .waiters import CLAIM
+from .terms import CLAIM
+from .transport import Lane
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds in which the record of a new link must come

@@ -9,9 +9,10 @@ from typing import Protocol, cast
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
+from .calls import CLOSED, Call, Pool, Reply, forget
 from .connections import Address, Deployment, close
 from .scripts import pack
-from .transport import CLOSED, Call, Lane, Pool, Reply, forget
+from .transport import Lane
 
 _ASKING = pack(b"ASKING")
 HOPS = 5  # redirections of one call, as in redis-py

@@ -10,6 +10,7 @@ from ...data import SessionData
 from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
+from .calls import NOT_OURS, Reply
 from .connections import Client
 from .engine import Engine
 from .layout import (
@@ -25,8 +26,8 @@ from .layout import (
 from .leases import Lease
 from .records import RedisRecords
 from .scripts import ACQUIRE, COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
-from .transport import NOT_OURS, Reply
-from .waiters import NO_CHANNEL, Terms, new_token, understood
+from .terms import NO_CHANNEL, Terms
+from .waiters import new_token, understood
 
 _LOAD = pack_args(b"", b"0", b"0", NO_CHANNEL, b"0", b"", b"0")
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11

@@ -1,184 +1,26 @@
-"""Waiting for a lock: the channel on which a handed-over lock is announced, and one caller's turn."""
+"""Waiting for a lock: one caller's turn."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from redis.exceptions import RedisError, ResponseError
-
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from .calls import NOT_OURS, Reply
 from .scripts import ACQUIRE, Keys, pack_args
-from .transport import NOT_OURS, Connection, Pool, Reply, give_back
+from .terms import CLAIM, NO_CHANNEL, Terms
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
-POLL = 1.0  # seconds between two questions of a waiter that is told, in case the message was lost
-POLL_UNTOLD = 0.1  # the same for one that is not told
-CLAIM = 1.0  # seconds in which a waiter must take up a lock that was handed to it
+POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds
-_BREATHER = 0.05  # seconds before a subscription that was just lost is made again
-
-_logger = logging.getLogger("asgi_sessions.redis")
 
 
 def new_token() -> bytes:
     """The unguessable name of a lease or of a place in a queue, never used twice."""
     return os.urandom(16).hex().encode()
-
-
-class WakeChannel:
-    """One subscription per event loop, made when somebody waits for the first time.
-
-    When it is lost, all who wait here ask Redis again at once. When Redis refuses it (ACL), waiters poll.
-    """
-
-    def __init__(self, pool: Callable[[], Pool], name: bytes, timeout: float) -> None:
-        self.name = name
-        self.live = False
-        self._pool = pool
-        self._timeout = timeout
-        self._refused = False
-        self._lost_at = float("-inf")
-        self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._opened: asyncio.Future[bytes] | None = None
-        self._drained: asyncio.Future[None] | None = None  # set once it is closed
-
-    def expect(self, token: bytes) -> asyncio.Future[bytes | None]:
-        """The future of this token's message; None as result: the channel broke, ask again."""
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self._expected[token] = future
-        return future
-
-    def forget(self, token: bytes) -> None:
-        """Believe no message for this token any more."""
-        self._expected.pop(token, None)
-        if self._drained is not None and not self._expected and not self._drained.done():
-            self._drained.set_result(None)
-
-    async def open(self) -> bytes:
-        """The channel's name once Redis has confirmed the subscription, or `NO_CHANNEL`."""
-        if self._refused or self._drained is not None:
-            return NO_CHANNEL
-        if self._task is None or self._opened is None:
-            loop = asyncio.get_running_loop()
-            self._opened = loop.create_future()
-            self._task = loop.create_task(self._listen(self._opened))
-        opened = self._opened
-        await asyncio.wait((opened,))
-        return opened.result()
-
-    def doubt(self) -> None:
-        """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
-        age = asyncio.get_running_loop().time() - self._lost_at
-        if self.live and self._task is not None and age > POLL:
-            self.live = False
-            self._task.cancel()
-
-    async def aclose(self) -> None:
-        """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
-        self._drained = asyncio.get_running_loop().create_future()
-        task = self._task
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
-        self._wake_all()
-        if self._expected:
-            await asyncio.wait((self._drained,), timeout=self._timeout)
-
-    async def _listen(self, opened: asyncio.Future[bytes]) -> None:
-        pool = self._pool()
-        try:
-            connection = await asyncio.wait_for(self._subscribe(pool), self._timeout)
-            try:
-                self.live = True
-                opened.set_result(self.name)
-                while True:
-                    message = await connection.read_response(disable_decoding=True)
-                    self._deliver(cast("list[bytes]", message))
-            finally:
-                await give_back(pool, connection)
-        except ResponseError as error:
-            self._refused = True
-            _logger.warning(
-                "Redis refuses the subscription that wakes waiting requests; they poll: %s", error
-            )
-        except (RedisError, OSError, asyncio.TimeoutError) as error:
-            _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
-        finally:
-            self._closed(opened)
-
-    async def _subscribe(self, pool: Pool) -> Connection:
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._lost_at < 1.0:
-            await asyncio.sleep(_BREATHER)
-        connection = await pool.get_connection()
-        try:
-            await connection.send_command("SUBSCRIBE", self.name)
-            await connection.read_response(disable_decoding=True)
-        except BaseException:
-            await give_back(pool, connection)
-            raise
-        return connection
-
-    def _deliver(self, message: list[bytes]) -> None:
-        token, _, news = message[2].partition(b":")
-        future = self._expected.get(token)
-        if future is not None and not future.done():
-            future.set_result(news)
-
-    def _closed(self, opened: asyncio.Future[bytes]) -> None:
-        self.live = False
-        self._task = None
-        with contextlib.suppress(RuntimeError):  # no loop any more
-            self._lost_at = asyncio.get_running_loop().time()
-        if not opened.done():
-            opened.set_result(NO_CHANNEL)
-        self._wake_all()
-
-    def _wake_all(self) -> None:
-        for future in self._expected.values():
-            if not future.done():
-                future.set_result(None)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On which terms a lock is taken, and what is packed of them for the scripts; times in seconds."""
-
-    lease: float
-    wait: float = 0.0
-    max_waiters: int = 64
-    poll: float = POLL
-    bare: bool = False  # a lock without a record
-    clustered: bool = False
-    max_hold: float = math.inf
-    lease_ms: bytes = field(init=False)
-    claim_ms: bytes = field(init=False)  # in which the next holder must take up what is handed over
-    try_once: bytes = field(init=False)  # ARGV 2 to 7 of `ACQUIRE`, which does not queue then
-    commit: bytes = field(init=False)  # ARGV 4 to 6 of `COMMIT`; the lock stays
-    commit_and_release: bytes = field(init=False)
-    release: bytes = field(init=False)  # ARGV 2 to 4 of `RELEASE`
-
-    def __post_init__(self) -> None:
-        lease = b"%d" % max(round(self.lease * 1000), 1)
-        claim = b"%d" % max(round(min(CLAIM, self.lease) * 1000), 1)
-        bare, clustered = (b"1" if flag else b"0" for flag in (self.bare, self.clustered))
-        object.__setattr__(self, "lease_ms", lease)
-        object.__setattr__(self, "claim_ms", claim)
-        object.__setattr__(self, "try_once", pack_args(lease, b"0", NO_CHANNEL, b"0", b"", bare))
-        object.__setattr__(self, "commit", pack_args(b"0", claim, clustered))
-        object.__setattr__(self, "commit_and_release", pack_args(b"1", claim, clustered))
-        object.__setattr__(self, "release", pack_args(claim, clustered, bare))
 
 
 _ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}

@@ -1,0 +1,93 @@
+"""A call of Redis under way, and what is used of redis-py's connections for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol, TypeAlias, Union
+
+from redis.exceptions import RedisError
+
+from ...errors import SessionStoreError
+from .scripts import Script
+from .wire import Parser
+
+Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
+
+NOT_OURS = "Redis gave an answer that no script of ours gives"
+CLOSED = "the connection to Redis was closed"
+LOST = "the connection to Redis was lost; whether the call was carried out is not known"
+
+
+class Connection(Protocol):
+    """What is used of a connection of redis-py."""
+
+    # Written to directly: the public coroutine costs two task switches per batch, and there is nothing to
+    # wait for, since the lane's deadline bounds what can pile up.
+    _writer: asyncio.StreamWriter | None
+    _parser: Parser
+
+    async def read_response(self, disable_decoding: bool = False) -> Reply: ...
+    async def send_command(self, *args: str | bytes) -> None: ...
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+
+class Pool(Protocol):
+    """What is used of a connection pool of redis-py."""
+
+    async def get_connection(self) -> Connection: ...
+    async def release(self, connection: Connection) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class Call:
+    """A command under way and the future of its reply."""
+
+    __slots__ = ("future", "hops", "packed", "packed_args", "script", "sent_twice", "since")
+
+    def __init__(
+        self, script: Script | None, packed_args: bytes, future: asyncio.Future[Reply], since: float
+    ) -> None:
+        self.script = script  # None: the arguments are the whole command
+        self.packed_args = packed_args
+        self.future = future
+        self.since = since
+        self.packed = packed_args if script is None else script.by_sha + packed_args
+        self.sent_twice = False
+        self.hops = 0  # how often a cluster has sent it elsewhere
+
+    def fail(self, message: str, cause: BaseException | None = None) -> None:
+        """Give the caller a `SessionStoreError` of its own."""
+        if not self.future.done():
+            error = SessionStoreError(message)
+            error.__cause__ = cause
+            self.future.set_exception(error)
+
+
+def forget(future: asyncio.Future[Reply]) -> None:
+    """Nobody waits for this reply; an error in it has been dealt with."""
+    if not future.cancelled():
+        future.exception()
+
+
+def answer_again(
+    caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
+) -> None:
+    """The reply to a call that was sent again: a refusal may be of the second one alone."""
+    error = again.exception()
+    if caller.done():
+        return
+    reply = None if error is not None else again.result()
+    if error is not None:
+        caller.set_exception(error)
+    elif isinstance(reply, bytes) and reply in doubtful:
+        caller.set_exception(SessionStoreError(LOST))
+    else:
+        caller.set_result(reply)
+
+
+async def give_back(pool: Pool, connection: Connection) -> None:
+    """Close without waiting: a peer that is gone never answers a goodbye."""
+    with contextlib.suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+    await pool.release(connection)

@@ -1,0 +1,134 @@
+"""The channel on which a lock that is handed over is announced, one for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from redis.exceptions import RedisError, ResponseError
+
+from .calls import Connection, Pool, give_back
+from .terms import NO_CHANNEL, POLL
+
+_BREATHER = 0.05  # seconds before a subscription that was just lost is made again
+
+_logger = logging.getLogger("asgi_sessions.redis")
+
+
+class WakeChannel:
+    """One subscription per event loop, made when somebody waits for the first time.
+
+    When it is lost, all who wait here ask Redis again at once. When Redis refuses it (ACL), waiters poll.
+    """
+
+    def __init__(self, pool: Callable[[], Pool], name: bytes, timeout: float) -> None:
+        self.name = name
+        self.live = False
+        self._pool = pool
+        self._timeout = timeout
+        self._refused = False
+        self._lost_at = float("-inf")
+        self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[bytes] | None = None
+        self._drained: asyncio.Future[None] | None = None  # set once it is closed
+
+    def expect(self, token: bytes) -> asyncio.Future[bytes | None]:
+        """The future of this token's message; None as result: the channel broke, ask again."""
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._expected[token] = future
+        return future
+
+    def forget(self, token: bytes) -> None:
+        """Believe no message for this token any more."""
+        self._expected.pop(token, None)
+        if self._drained is not None and not self._expected and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def open(self) -> bytes:
+        """The channel's name once Redis has confirmed the subscription, or `NO_CHANNEL`."""
+        if self._refused or self._drained is not None:
+            return NO_CHANNEL
+        if self._task is None or self._opened is None:
+            loop = asyncio.get_running_loop()
+            self._opened = loop.create_future()
+            self._task = loop.create_task(self._listen(self._opened))
+        opened = self._opened
+        await asyncio.wait((opened,))
+        return opened.result()
+
+    def doubt(self) -> None:
+        """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
+        age = asyncio.get_running_loop().time() - self._lost_at
+        if self.live and self._task is not None and age > POLL:
+            self.live = False
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
+        self._drained = asyncio.get_running_loop().create_future()
+        task = self._task
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        self._wake_all()
+        if self._expected:
+            await asyncio.wait((self._drained,), timeout=self._timeout)
+
+    async def _listen(self, opened: asyncio.Future[bytes]) -> None:
+        pool = self._pool()
+        try:
+            connection = await asyncio.wait_for(self._subscribe(pool), self._timeout)
+            try:
+                self.live = True
+                opened.set_result(self.name)
+                while True:
+                    message = await connection.read_response(disable_decoding=True)
+                    self._deliver(cast("list[bytes]", message))
+            finally:
+                await give_back(pool, connection)
+        except ResponseError as error:
+            self._refused = True
+            _logger.warning(
+                "Redis refuses the subscription that wakes waiting requests; they poll: %s", error
+            )
+        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
+        finally:
+            self._closed(opened)
+
+    async def _subscribe(self, pool: Pool) -> Connection:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._lost_at < 1.0:
+            await asyncio.sleep(_BREATHER)
+        connection = await pool.get_connection()
+        try:
+            await connection.send_command("SUBSCRIBE", self.name)
+            await connection.read_response(disable_decoding=True)
+        except BaseException:
+            await give_back(pool, connection)
+            raise
+        return connection
+
+    def _deliver(self, message: list[bytes]) -> None:
+        token, _, news = message[2].partition(b":")
+        future = self._expected.get(token)
+        if future is not None and not future.done():
+            future.set_result(news)
+
+    def _closed(self, opened: asyncio.Future[bytes]) -> None:
+        self.live = False
+        self._task = None
+        with contextlib.suppress(RuntimeError):  # no loop any more
+            self._lost_at = asyncio.get_running_loop().time()
+        if not opened.done():
+            opened.set_result(NO_CHANNEL)
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for future in self._expected.values():
+            if not future.done():
+                future.set_result(None)
