@@ -15,9 +15,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from redis import Redis
@@ -446,3 +446,33 @@ class Sentinel(RedisServer):
         assert self._process is not None
         assert self._process.poll() is None, "the Sentinel did not start"
         return self._answers()
+
+
+D = TypeVar("D", RedisCluster, SentinelSet)
+
+
+class Bed(Generic[D]):
+    """A deployment that the tests of a module share. One that does not come to rest is replaced."""
+
+    def __init__(self, make: type[D]) -> None:
+        self._make: type[D] = make
+        self._stack = ExitStack()
+        self._deployment: D | None = None
+
+    def __enter__(self) -> Bed[D]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def whole(self) -> D:
+        """Whole and empty, whatever the test before did to it."""
+        if self._deployment is not None:
+            with suppress(RuntimeError):  # what a test has done to its nodes is not always to be undone
+                self._deployment.settle()
+                self._deployment.empty()
+                return self._deployment
+            self._stack.close()
+        self._deployment = self._stack.enter_context(self._make())
+        self._deployment.empty()
+        return self._deployment

@@ -12,8 +12,8 @@ import anyio
 import pytest
 import redis.asyncio
 from anyio.to_thread import run_sync
-from deployments import NODE_TIMEOUT, SLOTS, RedisCluster, command, scripts
-from histories import flaws
+from deployments import NODE_TIMEOUT, SLOTS, Bed, RedisCluster, command, scripts
+from faults.checkers import count_flaws
 from redis.crc import key_slot
 from redis.exceptions import TryAgainError
 from redis_server import RedisServer, free_cluster_port
@@ -47,17 +47,15 @@ _LOCK = LockPolicy()
 
 
 @pytest.fixture(scope="module")
-def whole_module() -> Iterator[RedisCluster]:
-    with RedisCluster() as cluster:
-        yield cluster
+def bed() -> Iterator[Bed[RedisCluster]]:
+    with Bed(RedisCluster) as bed:
+        yield bed
 
 
 @pytest.fixture
-def cluster(whole_module: RedisCluster) -> RedisCluster:
+def cluster(bed: Bed[RedisCluster]) -> RedisCluster:
     """Whole and empty, whatever the test before did to it."""
-    whole_module.settle()
-    whole_module.empty()
-    return whole_module
+    return bed.whole()
 
 
 @pytest.fixture
@@ -192,7 +190,7 @@ async def test_nobody_notices_that_slots_move(cluster: RedisCluster) -> None:
             await served(sessions)
         for counted in sessions:
             assert set(counted.answers) == {200}
-            assert flaws(counted.attempts, await site.final(counted)) == []
+            assert count_flaws(counted.attempts, await site.final(counted)) == []
     await until(
         lambda: cluster.all_keys() == sorted(each.key for each in sessions), "no lock or queue is left"
     )
@@ -220,7 +218,7 @@ async def _outlive(cluster: RedisCluster, strike: Callable[[RedisServer], None])
             assert failover_flaws(counted.attempts, final, counted.copied, died + NODE_TIMEOUT / 2) == []
         for counted in others:
             assert set(counted.answers) == {200}
-            assert flaws(counted.attempts, await site.final(counted)) == []
+            assert count_flaws(counted.attempts, await site.final(counted)) == []
     left = sorted(each.key for each in [*struck, *others])
     await until(lambda: cluster.all_keys() == left, "no lock or queue is left")
 

@@ -13,7 +13,7 @@ import pytest
 from anyio.to_thread import run_sync
 from asgi import KEY, Answer, empty_body, http_scope, page
 from deployments import binaries, chosen, command
-from histories import flaws
+from faults.checkers import count_flaws
 from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, ResponseError
 from redis_server import RedisServer
@@ -71,7 +71,7 @@ def _user(server: RedisServer, *rules: str) -> str:
 
 async def _kept(site: CountingSite, *sessions: Counted) -> list[str]:
     """What is wrong with what the visitors of these sessions were told."""
-    return [flaw for each in sessions for flaw in flaws(each.attempts, await site.final(each))]
+    return [flaw for each in sessions for flaw in count_flaws(each.attempts, await site.final(each))]
 
 
 # -- it forgets, hangs up, pauses -------------------------------------------------------------------------

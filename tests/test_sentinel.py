@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import anyio
 import pytest
 from anyio.to_thread import run_sync
-from deployments import DOWN_AFTER, SentinelSet, is_stopped, scripts
+from deployments import DOWN_AFTER, Bed, SentinelSet, is_stopped, scripts
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis_server import RedisServer
 from visitors import PATIENCE, counting, crowd, failover_flaws, note_copies, served, until
@@ -25,17 +25,15 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-def whole_module() -> Iterator[SentinelSet]:
-    with SentinelSet() as nodes:
-        yield nodes
+def bed() -> Iterator[Bed[SentinelSet]]:
+    with Bed(SentinelSet) as bed:
+        yield bed
 
 
 @pytest.fixture
-def nodes(whole_module: SentinelSet) -> SentinelSet:
+def nodes(bed: Bed[SentinelSet]) -> SentinelSet:
     """Whole and empty, whatever the test before did to it."""
-    whole_module.settle()
-    whole_module.empty()
-    return whole_module
+    return bed.whole()
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])

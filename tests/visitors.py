@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import anyio
 from asgi import KEY, Answer, chunk, empty_body, http_scope, start
 from deployments import Replicated
-from histories import Attempt, acknowledged, disordered, repeated
+from faults.checkers import Fate, Operation, disordered, increment, numbers, of_fate, repeated
 from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionMiddleware
@@ -35,7 +35,7 @@ class Counted:
     """
 
     cookie: str
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Operation] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
     copied: int = 0
 
@@ -50,7 +50,7 @@ class Counted:
     @property
     def highest(self) -> int:
         """The highest count that was acknowledged."""
-        return max((number for number, _ in acknowledged(self.attempts)), default=0)
+        return max((number for number, _ in numbers(self.attempts)), default=0)
 
 
 class CountingSite:
@@ -74,7 +74,7 @@ class CountingSite:
         began = time.monotonic()
         answer = await self._get("/", counted.cookie)
         number = int(answer.body) if answer.status == 200 else None
-        counted.attempts.append(Attempt(began, time.monotonic(), number, refused=answer.status == 409))
+        counted.attempts.append(increment(began, time.monotonic(), number, refused=answer.status == 409))
         counted.answers[answer.status] += 1
         return answer.status
 
@@ -170,7 +170,7 @@ async def note_copies(deployment: Replicated, primary: RedisServer, sessions: Se
         counted.copied = count
 
 
-def failover_flaws(attempts: Sequence[Attempt], final: int, copied: int, died: float) -> list[str]:
+def failover_flaws(attempts: Sequence[Operation], final: int, copied: int, died: float) -> list[str]:
     """What is wrong with a history in which the primary died at `died` and a replica took over later.
 
     Before and after, no number is acknowledged twice and none is out of order. Nobody who came after is told
@@ -180,15 +180,14 @@ def failover_flaws(attempts: Sequence[Attempt], final: int, copied: int, died: f
     before = [attempt for attempt in attempts if attempt.ended < died]
     after = [attempt for attempt in attempts if attempt.ended >= died]
     flaws = [flaw for part in (before, after) for flaw in (*repeated(part), *disordered(part))]
-    numbers = sorted(number for number, _ in acknowledged(after))
-    in_doubt = sum(attempt.number is None and not attempt.refused for attempt in attempts)
-    known = len(acknowledged(attempts))
-    if numbers and numbers[0] <= copied:
-        flaws.append(f"{numbers[0]} was acknowledged again, though {copied} had been copied")
-    if numbers and numbers[-1] > final:
-        flaws.append(f"{numbers[-1]} was acknowledged, the final count is {final}")
-    if final < copied + len(numbers):
-        flaws.append(f"the final count {final} lacks some of {copied} copied and {len(numbers)} later ones")
+    later = sorted(number for number, _ in numbers(after))
+    in_doubt, known = len(of_fate(attempts, Fate.IN_DOUBT)), len(numbers(attempts))
+    if later and later[0] <= copied:
+        flaws.append(f"{later[0]} was acknowledged again, though {copied} had been copied")
+    if later and later[-1] > final:
+        flaws.append(f"{later[-1]} was acknowledged, the final count is {final}")
+    if final < copied + len(later):
+        flaws.append(f"the final count {final} lacks some of {copied} copied and {len(later)} later ones")
     if final > known + in_doubt:
         flaws.append(f"the final count {final} is more than {known} acknowledged and {in_doubt} in doubt")
     return flaws

@@ -56,6 +56,12 @@ def numbers(history: History) -> list[tuple[int, Operation]]:
     return [(operation.answer, operation) for operation in told if isinstance(operation.answer, int)]
 
 
+def increment(began: float, ended: float, number: int | None = None, *, refused: bool = False) -> Operation:
+    """One try to add one: acknowledged with a number, refused, or in doubt."""
+    fate = Fate.ACKNOWLEDGED if number is not None else Fate.REFUSED if refused else Fate.IN_DOUBT
+    return Operation("increment", began, ended, answer=number, fate=fate)
+
+
 def miscounted(history: History, final: int) -> list[str]:
     """The final count holds every acknowledged increment, no refused one, and others only if in doubt."""
     certain, in_doubt = len(numbers(history)), len(of_fate(history, Fate.IN_DOUBT))
