@@ -473,6 +473,8 @@ class Bed(Generic[D]):
                 self._deployment.empty()
                 return self._deployment
             self._stack.close()
-        self._deployment = self._stack.enter_context(self._make())
-        self._deployment.empty()
-        return self._deployment
+        deployment = self._make()
+        self._stack.enter_context(deployment)
+        deployment.empty()
+        self._deployment = deployment
+        return deployment
