@@ -139,7 +139,7 @@ async def test_a_worker_that_is_told_to_end(site: Site, client: Client) -> None:
     assert statuses == [200]
     _, told = await client.ask(site.urls[1], "everything")
     assert told["answer"]["clicks"] == 1
-    assert site.leftovers() == []
+    await free(site)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen and thawed"])
