@@ -420,6 +420,30 @@ async def test_a_holder_cancelled_in_its_commit_passes_the_lock_on(
     await _nothing_left(raw, store)
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_release_during_the_commit_of_another_task_passes_the_lock_once(
+    store: RedisSessionStore, raw: Redis, ticks: int, cancelled: bool
+) -> None:
+    """A request that ends while a task of its own still commits: one heir gets the lock, and nobody twice."""
+    await _stored(store)
+    holder = await _taken(store)
+    first, second = await _behind(store, 2)
+    committing = asyncio.create_task(store.commit(holder, _record(n=1), release=True))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    await store.release(holder)
+    if cancelled:
+        committing.cancel()
+    await asyncio.gather(committing, return_exceptions=True)
+    taken = await asyncio.wait_for(first, 5)
+    await asyncio.sleep(0.02)
+    assert not second.done()
+    assert await store.commit(taken, _record(n=2), release=True) is Outcome.STORED
+    await store.release(await asyncio.wait_for(second, 5))
+    await _nothing_left(raw, store)
+
+
 async def test_a_fault_of_redis_is_everybodys(own_redis: RedisServer) -> None:
     """Who waits behind a failed question fails with it, each with an error of its own."""
     mine, elsewhere = (RedisSessionStore(own_redis.url, socket_timeout=1) for _ in range(2))

@@ -155,6 +155,8 @@ class Queues:
     def release(self, keys: Keys, token: bytes, terms: Terms) -> None:
         """Pass the lock on, here or in Redis; written, not waited for."""
         queue = self._held(keys.record, token)
+        if queue is not None and queue.heir is not None:
+            return  # the commit that is under way in another task passes it on
         if queue is not None and queue.waiting and queue.passed < PASSES:
             queue.passed += 1
             self._next(keys.record, queue, token)
@@ -182,7 +184,7 @@ class Queues:
         its request.
         """
         queue = self._held(keys.record, token)
-        if queue is None or not queue.waiting or queue.passed >= PASSES:
+        if queue is None or queue.heir is not None or not queue.waiting or queue.passed >= PASSES:
             return False
         queue.heir = queue.waiting.popleft()
         return True

@@ -161,6 +161,8 @@ class RedisSessionStore(RedisRecords):
             outcome = _outcome(await reply)
         except BaseException:
             engine.queues.disinherit(keys)
+            if checkout.token is None:  # released meanwhile, by another task of the request
+                engine.queues.release(keys, token, terms)
             raise
         idle = not version.endswith(NO_IDLE)  # the next request has to restart it
         stored = pack_value(version, record) if outcome is _STORED and not idle else None
