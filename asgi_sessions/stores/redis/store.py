@@ -116,21 +116,9 @@ class RedisSessionStore(RedisRecords):
         bequeath = release and engine.queues.choose_heir(keys, token)
         if release and not bequeath:  # a renewal that is answered later must not look like a lost lease
             engine.leases.drop(token)
-        reply = engine.call(
-            COMMIT,
-            keys.record,
-            b"%b$%d\r\n%b\r\n$44\r\n%b\r\n$%d\r\nasgi1:%b:%b\r\n%b"
-            % (
-                keys.packed,
-                len(token),
-                token,
-                checkout.version.encode(),
-                len(record) + HEADER_SIZE,
-                version.encode(),
-                record,
-                terms.commit_and_release if release and not bequeath else terms.commit,
-            ),
-        )
+        flags = terms.commit_and_release if release and not bequeath else terms.commit
+        packed_args = _pack_commit(keys, token, checkout.version, version, record, flags)
+        reply = engine.call(COMMIT, keys.record, packed_args)
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
         if release:
@@ -217,6 +205,14 @@ class RedisSessionStore(RedisRecords):
         if kind in _MISSING:
             return _MISSING[kind]
         return _checkout(session_id, cast(bytes, rest[0]), cast(int, rest[1])) or Missing.UNREADABLE
+
+
+def _pack_commit(keys: Keys, token: bytes, was: str, version: str, record: bytes, flags: bytes) -> bytes:
+    """The keys and arguments of `COMMIT`; versions have 44 bytes."""
+    return b"%b$%d\r\n%b\r\n$44\r\n%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
+        keys.packed, len(token), token, was.encode(),
+        HEADER_SIZE + len(record), version.encode(), record, flags,
+    )  # fmt: skip
 
 
 def _outcome(reply: Reply) -> Outcome:
