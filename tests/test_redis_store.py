@@ -18,8 +18,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware
+from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.fields import new_session_id
+from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
+from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.testing import StoreContract
 
 SECRET = "a secret of the tests, long enough"
@@ -296,3 +298,25 @@ async def test_every_way_to_connect(tmp_path: Path, url: str, resp: int) -> None
         await store.aclose()
     assert counted is not None
     assert counted.message_count == 20
+
+
+@pytest.mark.anyio
+async def test_a_replica_is_not_believed_that_a_record_is_absent(own_redis: RedisServer) -> None:
+    """It may lag behind: whoever asks it gets a fault, not a session that has ended."""
+    store, other = RedisSessionStore(own_redis.url), RedisSessionStore(own_redis.url)
+    with Redis(port=own_redis.port) as admin:
+        await store.set("s", SessionData(session_id="s"))
+        taken = await store.checkout("s", LockPolicy(), None)
+        assert isinstance(taken, Checkout)
+        admin.delete("session:{s}")
+        admin.replicaof("127.0.0.1", str(free_port()))
+        for lock in (LockPolicy(), None):
+            with pytest.raises(SessionStoreError):
+                await other.checkout("s", lock, None)
+        with pytest.raises(SessionStoreError):
+            await store.commit(taken, taken.record, release=False)
+        admin.replicaof("NO", "ONE")
+    assert await other.checkout("s", LockPolicy(), None) is Missing.ABSENT
+    assert await store.commit(taken, taken.record, release=True) is Outcome.GONE
+    await store.aclose()
+    await other.aclose()

@@ -146,8 +146,9 @@ class Site:
         lives: list[Life] = []
         with contextlib.suppress(RedisError):
             for key in self.redis.scan_iter(count=1000):
+                asked = now()
                 ttl = self.redis.pttl(key)
-                lives.append(Life(now(), str(key), ttl / 1000 if ttl > 0 else ttl))
+                lives.append(Life(asked, str(key), ttl / 1000 if ttl > 0 else ttl, now() - asked))
         return lives
 
 

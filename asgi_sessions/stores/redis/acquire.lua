@@ -38,8 +38,9 @@ if state ~= 'L' then
   if earlier ~= '' then
     leave(earlier)
   end
-  if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
-    state = 'R'
+  if state == 'A' then
+    require_primary(KEYS[1])
+    state = redis.call('EXISTS', KEYS[4]) == 1 and 'R' or 'A'
   end
   return {state}
 end

@@ -32,6 +32,7 @@ local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
 local outcome = 'STORED'
 
 if state == 'A' then
+  require_primary(KEYS[1])
   outcome = 'GONE'
 elseif version ~= string.sub(ARGV[3], 7, 50) then
   if token ~= '' and not ours then

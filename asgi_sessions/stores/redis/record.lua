@@ -32,6 +32,11 @@ local function read(key, last, strictly)
   return 'X'
 end
 
+-- Absence is believed from a primary only: this changes nothing, and a replica, which may lag, refuses it.
+local function require_primary(key)
+  redis.call('PERSIST', key)
+end
+
 local function version_of(value)
   return string.sub(value, 7, 50)
 end
