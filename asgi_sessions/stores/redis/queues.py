@@ -190,7 +190,7 @@ class Queues:
         return True
 
     def disinherit(self, keys: Keys) -> None:
-        """Nobody knows what became of the commit: the heir is the first of those who wait again."""
+        """The heir is the first of those who wait again: it has to ask Redis what became of the commit."""
         queue = self._queues[keys.record]
         heir, queue.heir = queue.heir, None
         if heir is not None and not heir.done():
@@ -202,16 +202,15 @@ class Queues:
         Without a value, or where it may be too old, the heir asks Redis whether the lock is still ours.
         """
         queue = self._queues[keys.record]
-        heir, queue.heir = queue.heir, None
-        left = self._engine.leases.left(token)
+        heir, left = queue.heir, self._engine.leases.left(token)
         queue.passed += 1
         if stored is not None and age < left / 2 and heir is not None and not heir.done():
             now = self._engine.loop.time() * 1000 + queue.ahead
+            queue.heir = None
             heir.set_result(Grant(token, stored, int(now), left, 0.0))
             return
         self._engine.leases.drop(token)
-        if heir is not None and not heir.done():
-            queue.waiting.appendleft(heir)
+        self.disinherit(keys)
         if not self._next(keys.record, queue, token):
             self._engine.let_go(keys, token, terms)
 
