@@ -285,11 +285,25 @@ class RedisCluster(Replicated):
 
     def _nodes_of(self, key: str) -> list[RedisServer]:
         slot = key_slot(key.encode())
-        for first, last, *nodes in command(self.up[0], "CLUSTER", "SLOTS"):
+        for first, last, *ports in self._slots():
             if first <= slot <= last:
-                ports = [int(port) for _, port, *_ in nodes]
                 return [next(node for node in self.nodes if node.port == port) for port in ports]
         raise AssertionError(f"no node has slot {slot}")
+
+    def _slots(self) -> list[tuple[int, ...]]:
+        """First and last slot, port of the primary, ports of its replicas: once all who are up say the same.
+
+        The news of a new primary takes its time from node to node.
+        """
+        views: set[tuple[tuple[int, ...], ...]] = set()
+
+        def agreed() -> bool:
+            nonlocal views
+            views = {_view(node) for node in self.up}
+            return len(views) == 1
+
+        until(agreed, "the nodes agree")
+        return list(views.pop())
 
     def another_primary(self, key: str) -> RedisServer:
         """One where the key does not live."""
@@ -297,7 +311,7 @@ class RedisCluster(Replicated):
         return next(node for node in self.primaries() if node is not here)
 
     def primaries(self) -> list[RedisServer]:
-        ports = [int(nodes[0][1]) for _, _, *nodes in command(self.up[0], "CLUSTER", "SLOTS")]
+        ports = {primary for _, _, primary, *_ in self._slots()}
         return [node for node in self.nodes if node.port in ports]
 
     def empty(self) -> None:
@@ -308,6 +322,16 @@ class RedisCluster(Replicated):
     def all_keys(self) -> list[str]:
         """All keys of all slots."""
         return sorted(key for node in self.primaries() for key in command(node, "KEYS", "*"))
+
+
+def _view(node: RedisServer) -> tuple[tuple[int, ...], ...]:
+    """Who has which slots, as this node knows it."""
+    return tuple(
+        sorted(
+            (int(first), int(last), int(primary[1]), *sorted(int(replica[1]) for replica in replicas))
+            for first, last, primary, *replicas in command(node, "CLUSTER", "SLOTS")
+        )
+    )
 
 
 def _role(line: str) -> tuple[str, str, str, str]:
