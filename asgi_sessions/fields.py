@@ -33,6 +33,12 @@ def is_identifier(text: str) -> bool:
     return 0 < len(text) <= 255 and _obeys_rule(text)
 
 
+def check_id(session_id: str) -> None:
+    """`ValueError` for what may not be a session id."""
+    if not is_identifier(session_id):
+        raise ValueError("a session id has 1 to 255 printable characters, no quotes and no spaces")
+
+
 def _obeys_rule(text: str) -> bool:
     if text.isalnum():  # most ids are, and only the statement words are left to look for
         return text.lower() not in {"drop", "delete"}

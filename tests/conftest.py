@@ -8,6 +8,10 @@ import pytest
 from redis import Redis
 from redis_server import RedisServer
 
+from asgi_sessions.stores.redis import scripts
+
+SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long the tests may take that look for what is rare."""
@@ -37,9 +41,11 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """The URL of the shared server, emptied."""
+    """The URL of the shared server, emptied. It knows the scripts, whatever tests ran before."""
     with Redis.from_url(redis_server.url) as client:
         client.flushall()
+        for script in SCRIPTS:
+            client.script_load(script.body)
     return redis_server.url
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data import SessionData, SessionFilter, SessionMetrics, stamp
 from ..errors import SessionDataError, SessionStoreError
-from ..fields import new_session_id
+from ..fields import check_id, new_session_id
 from ..record import encode, encode_checked
 from ..session import held_session
 from .checkout import Checkout, Lifetime, raise_for
@@ -173,7 +173,7 @@ class SessionStore(RequestOperations):
             with held.savepoint() as data:
                 yield data
             return
-        self._check_id(session_id)
+        check_id(session_id)
         taken = await self.checkout(session_id, self.lock_policy or LockPolicy(), None)
         if not isinstance(taken, Checkout):
             yield None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..data import SessionData
 from ..errors import SessionStoreError
-from ..fields import is_identifier
+from ..fields import check_id
 from ..record import decode, encode
 from .checkout import Checkout, Lifetime, Missing, Outcome
 from .local import LocalLocks, LockPolicy, RetiredIds
@@ -188,13 +188,9 @@ class RequestOperations(abc.ABC):
         self._responses += 1
         self._response_seconds += seconds
 
-    def _check_id(self, session_id: str) -> None:
-        if not is_identifier(session_id):
-            raise ValueError("a session id has 1 to 255 printable characters, no quotes and no spaces")
-
     def check(self, session_id: str, data: SessionData, ttl: float | None) -> None:
         """What `set` has to refuse first: `ValueError` for a bad id, another session's data, a ttl ≤ 0."""
-        self._check_id(session_id)
+        check_id(session_id)
         if data.session_id != session_id:
             raise ValueError("the data belong to another session: data.session_id differs from the id")
         if ttl is not None and not ttl > 0:

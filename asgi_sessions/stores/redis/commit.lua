@@ -1,27 +1,24 @@
 -- Write a checked-out record if lease, version and record are what they were; the TTL stays.
 -- KEYS  1 record  2 lock  3 wait  4 retired
--- ARGV  1 token ('': no lock, the version alone is compared)  2 version loaded  3 new value
---       4 '1': let the lock go  5 claim of the next holder (ms)  6 '1': in a cluster
+-- ARGV  1 token ('': no lock, the version alone is compared)  2 'asgi1:' and the version loaded  3 new value
+--       4 claim of the next holder (ms) where the lock is let go, else ''  5 '1': in a cluster
 -- Reply 'STORED' | 'GONE' | 'LOST' | 'CONFLICT'; only STORED wrote. A lock of ours on a record that is gone
 --       is let go in any case.
 -- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
 -- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
-local token, release = ARGV[1], ARGV[4] == '1'
+local token, release = ARGV[1], ARGV[4] ~= ''
 
 -- Nearly always: everything is as it was and nobody waits. It is through before a function is defined; whoever
 -- is not goes on below, where a write of here looks like an own retry.
-if token ~= '' then
-  local head = redis.pcall('GETRANGE', KEYS[1], 0, 50)
-  if type(head) == 'string' and string.sub(head, 1, 6) == 'asgi1:' and string.sub(head, 7, 50) == ARGV[2]
-    and redis.call('GET', KEYS[2]) == token then
-    redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
-    if not release then
-      return 'STORED'
-    end
-    if redis.call('EXISTS', KEYS[3]) == 0 then
-      redis.call('DEL', KEYS[2])
-      return 'STORED'
-    end
+if redis.pcall('GETRANGE', KEYS[1], '0', '49') == ARGV[2]
+  and (token == '' or redis.call('GET', KEYS[2]) == token) then
+  redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
+  if token == '' or not release then
+    return 'STORED'
+  end
+  if redis.call('EXISTS', KEYS[3]) == 0 then
+    redis.call('DEL', KEYS[2])
+    return 'STORED'
   end
 end
 
@@ -34,10 +31,10 @@ local outcome = 'STORED'
 if state == 'A' then
   require_primary(KEYS[1])
   outcome = 'GONE'
-elseif version ~= string.sub(ARGV[3], 7, 50) then
+elseif version ~= version_of(ARGV[3]) then
   if token ~= '' and not ours then
     outcome = 'LOST'
-  elseif version ~= ARGV[2] then
+  elseif version ~= version_of(ARGV[2]) then
     outcome = 'CONFLICT'
   else
     redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
@@ -45,6 +42,6 @@ elseif version ~= string.sub(ARGV[3], 7, 50) then
 end
 if ours and (release or outcome == 'GONE') then
   -- include handover
-  hand_over(tonumber(ARGV[5]), ARGV[6] == '1', false)
+  hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
 end
 return outcome

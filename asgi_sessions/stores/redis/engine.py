@@ -6,16 +6,19 @@ import asyncio
 import secrets
 import weakref
 from collections.abc import AsyncGenerator
+from typing import cast
 
 from ...errors import SessionStoreError
 from ..local import LockPolicy
 from .calls import CLOSED, Reply, forget
+from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .leases import Leases
 from .queues import Queues
 from .routing import Cluster, OneNode, Router
-from .scripts import RELEASE, Keys, Script, pack_args
-from .terms import CLAIM, Terms
+from .scripts import RELEASE, TAKE, TAKE_AND_TELL, Keys, Script, pack_args
+from .terms import Terms
+from .waiters import understood
 from .wake import WakeChannel
 
 
@@ -26,9 +29,10 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
         self.clustered = b"1" if self.router.clustered else b"0"
-        self.unlocked = Terms(CLAIM, clustered=self.router.clustered)  # of who writes without a lock
+        self.unlocked = Terms(0.0, clustered=self.router.clustered)
         self._terms = self.unlocked
         self._policy: LockPolicy | None = None
+        self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
         self.queues = Queues(self)
@@ -61,6 +65,31 @@ class Engine:
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
         """Send a command whose first argument is its key; one that may be sent twice."""
         return self._refuse() if self._closed else self.router.lane(args[1]).command(*args)
+
+    def take(self, keys: Keys, token: bytes, terms: Terms, asked: float) -> asyncio.Future[Reply]:
+        """Try once to lock and load, or load where there is no token; `found` reads the reply.
+
+        Redis tells the time only where it is not known: each node of a cluster has its own. `asked` is now.
+        """
+        if self.router.clustered or asked >= self._clock.told_until:
+            script, rest = TAKE_AND_TELL, terms.take_and_tell
+        else:
+            script, rest = TAKE, terms.take
+        return self.call(script, keys.record, b"%b$%d\r\n%b\r\n%b" % (keys.packed, len(token), token, rest))
+
+    def found(self, reply: Reply, asked: float) -> tuple[bytes, float] | bytes:
+        """What a take that was asked for then found: the value, and Redis' clock of the loop's in ms.
+
+        The bare word of the script where there is nothing to take, or nothing now.
+        """
+        clock = self._clock
+        if isinstance(reply, bytes) and reply.startswith(b"asgi1:"):
+            return reply, clock.ahead
+        kind, *rest = understood(reply)
+        if kind != b"L":
+            return cast(bytes, kind)
+        clock.told(cast(int, rest[1]), asked)
+        return cast(bytes, rest[0]), clock.ahead
 
     def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
         """Release the lock or the place in the queue that has this token; need not be awaited.

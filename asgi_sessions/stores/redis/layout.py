@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import re
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from ...errors import SessionStoreError
+from ...fields import check_id
 from ..checkout import RETIRED_FOR
+from .names import new_nonce
 from .scripts import Keys
 
+KNOWN = 2048  # sessions whose keys are not made anew for each request, about 2 MB
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
 HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
 _NONCE = 16
 HEADER_SIZE = len("asgi1:") + _NONCE + 2 * len(":0000000000000") + len(":")
 _GLOB = re.compile(rb"([*?\[\]\\])")
 
-NO_IDLE = ":0000000000000"  # what the version of a record without an idle timeout ends with
+NO_IDLE = b":0000000000000"  # what the version of a record without an idle timeout ends with
 _PACKED_KEYS = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b:wait\r\n$%d\r\n%b:retired\r\n"
 RETIRED_MS = b"%d" % round(RETIRED_FOR * 1000)
 
@@ -38,19 +42,14 @@ def unpack(value: bytes) -> Stored:
     return Stored(value[header.end() :], header[1].decode(), int(header[2]))
 
 
-def pack_value(version: str, record: bytes) -> bytes:
+def pack_value(version: bytes, record: bytes) -> bytes:
     """What lies at a record's key."""
-    return b"asgi1:%b:%b" % (version.encode(), record)
+    return b"asgi1:%b:%b" % (version, record)
 
 
-def next_version(version: str) -> str:
+def next_version(version: bytes) -> bytes:
     """A new version that keeps the timeouts of the old one."""
     return new_nonce() + version[_NONCE:]
-
-
-def new_nonce() -> str:
-    """Names a version; random, for a counter that starts anew after a fail-over repeats itself."""
-    return os.urandom(_NONCE // 2).hex()
 
 
 def milliseconds(seconds: float | None) -> bytes:
@@ -67,14 +66,16 @@ class KeySpace:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix.encode()
         self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
+        self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
 
     def record(self, session_id: str) -> bytes:
         """The record's key."""
         return b"%b{%b}" % (self.prefix, session_id.encode())
 
-    def of(self, session_id: str) -> Keys:
-        """The keys of this session."""
-        record = b"%b{%b}" % (self.prefix, session_id.encode())
+    def _of(self, session_id: str) -> Keys:
+        """The keys of this session; `ValueError` for what is no id. Those that were used lately are known."""
+        check_id(session_id)
+        record = self.record(session_id)
         lock, size = record + b":lock", len(record)
         packed = _PACKED_KEYS % (size, record, size + 5, lock, size + 5, record, size + 8, record)
         return Keys(record, lock, packed)

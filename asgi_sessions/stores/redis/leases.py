@@ -48,12 +48,11 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, keys: Keys, token: bytes, terms: Terms, left: float) -> Lease:
+    def hold(self, keys: Keys, token: bytes, terms: Terms, now: float, left: float) -> Lease:
         """Renew this lease until it is dropped or its `max_hold` is over.
 
-        `left` is how much of it is left now, in seconds: little where the lock was handed over.
+        `left` is how much of it is left `now`, in seconds: little where the lock was handed over.
         """
-        now = self._loop.time()
         due = now + left / 3
         lease = self._held[token] = Lease(keys, token, terms, due, now + left, now + terms.max_hold)
         if self._timer is None or due < self._fires_at:

@@ -7,13 +7,13 @@ The speaker holds the lock or asks for it. When it is done it passes the lock to
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .scripts import ACQUIRE, Keys
+from .names import new_token
+from .scripts import Keys
 from .terms import Terms
-from .waiters import Grant, Turn, new_token, understood
+from .waiters import Grant, Turn
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -31,12 +31,12 @@ class Queue:
     __slots__ = ("ahead", "asks_again", "heir", "passed", "token", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: deque[Waiter] = deque()
+        self.waiting: list[Waiter] = []
         self.token = b""  # of the speaker's lock; empty while it asks
         self.asks_again = False  # the speaker found the lock taken: it waits too
         self.heir: Waiter | None = None  # gets the lock when the commit that is under way is stored
         self.passed = 0  # how often in a row
-        self.ahead = 0.0  # Redis' clock minus ours, ms
+        self.ahead = 0.0  # Redis' clock of the loop's, ms
 
 
 class Queues:
@@ -53,32 +53,28 @@ class Queues:
 
     async def acquire(self, keys: Keys, terms: Terms) -> Grant | bytes:
         """The lock, or why there is nothing to lock: see `Turn.take`. Cancelled, it leaves nothing behind."""
-        loop, record = self._engine.loop, keys.record
-        queue = self._queues.get(record)
+        engine, record = self._engine, keys.record
+        queue, started = self._queues.get(record), engine.loop.time()
         if queue is not None:
-            started = loop.time()
             given = await self._wait(keys, terms, queue)
             if isinstance(given, Grant):
-                return given._replace(waited=loop.time() - started)
+                return given._replace(waited=engine.loop.time() - started)
             return await self._speak(keys, terms, queue, started, given)
         queue = self._queues[record] = Queue()
         token = new_token()
         try:  # nearly always enough: nobody else wants this session
-            reply = await self._engine.call(
-                ACQUIRE, record, b"%b$32\r\n%b\r\n%b" % (keys.packed, token, terms.try_once)
-            )
-            answer = cast("list[Any]", understood(reply))
+            found = engine.found(await engine.take(keys, token, terms, started), started)
         except BaseException as error:
-            self._engine.let_go(keys, token, terms)
+            engine.let_go(keys, token, terms)
             self._ends(record, queue, error)
             raise
-        if answer[0] == b"L":
-            queue.token, queue.ahead = token, answer[2] - loop.time() * 1000
-            return Grant(token, answer[1], answer[2], terms.lease, 0.0)
-        if answer[0] == b"B":
-            return await self._speak(keys, terms, queue, loop.time())
+        if isinstance(found, tuple):
+            queue.token, queue.ahead = token, found[1]
+            return Grant(token, *found, terms.lease, 0.0)
+        if found == b"B":
+            return await self._speak(keys, terms, queue, started)
         self._next(record, queue)
-        return cast(bytes, answer[0])
+        return found
 
     async def _wait(self, keys: Keys, terms: Terms, queue: Queue) -> Grant | bytes:
         if len(queue.waiting) + queue.asks_again >= terms.max_waiters:
@@ -121,14 +117,10 @@ class Queues:
             self._ends(keys.record, queue, error)
             raise
         if isinstance(answer, Grant):
-            return self._granted(queue, answer)
-        self._next(keys.record, queue)
+            queue.token, queue.ahead, queue.asks_again = answer.token, answer.ahead, False
+        else:
+            self._next(keys.record, queue)
         return answer
-
-    def _granted(self, queue: Queue, grant: Grant) -> Grant:
-        queue.token, queue.asks_again = grant.token, False
-        queue.ahead = grant.now - self._engine.loop.time() * 1000
-        return grant
 
     def _ends(self, record: bytes, queue: Queue, error: BaseException) -> None:
         """The speaker failed. A fault of Redis is everybody's: who would ask next would only wait for it."""
@@ -147,27 +139,28 @@ class Queues:
             del self._queues[record]
             return False
         queue.asks_again = True
-        queue.waiting.popleft().set_result(token)
+        queue.waiting.pop(0).set_result(token)
         return True
 
     # -- from the lock ------------------------------------------------------------------------------------
 
     def release(self, keys: Keys, token: bytes, terms: Terms) -> None:
         """Pass the lock on, here or in Redis; written, not waited for."""
-        queue = self._held(keys.record, token)
-        if queue is not None and queue.heir is not None:
-            return  # the commit that is under way in another task passes it on
-        if queue is not None and queue.waiting and queue.passed < PASSES:
-            queue.passed += 1
-            self._next(keys.record, queue, token)
-            return
+        queue = self._queues.get(keys.record)
+        if queue is not None and queue.token == token:
+            if queue.heir is not None:
+                return  # the commit that is under way in another task passes it on
+            if queue.waiting and queue.passed < PASSES:
+                queue.passed += 1
+                self._next(keys.record, queue, token)
+                return
         self._engine.let_go(keys, token, terms)
         self.leave(keys, token)
 
     def leave(self, keys: Keys, token: bytes) -> None:
         """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
-        queue = self._held(keys.record, token)
-        if queue is not None and queue.heir is None:
+        queue = self._queues.get(keys.record)
+        if queue is not None and queue.token == token and token and queue.heir is None:
             queue.passed = 0
             self._next(keys.record, queue)
 
@@ -183,10 +176,12 @@ class Queues:
         Chosen before the commit is sent: who comes later could be handed a record that is older than
         its request.
         """
-        queue = self._held(keys.record, token)
-        if queue is None or queue.heir is not None or not queue.waiting or queue.passed >= PASSES:
+        queue = self._queues.get(keys.record)
+        if queue is None or not queue.waiting or not token or queue.token != token:
             return False
-        queue.heir = queue.waiting.popleft()
+        if queue.heir is not None or queue.passed >= PASSES:
+            return False
+        queue.heir = queue.waiting.pop(0)
         return True
 
     def disinherit(self, keys: Keys) -> None:
@@ -194,7 +189,7 @@ class Queues:
         queue = self._queues[keys.record]
         heir, queue.heir = queue.heir, None
         if heir is not None and not heir.done():
-            queue.waiting.appendleft(heir)
+            queue.waiting.insert(0, heir)
 
     def inherit(self, keys: Keys, token: bytes, terms: Terms, stored: bytes | None, age: float) -> None:
         """The heir gets the lock, and with it the value that was `stored` under it `age` seconds ago.
@@ -205,16 +200,10 @@ class Queues:
         heir, left = queue.heir, self._engine.leases.left(token)
         queue.passed += 1
         if stored is not None and age < left / 2 and heir is not None and not heir.done():
-            now = self._engine.loop.time() * 1000 + queue.ahead
             queue.heir = None
-            heir.set_result(Grant(token, stored, int(now), left, 0.0))
+            heir.set_result(Grant(token, stored, queue.ahead, left, 0.0))
             return
         self._engine.leases.drop(token)
         self.disinherit(keys)
         if not self._next(keys.record, queue, token):
             self._engine.let_go(keys, token, terms)
-
-    def _held(self, record: bytes, token: bytes) -> Queue | None:
-        """The queue behind this holder; None where its lease was lost, or where the record is a new one."""
-        queue = self._queues.get(record)
-        return queue if queue is not None and token and queue.token == token else None

@@ -9,15 +9,16 @@ from typing import Any, cast
 
 from ...data import SessionData, SessionFilter
 from ...errors import SessionStoreError
-from ...fields import is_identifier
+from ...fields import check_id, is_identifier
 from ...record import encode_checked
 from ..base import SessionStore
 from ..checkout import Lifetime
 from .calls import Reply
 from .connections import Client, deployment
 from .engine import Engine, Engines
-from .layout import KeySpace, milliseconds, new_nonce, unpack
-from .scripts import LINK, REMOVE, SET, UNLINK, Keys, pack_args
+from .layout import KeySpace, milliseconds, unpack
+from .names import new_nonce
+from .scripts import LINK, REMOVE, SET, UNLINK, pack_args
 from .terms import CLAIM
 from .transport import Lane
 
@@ -81,7 +82,7 @@ class RedisRecords(SessionStore):
         links = [self._link(engine, user_id, name, ttl) for user_id, name in users]
         times = milliseconds(ttl), milliseconds(self.default_ttl)
         writes = [
-            engine.run(SET, self._keys.record(name), new_nonce().encode(), record, *times)
+            engine.run(SET, self._keys.record(name), new_nonce(), record, *times)
             for name, record in encoded.items()
         ]
         replies = await asyncio.gather(*writes, *links)
@@ -93,7 +94,7 @@ class RedisRecords(SessionStore):
         return await self.delete_batch([session_id]) == 1
 
     async def delete_batch(self, session_ids: Iterable[str]) -> int:
-        keys = [self._keys_of(session_id) for session_id in session_ids]
+        keys = [self._keys.of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
         args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered, b"")
         calls = [engine.call(REMOVE, each.record, each.packed + args) for each in keys]
@@ -163,12 +164,8 @@ class RedisRecords(SessionStore):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _keys_of(self, session_id: str) -> Keys:
-        self._check_id(session_id)
-        return self._keys.of(session_id)
-
     def _record_key(self, session_id: str) -> bytes:
-        self._check_id(session_id)
+        check_id(session_id)
         return self._keys.record(session_id)
 
     def _link(

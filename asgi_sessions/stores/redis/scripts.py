@@ -32,7 +32,7 @@ class Script:
     the first one had been carried out. With `once` a call that may have been carried out is not sent again.
     """
 
-    __slots__ = ("by_body", "by_sha", "doubtful", "name", "once")
+    __slots__ = ("body", "by_body", "by_sha", "doubtful", "name", "once")
 
     def __init__(
         self, name: str, keys: int, args: int, *, doubtful: tuple[bytes, ...] = (), once: bool = False
@@ -42,6 +42,7 @@ class Script:
         size = b"*%d\r\n" % (3 + keys + args)
         number = b"%d" % keys
         self.name = name
+        self.body = body
         self.doubtful = doubtful
         self.once = once
         self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
@@ -65,7 +66,9 @@ def _source(chunk: str) -> bytes:
 
 # With `Keys`:
 ACQUIRE = Script("acquire", 4, 7)
-COMMIT = Script("commit", 4, 6, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
+TAKE = Script("acquire", 4, 2)  # a single try
+TAKE_AND_TELL = Script("acquire", 4, 3)  # the time too
+COMMIT = Script("commit", 4, 5, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
 REMOVE = Script("remove", 4, 6)
 RELEASE = Script("release", 4, 4)
 # With keys of their own:

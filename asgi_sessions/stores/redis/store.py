@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import cast
 
 from ...data import SessionData
 from ...errors import SessionStoreError
@@ -19,17 +18,15 @@ from .layout import (
     NO_IDLE,
     RETIRED_MS,
     milliseconds,
-    new_nonce,
     next_version,
     pack_value,
 )
 from .leases import Lease
+from .names import new_nonce, new_token
 from .records import RedisRecords
-from .scripts import ACQUIRE, COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
-from .terms import NO_CHANNEL, Terms
-from .waiters import new_token, understood
+from .scripts import COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
+from .terms import Terms
 
-_LOAD = pack_args(b"", b"0", b"0", NO_CHANNEL, b"0", b"", b"0")
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 _OUTCOMES = {
@@ -67,7 +64,6 @@ class RedisSessionStore(RedisRecords):
     async def checkout(
         self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
     ) -> Checkout | Missing:
-        self._check_id(session_id)
         keys = self._keys.of(session_id)
         engine = self._engines.here() or await self._engines.get()
         if lock is None:
@@ -75,24 +71,25 @@ class RedisSessionStore(RedisRecords):
         terms = engine.terms(lock)
         grant = await engine.queues.acquire(keys, terms)
         if isinstance(grant, bytes):
-            return _MISSING[grant]
-        taken = _checkout(session_id, grant.value, grant.now)
+            return _missing(grant)
+        now = engine.loop.time()
+        taken = _checkout(session_id, grant.value, now * 1000 + grant.ahead)
         if taken is None:
             engine.queues.release(keys, grant.token, terms)
             return Missing.UNREADABLE
-        taken.seal = engine.leases.hold(keys, grant.token, terms, grant.left)
+        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left)
         taken.token, taken.waited = grant.token.decode(), grant.waited
         return taken
 
     async def create(
         self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
     ) -> Checkout | None:
-        keys = self._keys_of(session_id)
+        keys = self._keys.of(session_id)
         engine = self._engines.here() or await self._engines.get()
         terms = engine.unlocked if lock is None else engine.terms(lock)
         token = b"" if lock is None else new_token()
         times = milliseconds(lifetime.absolute), milliseconds(lifetime.idle)
-        nonce = new_nonce().encode()
+        nonce = new_nonce()
         try:
             reply = await engine.run(
                 CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms
@@ -106,18 +103,20 @@ class RedisSessionStore(RedisRecords):
             return None
         created = Checkout(session_id, record, version, None, lifetime.absolute)
         if token:
-            created.token, created.seal = token.decode(), engine.leases.hold(keys, token, terms, terms.lease)
+            created.token = token.decode()
+            created.seal = engine.leases.hold(keys, token, terms, engine.loop.time(), terms.lease)
         return created
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         engine = self._engines.here() or await self._engines.get()
         keys, token, terms = self._held(engine, checkout)
-        version = next_version(checkout.version)
+        was = checkout.version.encode()
+        version = next_version(was)
         bequeath = release and engine.queues.choose_heir(keys, token)
         if release and not bequeath:  # a renewal that is answered later must not look like a lost lease
             engine.leases.drop(token)
         flags = terms.commit_and_release if release and not bequeath else terms.commit
-        packed_args = _pack_commit(keys, token, checkout.version, version, record, flags)
+        packed_args = _pack_commit(keys, token, was, version, record, flags)
         reply = engine.call(COMMIT, keys.record, packed_args)
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
@@ -125,12 +124,12 @@ class RedisSessionStore(RedisRecords):
             engine.queues.leave(keys, token)
         outcome = _outcome(await reply)
         if outcome is _STORED:
-            checkout.record, checkout.version = record, version
-            if not release:
-                return outcome
-        if release or outcome in (Outcome.GONE, Outcome.LOST):
+            checkout.record, checkout.version = record, version.decode()
+        elif not release and outcome is not Outcome.CONFLICT:
             engine.leases.drop(token)
             engine.queues.leave(keys, token)
+            release = True
+        if release:
             checkout.token = None
         return outcome
 
@@ -139,7 +138,7 @@ class RedisSessionStore(RedisRecords):
         engine: Engine,
         checkout: Checkout,
         reply: asyncio.Future[Reply],
-        version: str,
+        version: bytes,
         record: bytes,
     ) -> Outcome:
         """The lock stays with this process, where the next request goes on with what was stored."""
@@ -163,7 +162,7 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         engine.leases.drop(token)
         retired = RETIRED_MS if retire else b"0"
-        name = new_nonce().encode()  # by which the call knows its own retry
+        name = new_nonce()  # by which the call knows its own retry
         version = checkout.version.encode()
         args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
         reply = engine.call(REMOVE, keys.record, keys.packed + args)
@@ -200,19 +199,26 @@ class RedisSessionStore(RedisRecords):
         return self._keys.of(checkout.session_id), b"", engine.unlocked
 
     async def _load(self, engine: Engine, session_id: str, keys: Keys) -> Checkout | Missing:
-        reply = await engine.call(ACQUIRE, keys.record, keys.packed + _LOAD)
-        kind, *rest = understood(reply)
-        if kind in _MISSING:
-            return _MISSING[kind]
-        return _checkout(session_id, cast(bytes, rest[0]), cast(int, rest[1])) or Missing.UNREADABLE
+        asked = engine.loop.time()
+        found = engine.found(await engine.take(keys, b"", engine.unlocked, asked), asked)
+        if not isinstance(found, tuple):
+            return _missing(found)
+        value, ahead = found
+        return _checkout(session_id, value, engine.loop.time() * 1000 + ahead) or Missing.UNREADABLE
 
 
-def _pack_commit(keys: Keys, token: bytes, was: str, version: str, record: bytes, flags: bytes) -> bytes:
+def _pack_commit(keys: Keys, token: bytes, was: bytes, version: bytes, record: bytes, flags: bytes) -> bytes:
     """The keys and arguments of `COMMIT`; versions have 44 bytes."""
-    return b"%b$%d\r\n%b\r\n$44\r\n%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
-        keys.packed, len(token), token, was.encode(),
-        HEADER_SIZE + len(record), version.encode(), record, flags,
+    return b"%b$%d\r\n%b\r\n$50\r\nasgi1:%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
+        keys.packed, len(token), token, was, HEADER_SIZE + len(record), version, record, flags,
     )  # fmt: skip
+
+
+def _missing(word: bytes) -> Missing:
+    """`SessionStoreError` for what no script answers."""
+    if word in _MISSING:
+        return _MISSING[word]
+    raise SessionStoreError(NOT_OURS)
 
 
 def _outcome(reply: Reply) -> Outcome:
@@ -229,7 +235,7 @@ def _version_of(reply: Reply) -> str:
     raise SessionStoreError(NOT_OURS)
 
 
-def _checkout(session_id: str, value: bytes, now: int) -> Checkout | None:
+def _checkout(session_id: str, value: bytes, now: float) -> Checkout | None:
     """None where the header is not quite ours: the scripts look at its outline only."""
     header = HEADER.match(value)
     if header is None:

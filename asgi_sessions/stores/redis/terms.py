@@ -16,7 +16,7 @@ CLAIM = 1.0  # seconds in which a waiter must take up a lock that was handed to 
 class Terms:
     """On which terms a lock is taken, and what is packed of them for the scripts; times in seconds."""
 
-    lease: float
+    lease: float  # 0: no lock
     wait: float = 0.0
     max_waiters: int = 64
     poll: float = POLL
@@ -25,18 +25,20 @@ class Terms:
     max_hold: float = math.inf
     lease_ms: bytes = field(init=False)
     claim_ms: bytes = field(init=False)  # in which the next holder must take up what is handed over
-    try_once: bytes = field(init=False)  # ARGV 2 to 7 of `ACQUIRE`, which does not queue then
-    commit: bytes = field(init=False)  # ARGV 4 to 6 of `COMMIT`; the lock stays
+    take: bytes = field(init=False)  # ARGV 2 of `TAKE`
+    take_and_tell: bytes = field(init=False)  # ARGV 2 and 3 of `TAKE_AND_TELL`
+    commit: bytes = field(init=False)  # ARGV 4 and 5 of `COMMIT`; the lock stays
     commit_and_release: bytes = field(init=False)
     release: bytes = field(init=False)  # ARGV 2 to 4 of `RELEASE`
 
     def __post_init__(self) -> None:
-        lease = b"%d" % max(round(self.lease * 1000), 1)
+        lease = b"%d" % (max(round(self.lease * 1000), 1) if self.lease else 0)
         claim = b"%d" % max(round(min(CLAIM, self.lease) * 1000), 1)
         bare, clustered = (b"1" if flag else b"0" for flag in (self.bare, self.clustered))
         object.__setattr__(self, "lease_ms", lease)
         object.__setattr__(self, "claim_ms", claim)
-        object.__setattr__(self, "try_once", pack_args(lease, b"0", NO_CHANNEL, b"0", b"", bare))
-        object.__setattr__(self, "commit", pack_args(b"0", claim, clustered))
-        object.__setattr__(self, "commit_and_release", pack_args(b"1", claim, clustered))
+        object.__setattr__(self, "take", pack_args(lease))
+        object.__setattr__(self, "take_and_tell", pack_args(lease, b"0"))
+        object.__setattr__(self, "commit", pack_args(b"", clustered))
+        object.__setattr__(self, "commit_and_release", pack_args(claim, clustered))
         object.__setattr__(self, "release", pack_args(claim, clustered, bare))

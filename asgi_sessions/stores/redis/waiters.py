@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .calls import NOT_OURS, Reply
+from .names import new_token
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import CLAIM, NO_CHANNEL, Terms
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
 POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds
-
-
-def new_token() -> bytes:
-    """The unguessable name of a lease or of a place in a queue, never used twice."""
-    return os.urandom(16).hex().encode()
 
 
 _ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
@@ -39,11 +34,14 @@ def understood(reply: Reply) -> list[bytes | int]:
 
 
 class Grant(NamedTuple):
-    """The lock, and the record as it was at `now` (ms of Redis' clock). `left` of the lease in seconds."""
+    """The lock and the record.
+
+    `ahead` is by how much Redis' clock is ahead of the loop's, in ms; `left` of the lease is in seconds.
+    """
 
     token: bytes
     value: bytes
-    now: int
+    ahead: float
     left: float
     waited: float
 
@@ -82,7 +80,7 @@ class Turn:
         self._place = place  # queued under
         self._place_told = False  # queued with our channel: will be told
         self._message: asyncio.Future[bytes | None] | None = None
-        self._ahead = 0.0  # Redis' clock minus ours, seconds; rather too much than too little
+        self._ahead = 0.0  # Redis' clock of the loop's, ms; rather too much than too little
 
     async def take(self) -> Grant | bytes:
         """The lock, or why there is nothing to lock: b"A" absent, b"R" retired, b"X" not a record.
@@ -103,7 +101,7 @@ class Turn:
             last = self._left() <= 0
             kind, *rest = await self._ask(last)
             if kind == b"L":
-                return self._granted(cast(bytes, rest[0]), cast(int, rest[1]), self._terms.lease)
+                return self._granted(cast(bytes, rest[0]), self._terms.lease)
             if kind == b"F":
                 raise TooManyWaitersError(self._terms.max_waiters)
             if kind not in (b"B", b"W", b"K"):
@@ -146,8 +144,8 @@ class Turn:
             self._place_told = self._address == channel.name
         else:
             channel.forget(fresh)
-        if answer[0] in (b"W", b"K"):
-            self._ahead = cast(int, answer[2]) / 1000 - asked
+        if answer[0] in (b"L", b"W", b"K"):
+            self._ahead = cast(int, answer[2]) - asked * 1000
         self._fresh = b""
         return answer
 
@@ -171,16 +169,16 @@ class Turn:
             self._forget_place()
             return value
         claim = min(CLAIM, self._terms.lease)
-        age = max(self._engine.loop.time() + self._ahead - int(now) / 1000, 0.0)
-        return None if age > claim / 2 else self._granted(value, int(now), claim - age)
+        age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
+        return None if age > claim / 2 else self._granted(value, claim - age)
 
     def _forget_place(self) -> None:
         """The queue is gone, and with it our place."""
         self._engine.channel.forget(self._place)
         self._place = b""
 
-    def _granted(self, value: bytes, now: int, left: float) -> Grant:
-        return Grant(self._place, value, now, left, self._waited())
+    def _granted(self, value: bytes, left: float) -> Grant:
+        return Grant(self._place, value, self._ahead, left, self._waited())
 
     def _undo(self) -> None:
         """Posted, not awaited: it must leave even while this task is being cancelled."""
