@@ -24,11 +24,11 @@ class Content(LiveMetadata):
     __slots__ = ("_data", "_model", "_plain", "_pristine", "client", "loaded")
     __hash__ = None  # type: ignore[assignment]  # as any dict
 
-    def __init__(self, values: Any, model: type[SessionData]) -> None:
+    def __init__(self, values: Any, model: type[SessionData], client: str | None) -> None:
         if values:
             super().__init__(values)
         self._model = model
-        self.client: str | None = None  # the fingerprint of fresh records
+        self.client = client  # the fingerprint of fresh records
         self._plain: PlainRecord | None = None  # the loaded record, until it is typed
         self._data: SessionData | None = None
         self._pristine = b""  # a record without content: as it was made or emptied
@@ -49,7 +49,7 @@ class Content(LiveMetadata):
         """Take note that `record`, sealed just now, is what the store holds."""
         self.loaded = record
         if self._plain is not None:
-            self._plain.committed()
+            self._plain.committed(record)
 
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
@@ -166,13 +166,13 @@ class Content(LiveMetadata):
         dict.update(self, values)
 
     def _values(self) -> dict[str, Any]:
-        """The values as an exact dict, which encodes fastest; dict(self) would ask the handle's methods."""
+        """The values as an exact dict, which encodes fastest; other ways ask the handle's own methods."""
         return dict(dict.items(self))
 
     def _seal_plain(self) -> bytes | None:
         assert self._plain is not None  # noqa: S101  # seal() has looked
         try:
-            return self._plain.seal(self._values())
+            return self._plain.seal(self._values)
         except ValueError:
             return None  # the typed way says which value it was
 

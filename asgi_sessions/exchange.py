@@ -42,19 +42,17 @@ class Settings:
 class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
-    __slots__ = (
-        "_began", "_presented", "_refreshes", "_scope", "_send", "_settings", "_started", "session", "unit",
-    )  # fmt: skip
+    _started = False  # the answer's headers have left
 
     def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
-        self.session = Session(model=settings.rules.model)
-        client = settings.client.of(scope) if settings.client is not None else None
-        self.unit = Unit(settings.rules, self.session, client)
+        rules, reader = settings.rules, settings.client
+        client = reader.of(scope) if reader is not None else None
+        self.session = Session(model=rules.model, client=client)
+        self.unit = self.session.unit = Unit(rules, self.session, client)
         self._settings = settings
         self._scope = scope
         self._send = send
         self._presented = presented
-        self._started = False  # the answer's headers have left
         # the cookie is to be sent again: signed by an old key, or rolling and old enough
         self._refreshes = presented.session_id is not None and (
             presented.stale_key or self._is_due(presented.issued_at)
@@ -68,7 +66,7 @@ class Exchange:
         if self._presented.session_id is not None:
             await self.unit.open(self._presented.session_id, read_only=read_only)
         if read_only:
-            self.session.set_mode(Mode.READ_ONLY)
+            self.session.mode = Mode.READ_ONLY
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """Nothing more is stored; the error is answered where it is the session's, else it rises."""
@@ -82,7 +80,7 @@ class Exchange:
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
         if self.unit.is_settled:
-            self.session.set_mode(_CLOSED)
+            self.session.mode = _CLOSED
         else:
             await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
@@ -158,12 +156,8 @@ def _is_cacheable(headers: Headers) -> bool:
 class HTTPExchange(Exchange):
     """Holds `http.response.start` back until what the app changed is stored, or answers for it."""
 
-    __slots__ = ("_failure", "_held_start")
-
-    def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
-        super().__init__(settings, scope, send, presented)
-        self._held_start: Message | None = None
-        self._failure: Exception | None = None
+    _held_start: Message | None = None
+    _failure: Exception | None = None
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
@@ -181,7 +175,7 @@ class HTTPExchange(Exchange):
                 self._raise_failure()
             elif self.session.mode is _OPEN and not message.get("more_body", False):
                 await self._commit(release=True)
-                self.session.set_mode(_CLOSED)
+                self.session.mode = _CLOSED
         await self._send(message)
 
     async def finish(self) -> None:
@@ -233,7 +227,7 @@ class HTTPExchange(Exchange):
             await self._commit(release=release)
         start, self._held_start = self._held_start, None
         if session.mode is _OPEN and (release or not self.unit.keeps_record):
-            session.set_mode(_CLOSED)
+            session.mode = _CLOSED
         if self._refreshes:
             await self._check_refresh()
         if start is not None:
@@ -258,8 +252,6 @@ class HTTPExchange(Exchange):
 
 class WebSocketExchange(Exchange):
     """Loads without a lock; changes go through `Session.transaction()`. A new cookie rides on the accept."""
-
-    __slots__ = ()
 
     async def open(self, *, read_only: bool) -> None:
         """As for HTTP, always without the lock."""

@@ -61,32 +61,19 @@ class Holding:
     Once the answer's headers are out (`deliverable` False) no session can begin or change its id.
     """
 
-    __slots__ = (
-        "_began",
-        "_checkout",
-        "_fingerprint",
-        "_known_user",
-        "_lost",
-        "_retired",
-        "cookie_gone",
-        "deliverable",
-        "new_cookie",
-        "rules",
-        "session",
-    )
+    new_cookie: str | None = None
+    cookie_gone = False
+    deliverable = True
+    _checkout: Checkout | None = None
+    _began = 0.0  # of the checkout
+    _known_user: str | None = None
+    _lost = False  # the lease ended under us
+    _retired = False  # the id was replaced: the client has, or will have, another cookie
 
     def __init__(self, rules: Rules, session: Session, fingerprint: str | None) -> None:
         self.session = session
-        self.new_cookie: str | None = None
-        self.cookie_gone = False
-        self.deliverable = True
         self.rules = rules
         self._fingerprint = fingerprint
-        self._checkout: Checkout | None = None
-        self._began = 0.0  # of the checkout
-        self._known_user: str | None = None
-        self._lost = False  # the lease ended under us
-        self._retired = False  # the id was replaced: the client has, or will have, another cookie
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -98,21 +85,20 @@ class Holding:
             self._retired = taken is Missing.RETIRED
             self.rules.events.emit(_WHY_MISSING[taken], session_id)
             return
-        await self._accept(taken)
-
-    async def _accept(self, taken: Checkout) -> bool:
-        """Load the record into the handle; False, and nothing held, where this client must not see it."""
-        self._checkout, self._began, self._lost = taken, time.monotonic(), False
         refusal = self._show(taken)
         if refusal is not None:
-            self.session.forget()
-            self.rules.events.emit(refusal, taken.session_id)
-            await self.abandon()
-            self._checkout = None
-        return refusal is None
+            await self._refuse(refusal, taken)
+
+    async def _refuse(self, refusal: str, taken: Checkout) -> None:
+        """Hold nothing: this client must not see the record."""
+        self.session.forget()
+        self.rules.events.emit(refusal, taken.session_id)
+        await self.abandon()
+        self._checkout = None
 
     def _show(self, taken: Checkout) -> str | None:
         """Load the handle; the name of an event where the record must not be shown to this client."""
+        self._checkout, self._began, self._lost = taken, time.monotonic(), False
         try:
             self.session.load(taken.record)
             identity = self.session.identity()
@@ -308,7 +294,7 @@ class Holding:
         """Let go without storing what is not stored yet. A transaction of another task goes on."""
         if self._is_busy_elsewhere():
             return
-        self.session.set_mode(_CLOSED)
+        self.session.mode = _CLOSED
         await self.abandon()
 
     def _is_busy_elsewhere(self) -> bool:

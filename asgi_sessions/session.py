@@ -71,15 +71,17 @@ class Session(TrackedDict):
     chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_fate", "_mode", "_unit", "is_new")
+    __slots__ = ("fate", "is_new", "mode", "unit")
 
-    def __init__(self, values: Any = (), /, *, model: type[SessionData] = SessionData) -> None:
-        super().__init__(values, model)
+    def __init__(
+        self, values: Any = (), /, *, model: type[SessionData] = SessionData, client: str | None = None
+    ) -> None:
+        super().__init__(values, model, client)
         self.accessed = self.modified = False
         self.is_new = True
-        self._unit: UnitOfWork | None = None
-        self._mode = _OPEN
-        self._fate = _KEEP
+        self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
+        self.mode = _OPEN  # what an app may do now
+        self.fate = _KEEP  # what the app wants to become of the id
 
     # -- the typed record -------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Session(TrackedDict):
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
-        if self._mode is not _OPEN:
+        if self.mode is not _OPEN:
             self.require_open()
         self.accessed = True
         self.modified = True
@@ -132,7 +134,7 @@ class Session(TrackedDict):
         """
         self.mark_modified()
         self.empty(new_session_id())
-        self._fate = Fate.END
+        self.fate = Fate.END
 
     # -- storing before the response ----------------------------------------------------------------------
 
@@ -159,40 +161,31 @@ class Session(TrackedDict):
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         super().load(record)
-        self._fate = _KEEP
+        self.fate = _KEEP
         self.is_new = False
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
         super().forget()
-        self._fate = _KEEP
+        self.fate = _KEEP
         self.is_new = True
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
         super().committed(record)
-        self._fate = _KEEP
-
-    def set_mode(self, mode: Mode) -> None:
-        """From now on let the app change the session, or not."""
-        self._mode = mode
-
-    @property
-    def mode(self) -> Mode:
-        """What an app may do now."""
-        return self._mode
+        self.fate = _KEEP
 
     def is_open(self) -> bool:
         """Whether a change made here is stored: by the request, or by the transaction around it."""
-        if self._mode is _TRANSACTION:
-            return self._unit is not None and self._unit.is_inside()
-        return self._mode is _OPEN
+        if self.mode is _TRANSACTION:
+            return self.unit is not None and self.unit.is_inside()
+        return self.mode is _OPEN
 
     def require_open(self) -> None:
         """Raise the error that says why a change could not be stored; nothing where it can."""
         if self.is_open():
             return
-        if self._mode is not Mode.CLOSED:
+        if self.mode is not Mode.CLOSED:
             raise ReadOnlySessionError(
                 "this session was loaded without its lock; change it in `async with session.transaction()`"
             )
@@ -201,28 +194,13 @@ class Session(TrackedDict):
             " make it in `async with session.transaction()`"
         )
 
-    def attach(self, unit: UnitOfWork, client: str | None) -> None:
-        """Be stored by this unit; fresh records carry the client's fingerprint."""
-        self._unit = unit
-        self.client = client
-
-    @property
-    def unit(self) -> UnitOfWork | None:
-        """What stores this session; None for a handle that belongs to no request."""
-        return self._unit
-
-    @property
-    def fate(self) -> Fate:
-        """What the app wants to become of the id."""
-        return self._fate
-
     def change(self) -> Change:
         """What a commit has to do. Pure: the table of the whole product's writing."""
         if self.loaded is None:
             return _NOTHING if self.is_blank() else Change.CREATE
-        if self._fate is _END:
+        if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        moves = self._fate is _MOVE
+        moves = self.fate is _MOVE
         if not self.accessed or not self.is_changed(self.modified):
             return Change.MOVE if moves else _NOTHING
         if self.modified and self.is_blank():
@@ -233,13 +211,13 @@ class Session(TrackedDict):
     def savepoint(self) -> Iterator[SessionData]:
         """Yield the record; an exception brings back what it was, or what was stored since (`save`)."""
         before, loaded = self.snapshot(), self.loaded
-        fate, modified = self._fate, self.modified
+        fate, modified = self.fate, self.modified
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
             if self.loaded is loaded:
                 self.restore(before)
-                self._fate = fate
+                self.fate = fate
             else:  # stored under another id perhaps, or ended: the old record must not come back
                 self._return_to_stored()
             self.modified = modified
@@ -248,8 +226,8 @@ class Session(TrackedDict):
     # -- inside -------------------------------------------------------------------------------------------
 
     def _move(self) -> None:
-        if self._fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
-            self._fate = _MOVE
+        if self.fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
+            self.fate = _MOVE
 
     def _return_to_stored(self) -> None:
         is_new = self.is_new
@@ -260,10 +238,10 @@ class Session(TrackedDict):
             self.is_new = is_new
 
     def _work(self) -> UnitOfWork:
-        if self._unit is None:
+        if self.unit is None:
             raise SessionClosedError("this session belongs to no request")
-        self._unit.session = self
-        return self._unit
+        self.unit.session = self
+        return self.unit
 
 
 held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default=())

@@ -42,88 +42,88 @@ class TrackedDict(Content):
 
     def __getitem__(self, key: str) -> Any:
         self.accessed = True
-        return super().__getitem__(key)
+        return dict.__getitem__(self, key)
 
     def get(self, key: str, default: Any = None, /) -> Any:
         self.accessed = True
-        return super().get(key, default)
+        return dict.get(self, key, default)
 
     def __contains__(self, key: object) -> bool:
         self.accessed = True
-        return super().__contains__(key)
+        return dict.__contains__(self, key)
 
     def __iter__(self) -> Iterator[str]:
         self.accessed = True
-        return super().__iter__()
+        return dict.__iter__(self)
 
     def __len__(self) -> int:
         self.accessed = True
-        return super().__len__()
+        return dict.__len__(self)
 
     def __reversed__(self) -> Iterator[str]:
         self.accessed = True
-        return super().__reversed__()
+        return dict.__reversed__(self)
 
     def __eq__(self, other: object) -> bool:
         self.accessed = True
-        return super().__eq__(other)
+        return dict.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
         self.accessed = True
-        return super().__ne__(other)
+        return dict.__ne__(self, other)
 
     def __or__(self, other: Any, /) -> Any:
         self.accessed = True
-        return super().__or__(other)
+        return dict.__or__(self, other)
 
     def __ror__(self, other: Any, /) -> Any:
         self.accessed = True
-        return super().__ror__(other)
+        return dict.__ror__(self, other)
 
     def copy(self) -> dict[str, Any]:
         self.accessed = True
-        return super().copy()
+        return dict.copy(self)
 
     def keys(self) -> Any:
         self.accessed = True
-        return super().keys()
+        return dict.keys(self)
 
     def values(self) -> Any:
         self.accessed = True
-        return super().values()
+        return dict.values(self)
 
     def items(self) -> Any:
         self.accessed = True
-        return super().items()
+        return dict.items(self)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.mark_modified()
-        super().__setitem__(key, value)
+        dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
         self.mark_modified()
-        super().__delitem__(key)
+        dict.__delitem__(self, key)
 
     def pop(self, key: str, *default: Any) -> Any:
         if key in self:
             self.mark_modified()
-        return super().pop(key, *default)
+        return dict.pop(self, key, *default)
 
     def popitem(self) -> tuple[str, Any]:
         if self:
             self.mark_modified()
-        return super().popitem()
+        return dict.popitem(self)
 
     def setdefault(self, key: str, default: Any = None, /) -> Any:
         if key not in self:
             self.mark_modified()
-        return super().setdefault(key, default)
+        return dict.setdefault(self, key, default)
 
     def update(self, *args: Any, **values: Any) -> None:
         self.mark_modified()
-        super().update(*args, **values)
+        dict.update(self, *args, **values)
 
     def __ior__(self, other: Any, /) -> TrackedDict:  # type: ignore[override]  # as Starlette's
         self.mark_modified()
-        super().update(other)
+        dict.update(self, other)
         return self

@@ -10,7 +10,7 @@ import anyio
 
 from .data import SessionData
 from .errors import LockTimeoutError, SessionClosedError, SessionConflictError
-from .holding import Holding, Rules
+from .holding import Holding
 from .session import Change, Mode, Session
 from .stores.checkout import Missing, raise_for
 
@@ -28,14 +28,9 @@ class Unit(Holding):
     meanwhile is refused. `refused` says that the app's last `save` or `release` failed.
     """
 
-    __slots__ = ("_transaction", "_turn", "refused")
-
-    def __init__(self, rules: Rules, session: Session, fingerprint: str | None) -> None:
-        super().__init__(rules, session, fingerprint)
-        session.attach(self, fingerprint)
-        self.refused = False
-        self._turn: anyio.Lock | None = None
-        self._transaction: object | None = None  # the one under way that took a turn of its own
+    refused = False
+    _turn: anyio.Lock | None = None
+    _transaction: object | None = None  # the one under way that took a turn of its own
 
     def holds(self, store: object, session_id: str) -> bool:
         """Whether this session of this store is the unit's record."""
@@ -52,7 +47,7 @@ class Unit(Holding):
         raise_for(await self.store_changes(release=release))
         self.refused = False
         if release and not self._is_busy_elsewhere():
-            self.session.set_mode(Mode.CLOSED)
+            self.session.mode = Mode.CLOSED
 
     @asynccontextmanager
     async def transaction(self, session: Session) -> AsyncIterator[SessionData]:
@@ -81,7 +76,7 @@ class Unit(Holding):
             finally:
                 _inside.set(around)
                 self._transaction = None
-                self.session.set_mode(mode)
+                self.session.mode = mode
 
     def refuse_unseen_change(self) -> None:
         """Raise where a read-only session was changed within a value: it would be lost without a word."""
@@ -110,7 +105,7 @@ class Unit(Holding):
         """Lock and load anew for one block, commit and release after it."""
         self.refuse_unseen_change()
         await self._retake()
-        self.session.set_mode(Mode.TRANSACTION)
+        self.session.mode = Mode.TRANSACTION
         try:
             yield self.session.data
             raise_for(await self.store_changes(release=True))
@@ -137,7 +132,11 @@ class Unit(Holding):
         if isinstance(taken, Missing):
             self._retired = taken is Missing.RETIRED
             self._forget_record()
-        if isinstance(taken, Missing) or not await self._accept(taken):
+        else:
+            refusal = self._show(taken)
+            if refusal is not None:
+                await self._refuse(refusal, taken)
+        if self._checkout is None:
             raise SessionConflictError("the session has ended since it was loaded")
 
     @property

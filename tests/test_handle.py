@@ -345,7 +345,7 @@ def test_a_change_that_could_not_be_stored_raises_at_once(
     """Every way of changing is refused, the remedy is named, and nothing has changed."""
     session = loaded(metadata={"old": 1})
     before = encode_checked(session.data)
-    session.set_mode(mode)
+    session.mode = mode
     with pytest.raises(error, match=r"session\.transaction\(\)"):
         forbidden(session)
     assert encode_checked(session.data) == before
@@ -357,7 +357,7 @@ def test_a_change_that_could_not_be_stored_raises_at_once(
 def test_what_changes_nothing_is_allowed_in_any_mode(mode: Mode) -> None:
     """A key that is there or absent is looked up, not changed."""
     session = loaded(metadata={"old": 1})
-    session.set_mode(mode)
+    session.mode = mode
     assert session.setdefault("old", 2) == 1
     assert session.pop("absent", None) is None
     assert session.get("old") == 1

@@ -433,7 +433,7 @@ def _decoded(record: bytes) -> tuple[SessionData | None, set[str]]:
 
 def _sealed(plain: PlainRecord) -> bytes | None:
     try:
-        return plain.seal(plain.metadata)
+        return plain.seal(lambda: plain.metadata)
     except ValueError:
         return None
 
