@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -25,7 +25,7 @@ SameSite: TypeAlias = Literal["lax", "strict", "none"]
 Reason: TypeAlias = Literal["bad_signature", "ambiguous", "absurd"]
 
 SALT = b"asgi_sessions.cookie"
-MAX_COOKIE_BYTES = 65_536  # of all cookie headers of one request together
+MAX_COOKIE_BYTES = 65_536  # of the cookie header, or all its lines together
 MAX_CANDIDATES = 4  # cookies of our name whose signature is checked
 MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
 MAX_REMEMBERED = 4096  # verified tokens that need no second HMAC, under 2 MB
@@ -160,17 +160,15 @@ AMBIGUOUS = Presented(reason="ambiguous", presented=True)
 ABSURD = Presented(reason="absurd")
 
 
-def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
-    """The values of every cookie called exactly `name` in these header lines, in order; [] where none is.
+def cookie_values(line: bytes, name: bytes) -> list[bytes]:
+    """The values of every cookie called exactly `name` in this header, in order; [] where none is.
 
-    HTTP/2 may split the header into lines (RFC 9113 section 8.2.3). Only space and tab are trimmed and
-    nothing is unquoted: a parser that knows more ways to read a name finds cookies that the browser did not
-    set. A piece without ``=`` has no name and is passed over. Linear time; never raises.
+    Only space and tab are trimmed and nothing is unquoted: a parser that knows more ways to read a name finds
+    cookies that the browser did not set. A piece without ``=`` has no name and is passed over. Linear time;
+    never raises.
     """
     found: list[bytes] = []
-    for line in lines:
-        if name not in line:
-            continue
+    if name in line:
         for pair in line.split(b";"):
             key, equals, value = pair.partition(b"=")
             if equals and key.strip(_BLANK) == name:
@@ -213,21 +211,20 @@ class SessionCookie:
         removal = f"{name}=null; path={path}; expires=Thu, 01 Jan 1970 00:00:00 GMT; "
         self._removals = tuple((removal + flags).encode("ascii") for flags in self._flags)
 
-    def read(self, headers: Iterable[tuple[bytes, bytes]]) -> Presented:
-        """What these request headers say about the session; `NO_COOKIE` where ours is absent. Never raises.
+    def read(self, line: bytes | None) -> Presented:
+        """What a request's `cookie` header says; `NO_COOKIE` where ours is not in it. Never raises.
 
         The first four cookies of our name are verified. Two different valid ids mean that somebody planted
         one (a sibling domain, a longer path): which one is not for us to guess, so neither counts.
         """
-        lines = [value for name, value in headers if name == b"cookie"]
-        if not lines:
+        if not line:
             return NO_COOKIE
-        if sum(map(len, lines)) > MAX_COOKIE_BYTES:
+        if len(line) > MAX_COOKIE_BYTES:
             return ABSURD
-        if len(lines) == 1 and b";" not in lines[0] and lines[0].startswith(self._alone):
-            tokens = [lines[0][len(self._alone) :].strip(_BLANK)]  # the only cookie there is
+        if line.startswith(self._alone) and b";" not in line:  # the only cookie there is
+            tokens = [line[len(self._alone) :].strip(_BLANK)]
         else:
-            tokens = cookie_values(lines, self._name)
+            tokens = cookie_values(line, self._name)
         if len(tokens) == 1:
             return self._known.get(tokens[0]) or self._remember(tokens[0])
         return self._judge(tokens[:MAX_CANDIDATES]) if tokens else NO_COOKIE

@@ -10,6 +10,7 @@ from .answers import Answers, status_of
 from .cookie import Presented, SessionCookie, vary_cookie
 from .events import AMBIGUOUS_COOKIE, BAD_SIGNATURE
 from .fingerprint import FingerprintReader
+from .headers import ByName
 from .holding import Rules
 from .session import Mode, Session
 from .stores.checkout import Outcome, raise_for
@@ -44,9 +45,11 @@ class Exchange:
 
     _started = False  # the answer's headers have left
 
-    def __init__(self, settings: Settings, scope: Scope, send: Send, presented: Presented) -> None:
+    def __init__(
+        self, settings: Settings, scope: Scope, headers: ByName, send: Send, presented: Presented
+    ) -> None:
         rules, reader = settings.rules, settings.client
-        client = reader.of(scope) if reader is not None else None
+        client = reader.of(scope, headers) if reader is not None else None
         self.session = Session(model=rules.model, client=client)
         self.unit = self.session.unit = Unit(rules, self.session, client)
         self._settings = settings

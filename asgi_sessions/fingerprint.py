@@ -14,6 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
+from .headers import ByName
 from .types import Scope
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -82,10 +83,10 @@ class FingerprintReader:
         self._address = ClientAddress(trusted_proxies).of
         self._cached: Callable[[str, bytes], str] = lru_cache(CACHED_CLIENTS)(self._hash)
 
-    def of(self, scope: Scope) -> str:
+    def of(self, scope: Scope, headers: ByName) -> str:
         """The hash for this request, 64 hexadecimal digits; an absent header counts as ""."""
-        address = self._address(scope) if self._ip else ""
-        agent = _header(scope, b"user-agent", b", ") if self._user_agent else b""
+        address = self._address(scope, headers) if self._ip else ""
+        agent = headers.get(b"user-agent", b"") if self._user_agent else b""
         if len(agent) > CACHED_CHARACTERS or len(address) > MAX_ADDRESS_CHARACTERS:
             return self._hash(address, agent)
         return self._cached(address, agent)
@@ -111,7 +112,7 @@ class ClientAddress:
         self._trusts: Callable[[str], bool] = lru_cache(CACHED_CLIENTS)(self._is_trusted)
         self._resolved: Callable[[str, str, str], str] = lru_cache(CACHED_CLIENTS)(self._resolve)
 
-    def of(self, scope: Scope) -> str:
+    def of(self, scope: Scope, headers: ByName) -> str:
         """The client's address; the peer's unless a trusted proxy says more; "" where there is none.
 
         Proxy headers are read from the right, past trusted addresses, to the first one that is not: what lies
@@ -124,8 +125,8 @@ class ClientAddress:
         peer: str = (client[0] or "") if client else ""
         if not self._proxied or not self._trusts(peer):
             return peer
-        listed = _header(scope, b"x-forwarded-for", b",").decode("latin-1")
-        forwarded = _header(scope, b"forwarded", b",").decode("latin-1")
+        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
         if len(listed) + len(forwarded) > CACHED_CHARACTERS:
             return self._resolve(peer, listed, forwarded)
         return self._resolved(peer, listed, forwarded)
@@ -175,10 +176,6 @@ def _network(entry: TrustedProxy) -> IPNetwork:
     if mapped is not None and network.prefixlen >= 96:
         return IPv4Network((mapped, network.prefixlen - 96))
     return network
-
-
-def _header(scope: Scope, name: bytes, separator: bytes) -> bytes:
-    return separator.join([value for key, value in scope["headers"] if key == name])
 
 
 def _listed_hops(listed: str) -> list[str | None]:

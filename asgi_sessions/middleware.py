@@ -11,6 +11,7 @@ from .data import SessionData
 from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .exchange import HTTPExchange, Settings, WebSocketExchange
 from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .headers import ByName, by_name
 from .holding import Rules
 from .options import (
     Routes,
@@ -111,10 +112,11 @@ class SessionMiddleware:
         kind = _EXCHANGES.get(scope["type"])
         if kind is None or self._passes_through(scope):
             return await self._hand_on(scope, receive, send)
-        presented = self._settings.cookie.read(scope["headers"])
-        if not self._admits(scope, presented):
+        headers = by_name(scope["headers"])
+        presented = self._settings.cookie.read(headers.get(b"cookie"))
+        if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
-        exchange = kind(self._settings, scope, send, presented)
+        exchange = kind(self._settings, scope, headers, send, presented)
         current = held.set((*held.get(), exchange.session))
         try:
             await exchange.open(read_only=self._read_only is not None and self._read_only(scope))
@@ -163,14 +165,13 @@ class SessionMiddleware:
             return False
         return unit.rules.cookie_name == self._settings.rules.cookie_name
 
-    def _admits(self, scope: Scope, presented: Presented) -> bool:
+    def _admits(self, scope: Scope, headers: ByName, presented: Presented) -> bool:
         if presented.reason == "absurd":
             self._events.emit(ABSURD_COOKIE)
             return False
         if self._origins is None or scope["type"] != "websocket":
             return True
-        origins = [value for name, value in scope["headers"] if name == b"origin"]
-        if len(origins) == 1 and origins[0].lower() in self._origins:
+        if headers.get(b"origin", b"").lower() in self._origins:
             return True
         self._events.emit(ORIGIN_REFUSED)
         return False

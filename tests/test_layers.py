@@ -22,7 +22,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS: tuple[set[str], ...] = (
     {"errors", "types", "stores"},
     {"record"},
-    {"fields", "plain"},
+    {"fields", "plain", "headers"},
     {"data", "stores.checkout"},
     {"fingerprint", "cookie", "events", "content", "stores.local"},
     {"tracking"},
