@@ -22,6 +22,7 @@ else:
         hiredis = None
 
 _MORE = object()  # the parser's word for a reply that is not whole yet
+_BUFFER_BYTES = 65_536
 
 
 class Parser(Protocol):
@@ -40,8 +41,11 @@ class Pending(Protocol):
 Call = TypeVar("Call", bound=Pending)
 
 
-class Wire(asyncio.Protocol, Generic[Call]):
+class Wire(asyncio.BufferedProtocol, Generic[Call]):
     """Parses what arrives, gives each reply to the oldest of the `calls`, and says when the connection ends.
+
+    It reads into a buffer of its own: asyncio makes a new one of 256 KiB for whoever has none, each time, and
+    to get that from the system takes as long as a script.
 
     `on_error` gets error replies as exceptions and does not raise. `lost` gets the reason as an exception.
     """
@@ -59,15 +63,20 @@ class Wire(asyncio.Protocol, Generic[Call]):
         )
         self._calls = calls
         self._on_error = on_error
+        self._buffer = bytearray(_BUFFER_BYTES)
         self._stream = transport.get_protocol()  # redis-py's, which has to learn of the end too
         transport.set_protocol(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Hand on every reply that is whole now."""
         if self.lost.done():
             return  # given up: the calls of now belong to another connection
         try:
-            self._reader.feed(data)
+            self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # takes any buffer
             while (reply := self._reader.gets(False)) is not _MORE:
                 if isinstance(reply, Exception):
                     self._on_error(reply)
