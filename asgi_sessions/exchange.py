@@ -200,15 +200,15 @@ class HTTPExchange(Exchange):
 
     def _holds_back(self, start: Message) -> bool:
         """Keep the start of a good answer whose body is known to end: one trip may commit and release."""
-        if self._failure is not None or self._is_error_page(start) or not self._ends_at_once(start):
+        if self._is_error_page(start) or self._failure is not None or not self._ends_at_once(start):
             return False
         self._held_start = start
         return True
 
     def _is_error_page(self, start: Message) -> bool:
         """Whether nothing is to be stored: a server error, or after a failed commit any error."""
-        failed = self._failure is not None or self.unit.refused
-        return bool(start["status"] >= (400 if failed else 500))
+        status = start["status"]
+        return bool(status >= 400 and (status >= 500 or self._failure is not None or self.unit.refused))
 
     async def _on_start(self, start: Message) -> None:
         if self._failure is not None and start["status"] < 400:
@@ -247,10 +247,10 @@ class HTTPExchange(Exchange):
 
     def _ends_at_once(self, start: Message) -> bool:
         """Whether the body is of known length, so that its first message may be the last."""
-        if start["status"] in (204, 304) or self._scope["method"] == "HEAD":
-            return True
         headers = start.get("headers", ())
-        return b"content-length" in dict(headers) or any(n.lower() == b"content-length" for n, _ in headers)
+        if b"content-length" in dict(headers) or start["status"] in (204, 304):
+            return True
+        return self._scope["method"] == "HEAD" or any(n.lower() == b"content-length" for n, _ in headers)
 
 
 class WebSocketExchange(Exchange):

@@ -43,18 +43,24 @@ class Pool(Protocol):
 class Call:
     """A command under way and the future of its reply."""
 
-    __slots__ = ("future", "hops", "packed", "packed_args", "script", "sent_twice", "since")
+    __slots__ = ("future", "hops", "packed", "script", "sent_twice", "since")
 
     def __init__(
-        self, script: Script | None, packed_args: bytes, future: asyncio.Future[Reply], since: float
+        self, script: Script | None, packed: bytes, future: asyncio.Future[Reply], since: float
     ) -> None:
-        self.script = script  # None: the arguments are the whole command
-        self.packed_args = packed_args
+        self.script = script  # None: a plain command
+        self.packed = packed
         self.future = future
         self.since = since
-        self.packed = packed_args if script is None else script.by_sha + packed_args
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
+
+    def teach(self) -> bool:
+        """Make ready to be sent with the script's body; False where that is not what is missing."""
+        if self.script is None or not self.packed.startswith(self.script.by_sha):
+            return False
+        self.packed = self.script.by_body + self.packed[len(self.script.by_sha) :]
+        return True
 
     def fail(self, message: str, cause: BaseException | None = None) -> None:
         """Give the caller a `SessionStoreError` of its own."""

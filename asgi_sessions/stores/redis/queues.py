@@ -170,19 +170,21 @@ class Queues:
         if queue is not None and queue.token:
             self.leave(keys, queue.token)
 
-    def choose_heir(self, keys: Keys, token: bytes) -> bool:
-        """Whether there is somebody to whom the lock goes when the commit that follows is stored.
+    def settle(self, keys: Keys, token: bytes) -> bool:
+        """Whether there is an heir, to whom the lock goes when the commit that follows is stored.
 
-        Chosen before the commit is sent: who comes later could be handed a record that is older than
-        its request.
+        Without one the commit lets the lock go in Redis, and the next one here asks. The heir is chosen
+        before the commit is sent: who comes later could be handed a record that is older than its request.
         """
         queue = self._queues.get(keys.record)
-        if queue is None or not queue.waiting or not token or queue.token != token:
+        if queue is None or queue.token != token or not token or queue.heir is not None:
             return False
-        if queue.heir is not None or queue.passed >= PASSES:
-            return False
-        queue.heir = queue.waiting.pop(0)
-        return True
+        if queue.waiting and queue.passed < PASSES:
+            queue.heir = queue.waiting.pop(0)
+            return True
+        queue.passed = 0
+        self._next(keys.record, queue)
+        return False
 
     def disinherit(self, keys: Keys) -> None:
         """The heir is the first of those who wait again: it has to ask Redis what became of the commit."""

@@ -112,16 +112,15 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         was = checkout.version.encode()
         version = next_version(was)
-        bequeath = release and engine.queues.choose_heir(keys, token)
-        if release and not bequeath:  # a renewal that is answered later must not look like a lost lease
-            engine.leases.drop(token)
-        flags = terms.commit_and_release if release and not bequeath else terms.commit
+        bequeath = release and engine.queues.settle(keys, token)
+        flags = terms.commit
+        if release and not bequeath:
+            engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
+            flags = terms.commit_and_release
         packed_args = _pack_commit(keys, token, was, version, record, flags)
         reply = engine.call(COMMIT, keys.record, packed_args)
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
-        if release:
-            engine.queues.leave(keys, token)
         outcome = _outcome(await reply)
         if outcome is _STORED:
             checkout.record, checkout.version = record, version.decode()

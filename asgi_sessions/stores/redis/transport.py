@@ -55,7 +55,7 @@ class Lane:
     def run(self, script: Script, packed_args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
         future: asyncio.Future[Reply] = asyncio.Future(loop=self._loop)
-        self.put(Call(script, packed_args, future, self._loop.time()))
+        self.put(Call(script, script.by_sha + packed_args, future, self._loop.time()))
         return future
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
@@ -163,8 +163,7 @@ class Lane:
         """An error reply; not the last word where the script is unknown or the key lives elsewhere."""
         if call.future.done():
             return
-        if isinstance(error, NoScriptError) and call.script is not None:
-            call.packed = call.script.by_body + call.packed_args
+        if isinstance(error, NoScriptError) and call.teach():
             self.put(call)
         elif self._redirect is None or not self._redirect(call, error):
             call.fail("Redis refused the call", error)
