@@ -160,6 +160,8 @@ class SessionMiddleware:
         if self._excluded is not None and self._excluded(scope):
             return True
         around = scope.get("session")
+        if around is None:
+            return False
         unit = around.unit if isinstance(around, Session) else None
         if not isinstance(unit, Unit) or unit.rules.store is not self.store:
             return False

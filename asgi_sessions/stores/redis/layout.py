@@ -14,7 +14,7 @@ from ..checkout import RETIRED_FOR
 from .names import new_nonce
 from .scripts import Keys
 
-KNOWN = 2048  # sessions whose keys are not made anew for each request, about 2 MB
+KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 MB
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
 HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
 _NONCE = 16

@@ -19,7 +19,6 @@ from .engine import Engine, Engines
 from .layout import KeySpace, milliseconds, unpack
 from .names import new_nonce
 from .scripts import LINK, REMOVE, SET, UNLINK, pack_args
-from .terms import CLAIM
 from .transport import Lane
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
@@ -96,7 +95,7 @@ class RedisRecords(SessionStore):
     async def delete_batch(self, session_ids: Iterable[str]) -> int:
         keys = [self._keys.of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
-        args = pack_args(b"", b"", b"0", milliseconds(CLAIM), engine.clustered, b"")
+        args = pack_args(b"", b"", b"0", engine.unlocked.claim_ms, engine.clustered, b"")
         calls = [engine.call(REMOVE, each.record, each.packed + args) for each in keys]
         for each in keys:
             engine.queues.dismiss(each)

@@ -9,7 +9,8 @@ from .scripts import pack_args
 
 NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
 POLL = 1.0  # seconds between two questions of a waiter that is told, in case the message was lost
-CLAIM = 1.0  # seconds in which a waiter must take up a lock that was handed to it
+CLAIM = 1.0  # seconds after which the next one has a lock that a dead waiter was given
+NOTICE = 0.01  # seconds of it in which that next one notices; the others are the waiter's to take it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Terms:
     clustered: bool = False
     max_hold: float = math.inf
     lease_ms: bytes = field(init=False)
-    claim_ms: bytes = field(init=False)  # in which the next holder must take up what is handed over
+    claim: float = field(init=False)  # in which the next holder must take up what is handed over
+    claim_ms: bytes = field(init=False)
     take: bytes = field(init=False)  # ARGV 2 of `TAKE`
     take_and_tell: bytes = field(init=False)  # ARGV 2 and 3 of `TAKE_AND_TELL`
     commit: bytes = field(init=False)  # ARGV 4 and 5 of `COMMIT`; the lock stays
@@ -33,9 +35,12 @@ class Terms:
 
     def __post_init__(self) -> None:
         lease = b"%d" % (max(round(self.lease * 1000), 1) if self.lease else 0)
-        claim = b"%d" % max(round(min(CLAIM, self.lease) * 1000), 1)
+        most = min(CLAIM, self.lease)
+        seconds = max(most - NOTICE, most / 2)
+        claim = b"%d" % max(round(seconds * 1000), 1)
         bare, clustered = (b"1" if flag else b"0" for flag in (self.bare, self.clustered))
         object.__setattr__(self, "lease_ms", lease)
+        object.__setattr__(self, "claim", seconds)
         object.__setattr__(self, "claim_ms", claim)
         object.__setattr__(self, "take", pack_args(lease))
         object.__setattr__(self, "take_and_tell", pack_args(lease, b"0"))

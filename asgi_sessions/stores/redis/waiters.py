@@ -9,7 +9,7 @@ from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .calls import NOT_OURS, Reply
 from .names import new_token
 from .scripts import ACQUIRE, Keys, pack_args
-from .terms import CLAIM, NO_CHANNEL, Terms
+from .terms import NO_CHANNEL, Terms
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -168,7 +168,7 @@ class Turn:
         if len(value) == 1:
             self._forget_place()
             return value
-        claim = min(CLAIM, self._terms.lease)
+        claim = self._terms.claim
         age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
         return None if age > claim / 2 else self._granted(value, claim - age)
 
