@@ -41,7 +41,8 @@ class Content(LiveMetadata):
         if plain is None:
             self._bind(decode(self._model, record))
         else:
-            self._fill(plain.metadata)
+            dict.clear(self)
+            dict.update(self, plain.metadata)
             self._plain = plain
         self.loaded = record
 
@@ -128,9 +129,13 @@ class Content(LiveMetadata):
 
         What is returned has been proven to read back as it is.
         """
-        record = self._seal_plain() if self._plain is not None else None
-        if record is not None:
-            return record
+        if self._plain is not None:
+            try:
+                record = self._plain.seal(self._values)
+            except ValueError:
+                record = None  # the typed way says which value it was
+            if record is not None:
+                return record
         data = self.typed()
         stamp(data)
         return encode_checked(data)
@@ -152,7 +157,8 @@ class Content(LiveMetadata):
             raise SessionStoreError("the session's record cannot be read") from error
 
     def _bind(self, data: SessionData) -> None:
-        self._fill(vars(data)["metadata"])
+        dict.clear(self)
+        dict.update(self, vars(data)["metadata"])
         vars(data)["metadata"] = self
         self._plain = None
         if self._data is None:
@@ -160,21 +166,9 @@ class Content(LiveMetadata):
         else:
             _become(self._data, data)
 
-    def _fill(self, values: dict[str, Any]) -> None:
-        if dict.__len__(self):
-            dict.clear(self)
-        dict.update(self, values)
-
     def _values(self) -> dict[str, Any]:
         """The values as an exact dict, which encodes fastest; other ways ask the handle's own methods."""
         return dict(dict.items(self))
-
-    def _seal_plain(self) -> bytes | None:
-        assert self._plain is not None  # noqa: S101  # seal() has looked
-        try:
-            return self._plain.seal(self._values)
-        except ValueError:
-            return None  # the typed way says which value it was
 
     def _as_read(self) -> bytes:
         """The loaded record as this release would write it."""
