@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from .scripts import pack_args
 
 NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
-POLL = 1.0  # seconds between two questions of a waiter that is told, in case the message was lost
 CLAIM = 1.0  # seconds after which the next one has a lock that a dead waiter was given
 NOTICE = 0.01  # seconds of it in which that next one notices; the others are the waiter's to take it up
+POLL = 0.95  # seconds between two questions of a waiter that is told; under the claim, to learn of its end
 
 
 @dataclass(frozen=True, slots=True)
