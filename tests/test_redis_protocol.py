@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
@@ -34,6 +35,7 @@ from asgi_sessions.stores.redis.scripts import (
     UNLINK,
     Script,
 )
+from asgi_sessions.stores.redis.terms import Terms
 from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
@@ -436,6 +438,39 @@ async def test_create_locks_and_never_overwrites(store: RedisSessionStore, raw: 
     assert await raw.get(_HOLDER) == created.token
     assert await store.commit(created, _record(second=True), release=True) is Outcome.STORED
     assert await _keys(raw) == [_RECORD]
+
+
+async def test_redis_is_asked_for_the_time_now_and_then(store: RedisSessionStore, raw: Redis) -> None:
+    """Once a second; what is left of a life is right all the same, and never overrated."""
+    await _stored(store, Lifetime(absolute=60))
+    await raw.config_resetstat()
+    began = time.monotonic()
+    for lock in (_LOCK, None) * 10:
+        left = await raw.pttl(_RECORD) / 1000
+        taken = await store.checkout("s", lock, _HOUR)
+        assert isinstance(taken, Checkout)
+        assert taken.expires_in is not None
+        assert left - 5 < taken.expires_in <= left + 0.001
+        await store.release(taken)
+    asked = (await raw.info("commandstats"))["cmdstat_time"]["calls"]
+    assert asked <= 2 + time.monotonic() - began
+
+
+async def test_what_is_longer_than_a_buffer_arrives_whole(store: RedisSessionStore) -> None:
+    """Several of them at once too."""
+    texts = {f"s{n}": str(n) * 300_000 for n in range(3)}
+    for session_id, text in texts.items():
+        assert await store.create(session_id, _record(session_id, text=text), _HOUR, None) is not None
+    found = await asyncio.gather(*[store.get(session_id) for session_id in texts])
+    assert [data.metadata["text"] for data in found if data is not None] == list(texts.values())
+
+
+@pytest.mark.parametrize(
+    ("lease", "claim"), [(10.0, b"990"), (1.0, b"990"), (0.6, b"590"), (0.015, b"8"), (0.001, b"1")]
+)
+def test_a_claim_ends_before_anybody_counts_on_it(lease: float, claim: bytes) -> None:
+    """A lock that a dead waiter was given is the next one's within a second, or within the lease."""
+    assert Terms(lease).claim_ms == claim
 
 
 _VALUE = b"asgi1:00000000000000%02d:0000000000000:0000000000000:{}"

@@ -56,18 +56,48 @@ print(json.dumps(found + anyio.run(ids, 300)))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no other system copies a process")
 def test_forked_processes_never_make_the_same_id() -> None:
     """A child has its parent's memory and the state of its generators, and still other ids."""
+    found = _said_by(FORK)
+    assert len(found) == 1205
+    assert len(set(found)) == len(found), "two processes made the same id"
+
+
+def _said_by(program: str) -> list[str]:
+    """What a process of its own prints."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FORK],
+        [sys.executable, "-W", "error", "-c", program],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found) == 1205
-    assert len(set(found)) == len(found), "two processes made the same id"
+    said: list[str] = json.loads(done.stdout)
+    return said
+
+
+TOKENS = """
+import json, os
+from asgi_sessions.stores.redis.names import new_token
+
+found = [new_token().decode() for _ in range(5)]
+ours, theirs = os.pipe()
+if os.fork() == 0:
+    with open(theirs, "w") as pipe:
+        json.dump([new_token().decode() for _ in range(200)], pipe)
+    os._exit(0)
+os.close(theirs)
+with open(ours) as pipe:
+    found += json.load(pipe)
+print(json.dumps(found + [new_token().decode() for _ in range(200)]))
+"""
+
+
+@requirement("ID-1")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no other system copies a process")
+def test_forked_processes_never_use_the_same_token() -> None:
+    """Names of leases are made several at a time; a child does not go on with its parent's."""
+    assert len(set(_said_by(TOKENS))) == 405
 
 
 @requirement("ID-1")
