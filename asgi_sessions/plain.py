@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json
 
 from .record import MAX_DEPTH, MAX_METADATA_BYTES
 
-MAX_KEPT = 256  # records that are kept parsed
+MAX_KEPT = 512  # records that are kept parsed
 MAX_KEPT_BYTES = 4096  # the longest one, which takes some ten times as much when parsed
 _ID = slice(15, 47)  # of a record of the common shape
 

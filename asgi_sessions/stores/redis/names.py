@@ -8,7 +8,8 @@ _BYTES = 16  # 128 bits (OWASP Session Management: at least 64 of entropy, for w
 _AT_ONCE = 64  # made with one question to the system's generator
 
 _made: list[bytes] = []
-os.register_at_fork(after_in_child=_made.clear)  # or parent and child would use the same ones
+if hasattr(os, "register_at_fork"):  # else no process is copied
+    os.register_at_fork(after_in_child=_made.clear)  # or parent and child would use the same ones
 
 
 def new_token() -> bytes:
