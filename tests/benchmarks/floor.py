@@ -485,7 +485,7 @@ async def expect(url: str, command: Sequence[str], answer: bytes) -> None:
     filled = [arg.replace(RANDOM.decode(), "0" * 12) for arg in command]
     async with Redis.from_url(url) as client:
         reply = await client.execute_command(*filled)  # type: ignore[no-untyped-call]  # redis-py left it so
-    if not bytes(reply).startswith(answer):
+    if not isinstance(reply, bytes) or not reply.startswith(answer):
         raise RuntimeError(f"{command[0]} was answered {reply!r} instead of {answer!r}")
 
 
