@@ -172,20 +172,18 @@ class HTTPExchange(Exchange):
                 await self._on_start(message)
             return
         if kind in _BODY:
-            if self._held_start is not None:
-                await self._send_start(last=not message.get("more_body", False))
+            last = not message.get("more_body", False)
+            if self._held_start is not None or (last and self._started and self.session.mode is _OPEN):
+                await self._store(last=last)
             elif not self._started:
                 self._raise_failure()
-            elif self.session.mode is _OPEN and not message.get("more_body", False):
-                await self._commit(release=True)
-                self.session.mode = _CLOSED
         await self._send(message)
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
         self._raise_failure()
         if self._held_start is not None:
-            await self._send_start(last=True)
+            await self._store(last=True)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """A commit that failed is what counts, whatever the app made of it on the way up."""
@@ -220,30 +218,27 @@ class HTTPExchange(Exchange):
             await self._send(self._dressed(start))
             return
         self._held_start = start
-        await self._send_start(last=False)
+        await self._store(last=False)
 
-    async def _send_start(self, *, last: bool) -> None:
+    async def _store(self, *, last: bool) -> None:
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
-        session = self.session
+        session, unit = self.session, self.unit
         release = last or self._settings.early_release or not session.accessed
-        if session.accessed or self.unit.is_loaded:
-            await self._commit(release=release)
-        start, self._held_start = self._held_start, None
-        if session.mode is _OPEN and (release or not self.unit.keeps_record):
+        if session.accessed or unit.is_loaded:
+            try:
+                outcome = await unit.store_changes(release=release)
+                if outcome is not _STORED and (outcome is not _GONE or self._started):
+                    raise_for(outcome)
+            except Exception as error:
+                self._failure, self._held_start = error, None
+                raise
+        if session.mode is _OPEN and (release or not unit.keeps_record):
             session.mode = _CLOSED
-        if self._refreshes:
-            await self._check_refresh()
+        start, self._held_start = self._held_start, None
         if start is not None:
+            if self._refreshes:
+                await self._check_refresh()
             await self._send(self._dressed(start))
-
-    async def _commit(self, *, release: bool) -> None:
-        try:
-            outcome = await self.unit.store_changes(release=release)
-            if outcome is not _STORED and (outcome is not _GONE or self._started):
-                raise_for(outcome)
-        except Exception as error:
-            self._failure, self._held_start = error, None
-            raise
 
     def _ends_at_once(self, start: Message) -> bool:
         """Whether the body is of known length, so that its first message may be the last."""
