@@ -56,11 +56,11 @@ class Engine:
 
     def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; it leaves with everything else of this tick."""
-        return self.call(script, args[0], pack_args(*args))
+        return self.call(script, args[0], script.by_sha + pack_args(*args))
 
-    def call(self, script: Script, key: bytes, packed_args: bytes) -> asyncio.Future[Reply]:
-        """The same with keys and arguments packed; `key` is the first of them."""
-        return self._refuse() if self._closed else self.router.lane(key).run(script, packed_args)
+    def call(self, script: Script, key: bytes, packed: bytes) -> asyncio.Future[Reply]:
+        """The same, all of it packed: the script's digest, keys and arguments; `key` is the first of them."""
+        return self._refuse() if self._closed else self.router.lane(key).run(script, packed)
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:
         """Send a command whose first argument is its key; one that may be sent twice."""
@@ -75,12 +75,13 @@ class Engine:
             script, rest = TAKE_AND_TELL, terms.take_and_tell
         else:
             script, rest = TAKE, terms.take
-        return self.call(script, keys.record, b"%b$%d\r\n%b\r\n%b" % (keys.packed, len(token), token, rest))
+        packed = b"%b%b$%d\r\n%b\r\n%b" % (script.by_sha, keys.packed, len(token), token, rest)
+        return self.call(script, keys.record, packed)
 
     def found(self, reply: Reply, asked: float) -> tuple[bytes, float] | bytes:
-        """What a take that was asked for then found: the value, and Redis' clock of the loop's in ms.
+        """What a take that was asked for then found: the value, and by how much Redis' clock is ahead.
 
-        The bare word of the script where there is nothing to take, or nothing now.
+        (In ms, of the loop's.) The bare word of the script where there is nothing to take, or nothing now.
         """
         clock = self._clock
         if isinstance(reply, bytes) and reply.startswith(b"asgi1:"):
@@ -96,12 +97,14 @@ class Engine:
 
         The reply is 1 where the lock was ours, 0 where it was not.
         """
-        packed_args = b"%b$%d\r\n%b\r\n%b" % (keys.packed, len(token), token, terms.release)
         if self._ended:
             reply = self._refuse()
             reply.add_done_callback(forget)
             return reply
-        reply = self.router.lane(keys.record).run(RELEASE, packed_args)
+        packed = b"%b%b$%d\r\n%b\r\n%b" % (
+            RELEASE.by_sha, keys.packed, len(token), token, terms.release,
+        )  # fmt: skip
+        reply = self.router.lane(keys.record).run(RELEASE, packed)
         reply.add_done_callback(forget)
         return reply
 

@@ -36,7 +36,7 @@ class Queue:
         self.asks_again = False  # the speaker found the lock taken: it waits too
         self.heir: Waiter | None = None  # gets the lock when the commit that is under way is stored
         self.passed = 0  # how often in a row
-        self.ahead = 0.0  # Redis' clock of the loop's, ms
+        self.ahead = 0.0  # ms by which Redis' clock is ahead of the loop's
 
 
 class Queues:

@@ -96,7 +96,7 @@ class RedisRecords(SessionStore):
         keys = [self._keys.of(session_id) for session_id in session_ids]
         engine = await self._engines.get()
         args = pack_args(b"", b"", b"0", engine.unlocked.claim_ms, engine.clustered, b"")
-        calls = [engine.call(REMOVE, each.record, each.packed + args) for each in keys]
+        calls = [engine.call(REMOVE, each.record, REMOVE.by_sha + each.packed + args) for each in keys]
         for each in keys:
             engine.queues.dismiss(each)
         replies = await asyncio.gather(*calls)

@@ -117,8 +117,7 @@ class RedisSessionStore(RedisRecords):
         if release and not bequeath:
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
-        packed_args = _pack_commit(keys, token, was, version, record, flags)
-        reply = engine.call(COMMIT, keys.record, packed_args)
+        reply = engine.call(COMMIT, keys.record, _commit(keys, token, was, version, record, flags))
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
         outcome = _outcome(await reply)
@@ -164,7 +163,7 @@ class RedisSessionStore(RedisRecords):
         name = new_nonce()  # by which the call knows its own retry
         version = checkout.version.encode()
         args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, keys.packed + args)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
         engine.queues.leave(keys, token)
         outcome = _outcome(await reply)
         checkout.token = None
@@ -206,10 +205,11 @@ class RedisSessionStore(RedisRecords):
         return _checkout(session_id, value, engine.loop.time() * 1000 + ahead) or Missing.UNREADABLE
 
 
-def _pack_commit(keys: Keys, token: bytes, was: bytes, version: bytes, record: bytes, flags: bytes) -> bytes:
-    """The keys and arguments of `COMMIT`; versions have 44 bytes."""
-    return b"%b$%d\r\n%b\r\n$50\r\nasgi1:%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
-        keys.packed, len(token), token, was, HEADER_SIZE + len(record), version, record, flags,
+def _commit(keys: Keys, token: bytes, was: bytes, version: bytes, record: bytes, flags: bytes) -> bytes:
+    """A call of `COMMIT`, packed; versions have 44 bytes."""
+    return b"%b%b$%d\r\n%b\r\n$50\r\nasgi1:%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
+        COMMIT.by_sha, keys.packed, len(token), token, was,
+        HEADER_SIZE + len(record), version, record, flags,
     )  # fmt: skip
 
 

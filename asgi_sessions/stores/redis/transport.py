@@ -52,10 +52,10 @@ class Lane:
 
     # -- calling ------------------------------------------------------------------------------------------
 
-    def run(self, script: Script, packed_args: bytes) -> asyncio.Future[Reply]:
-        """Call a script, keys first; the future gives its reply or raises `SessionStoreError`."""
+    def run(self, script: Script, packed: bytes) -> asyncio.Future[Reply]:
+        """Send a call of a script by its digest; the future gives its reply or raises `SessionStoreError`."""
         future: asyncio.Future[Reply] = asyncio.Future(loop=self._loop)
-        self.put(Call(script, script.by_sha + packed_args, future, self._loop.time()))
+        self.put(Call(script, packed, future, self._loop.time()))
         return future
 
     def command(self, *args: bytes) -> asyncio.Future[Reply]:

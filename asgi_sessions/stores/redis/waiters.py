@@ -80,7 +80,7 @@ class Turn:
         self._place = place  # queued under
         self._place_told = False  # queued with our channel: will be told
         self._message: asyncio.Future[bytes | None] | None = None
-        self._ahead = 0.0  # Redis' clock of the loop's, ms; rather too much than too little
+        self._ahead = 0.0  # ms by which Redis' clock is ahead of the loop's; rather too much than too little
 
     async def take(self) -> Grant | bytes:
         """The lock, or why there is nothing to lock: b"A" absent, b"R" retired, b"X" not a record.
@@ -134,7 +134,7 @@ class Turn:
             self._place,
             b"1" if terms.bare else b"0",
         )
-        reply = await self._engine.call(ACQUIRE, self._keys.record, self._keys.packed + args)
+        reply = await self._engine.call(ACQUIRE, self._keys.record, ACQUIRE.by_sha + self._keys.packed + args)
         answer = understood(reply)
         if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
             channel.doubt()
