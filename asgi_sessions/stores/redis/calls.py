@@ -55,6 +55,11 @@ class Call:
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a request goes on with the reply."""
+        return self.script is None or self.script.urgent
+
     def teach(self) -> bool:
         """Make ready to be sent with the script's body; False where that is not what is missing."""
         if self.script is None or not self.packed.startswith(self.script.by_sha):

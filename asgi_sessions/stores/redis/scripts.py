@@ -30,12 +30,20 @@ class Script:
     It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
     through before they need them. `doubtful` are the replies that, when a call was sent again, may mean that
     the first one had been carried out. With `once` a call that may have been carried out is not sent again.
+    No request waits for the reply to one that is not `urgent`.
     """
 
-    __slots__ = ("body", "by_body", "by_sha", "doubtful", "name", "once")
+    __slots__ = ("body", "by_body", "by_sha", "doubtful", "name", "once", "urgent")
 
     def __init__(
-        self, name: str, keys: int, args: int, *, doubtful: tuple[bytes, ...] = (), once: bool = False
+        self,
+        name: str,
+        keys: int,
+        args: int,
+        *,
+        doubtful: tuple[bytes, ...] = (),
+        once: bool = False,
+        urgent: bool = True,
     ) -> None:
         body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
@@ -45,6 +53,7 @@ class Script:
         self.body = body
         self.doubtful = doubtful
         self.once = once
+        self.urgent = urgent
         self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
         self.by_body = size + pack_args(b"EVAL", body, number)  # teaches it
 
@@ -70,10 +79,10 @@ TAKE = Script("acquire", 4, 2)  # a single try
 TAKE_AND_TELL = Script("acquire", 4, 3)  # the time too
 COMMIT = Script("commit", 4, 5, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
 REMOVE = Script("remove", 4, 6)
-RELEASE = Script("release", 4, 4)
+RELEASE = Script("release", 4, 4, urgent=False)
 # With keys of their own:
 CREATE = Script("create", 2, 6)
-RENEW = Script("renew", 1, 2)
+RENEW = Script("renew", 1, 2, urgent=False)
 SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
 LINK = Script("link", 1, 2)
 UNLINK = Script("unlink", 1, 2)

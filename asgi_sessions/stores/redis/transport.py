@@ -17,9 +17,11 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from ...errors import SessionStoreError
 from .calls import CLOSED, LOST, Call, Connection, Pool, Reply, answer_again, give_back
+from .polling import BusyPoll
 from .scripts import Script, pack
 from .wire import Wire, can_take_over
 
+FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
 
 
@@ -42,6 +44,7 @@ class Lane:
         self._outgoing: list[Call] = []
         self._last_flush = 0  # calls in it
         self._sent: deque[Call] = deque()
+        self._poll = BusyPoll()
         self._writer: asyncio.StreamWriter | None = None
         self._wire: Wire[Call]
         self._task: asyncio.Task[None] | None = None
@@ -98,6 +101,8 @@ class Lane:
         if calls:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
+            if len(calls) == 1 and len(self._sent) <= FEW and calls[0].is_waited_for:
+                self._poll.begin(calls[0].future)
 
     # -- the connection's life ------------------------------------------------------------------------------
 
