@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis_server import RedisServer, find_binary
+from redis_server import RedisServer, bundled, find_binary
 
 DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
 NODE_TIMEOUT = 1.0  # seconds; a node that is silent for so long may be replaced, never earlier
@@ -38,11 +38,11 @@ _PATIENCE = 30.0  # seconds for what a deployment does by itself: meet, copy, el
 
 @functools.cache
 def binaries() -> dict[str, str]:
-    """The servers of this machine by version: the one that all tests use, and those on the PATH."""
+    """The servers of this machine by version: the one that all tests use, and those beside it."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     names = ("redis-server", "valkey-server")
     found = [shutil.which(name, path=folder) for folder in folders for name in names]
-    return {_version(each): each for each in (*found, find_binary()) if each}
+    return {_version(each): each for each in (*found, *bundled(), find_binary()) if each}
 
 
 def _version(binary: str) -> str:

