@@ -29,7 +29,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
         self.clustered = b"1" if self.router.clustered else b"0"
-        self.unlocked = Terms(0.0, clustered=self.router.clustered)
+        self.unlocked = Terms(0.0, clustered=self.router.clustered)  # of who loads or writes without a lock
         self._terms = self.unlocked
         self._policy: LockPolicy | None = None
         self._clock = Clock()
