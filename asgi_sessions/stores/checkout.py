@@ -48,6 +48,12 @@ class Checkout:
     `token` is the lease's unguessable name, None where no lock was taken or it was let go. `expires_in` is
     what is left of the absolute bound in seconds at the time of the checkout, None where there is none.
     `waited` is how long the lock was waited for, in seconds. `seal` belongs to the store.
+
+    `idle` is the record's idle timeout in seconds, None where it has none. `age` is how many seconds ago its
+    life began (creation or sign-in) at the time of the checkout, None where the record does not say so.
+    `unsure` is a version that a commit wrote, or did not: its outcome is not known. `successor` is the record
+    that a move has stored under a new id; set before the old record is removed, so that whoever meets a fault
+    after that still knows where the session is.
     """
 
     session_id: str
@@ -57,7 +63,32 @@ class Checkout:
     expires_in: float | None = None
     waited: float = 0.0
     seal: object = None
+    idle: float | None = None
+    age: float | None = None
+    unsure: str | None = None
+    successor: Checkout | None = None
 
+
+def shorter(rule: Lifetime, taken: Checkout) -> Lifetime | None:
+    """The bounds that a record gets which was stored under a longer rule; None where its own are no longer.
+
+    `absolute` is in seconds from now, 0 or less where the record has ended by the rule. Who shortens
+    `max_age` or `idle_timeout` means the sessions that are there too (OWASP: session timeouts are enforced by
+    the server).
+    """
+    absolute, idle = taken.expires_in, taken.idle
+    if rule.absolute is not None and taken.age is not None:
+        left = rule.absolute - taken.age
+        if absolute is None or left < absolute - _TOLERANCE:
+            absolute = left
+    if rule.idle is not None and (idle is None or rule.idle < idle - _TOLERANCE):
+        idle = rule.idle
+    if absolute == taken.expires_in and idle == taken.idle:
+        return None
+    return Lifetime(absolute, idle)
+
+
+_TOLERANCE = 0.01  # seconds; stores count in milliseconds
 
 RETIRED_FOR = 60.0
 """Seconds for which a replaced id is remembered: longer than any request that was under way then."""
