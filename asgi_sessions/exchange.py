@@ -19,8 +19,7 @@ from .unit import Unit
 
 _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE}  # what is absurd was not let in
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
-_STORED, _GONE = Outcome.STORED, Outcome.GONE
+_STORED = Outcome.STORED
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
 _FOR_ALL = re.compile(rb"public|s-maxage|max-age=[\"0]*[1-9]")
 _NOT_FOR_ALL = re.compile(rb"no-store|private|no-cache")
@@ -83,7 +82,7 @@ class Exchange:
     async def close(self) -> None:
         """Let go of what is still held, whatever happened."""
         if self.unit.is_settled:
-            self.session.mode = _CLOSED
+            self.unit.end()
         else:
             await self.unit.roll_back()
         self._settings.rules.store.note_response(time.perf_counter() - self._began)
@@ -133,7 +132,7 @@ class Exchange:
         An answer that was on its way without the lock would overwrite that one.
         """
         if self.unit.is_loaded and self.unit.new_cookie is None:
-            self._refreshes = await self.unit.is_current()
+            self._refreshes = await self.unit.prolong()
 
     def _render(self, session_id: str) -> bytes:
         return self._settings.cookie.render(session_id, max_age=self._max_age(), secure=self._is_secure())
@@ -173,7 +172,7 @@ class HTTPExchange(Exchange):
             return
         if kind in _BODY:
             last = not message.get("more_body", False)
-            if self._held_start is not None or (last and self._started and self.session.mode is _OPEN):
+            if self._held_start is not None or (last and self._started and self.unit.is_open):
                 await self._store(last=last)
             elif not self._started:
                 self._raise_failure()
@@ -227,13 +226,13 @@ class HTTPExchange(Exchange):
         if session.accessed or unit.is_loaded:
             try:
                 outcome = await unit.store_changes(release=release)
-                if outcome is not _STORED and (outcome is not _GONE or self._started):
+                if outcome is not _STORED:
                     raise_for(outcome)
             except Exception as error:
                 self._failure, self._held_start = error, None
                 raise
-        if session.mode is _OPEN and (release or not unit.keeps_record):
-            session.mode = _CLOSED
+        if unit.is_open and (release or not unit.keeps_record):
+            unit.end()
         start, self._held_start = self._held_start, None
         if start is not None:
             if self._refreshes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from .errors import SessionDataError
 
@@ -45,6 +45,25 @@ def decode(model: type[Record], raw: str | bytes) -> Record:
     """
     record: Record = model.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
     return record
+
+
+def id_of(record: bytes) -> str | None:
+    """The session id that a record bears, whatever its model; None where it bears none."""
+    return _text_of(record, "session_id")
+
+
+def user_of(record: bytes) -> str | None:
+    """Who is signed in by a record, whatever its model; None where nobody is or nobody can tell."""
+    return _text_of(record, "user_id")
+
+
+def _text_of(record: bytes, name: str) -> str | None:
+    try:
+        fields = from_json(record)
+    except ValueError:
+        return None
+    text = fields.get(name) if isinstance(fields, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def encode_checked(data: BaseModel) -> bytes:

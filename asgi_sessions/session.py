@@ -30,6 +30,7 @@ class Fate(enum.Enum):
 
     KEEP = "keep"
     MOVE = "move"  # to a new id, data kept
+    SIGN_IN = "sign in"  # the same, and a full life begins
     END = "end"
 
 
@@ -45,7 +46,7 @@ class Change(enum.Enum):
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
-_KEEP, _MOVE, _END = Fate.KEEP, Fate.MOVE, Fate.END
+_KEEP, _MOVE, _SIGN_IN, _END = Fate.KEEP, Fate.MOVE, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 
 
@@ -54,13 +55,18 @@ class UnitOfWork(Protocol):
 
     session: Session
 
+    @property
+    def is_open(self) -> bool: ...
+
     def holds(self, store: object, session_id: str) -> bool: ...
 
     def is_inside(self) -> bool: ...
 
     async def commit(self, *, release: bool) -> None: ...
 
-    def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
+    def transaction(
+        self, session: Session, *, store: bool = True
+    ) -> AbstractAsyncContextManager[SessionData]: ...
 
 
 class Session(TrackedDict):
@@ -113,15 +119,18 @@ class Session(TrackedDict):
         Privilege Level Change). A new session has a fresh id anyway.
         """
         self.mark_modified()
-        self._move()
+        self._move(_MOVE)
 
     def login(self, user_id: str) -> None:
-        """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation). `ValueError` for ""."""
+        """Sign `user_id` in: sets `data.user_id`, regenerates the id (fixation) and starts a full `max_age`.
+
+        `ValueError` for "".
+        """
         if not user_id:
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
         self.typed().user_id = user_id
-        self._move()
+        self._move(_SIGN_IN)
 
     def logout(self) -> None:
         """Sign out: the same as `invalidate()`."""
@@ -145,6 +154,10 @@ class Session(TrackedDict):
     async def release(self) -> None:
         """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
         await self._work().commit(release=True)
+
+    def part(self) -> AbstractAsyncContextManager[SessionData]:
+        """A transaction whose changes are stored with the request that holds the session."""
+        return self._work().transaction(self, store=False)
 
     def transaction(self) -> AbstractAsyncContextManager[SessionData]:
         """`async with session.transaction() as data:` lock, load the newest record, commit, release.
@@ -200,7 +213,7 @@ class Session(TrackedDict):
             return _NOTHING if self.is_blank() else Change.CREATE
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        moves = self.fate is _MOVE
+        moves = self.fate is not _KEEP
         if not self.accessed or not self.is_changed(self.modified):
             return Change.MOVE if moves else _NOTHING
         if self.modified and self.is_blank():
@@ -225,9 +238,9 @@ class Session(TrackedDict):
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _move(self) -> None:
-        if self.fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
-            self.fate = _MOVE
+    def _move(self, fate: Fate) -> None:
+        if self.fate in (_KEEP, _MOVE):  # what begins after an end has a new id anyway, and a life of its own
+            self.fate = fate
 
     def _return_to_stored(self) -> None:
         is_new = self.is_new
@@ -251,7 +264,8 @@ held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default
 def held_session(store: object, session_id: str) -> Session | None:
     """The handle of the running request that holds this session of this store, if one does."""
     for session in reversed(held.get()):
-        if session.unit is not None and session.unit.holds(store, session_id) and session.is_open():
+        unit = session.unit
+        if unit is not None and unit.holds(store, session_id) and (unit.is_open or unit.is_inside()):
             return session
     return None
 

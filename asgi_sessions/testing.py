@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from .data import SessionData, SessionFilter
@@ -51,6 +52,16 @@ async def _commit(store: SessionStore, taken: Checkout, release: bool = True, **
     data = decode(SessionData, taken.record)
     data.metadata.update(metadata)
     return await store.commit(taken, encode_checked(data), release=release)
+
+
+async def _move(store: SessionStore, taken: Checkout, was: str | None, user: str | None) -> Checkout:
+    data = decode(SessionData, taken.record).model_copy(update={"session_id": new_session_id()})
+    data.user_id = user
+    record = encode_checked(data)
+    outcome = await store.move(taken, data.session_id, record, lifetime=None, lock=None, was=was, user=user)
+    assert outcome is Outcome.STORED
+    assert taken.successor is not None
+    return taken.successor
 
 
 class StoreContract:
@@ -90,12 +101,13 @@ class StoreContract:
         assert await store.delete(absent) is False
         assert await store.update(absent, {"a": 1}) is False
         assert await store.touch(absent) is False
-        assert await store.get_batch([absent]) == {}
-        assert await store.delete_batch([absent]) == 0
+        assert await store.set(absent, SessionData(session_id=absent), create=False) is False
+        assert await store.get_batch([absent]) == {absent: None}
+        assert await store.delete_batch([absent]) == {absent: False}
         async with store.transaction(absent) as data:
             assert data is None
-        with pytest.raises(KeyError):
-            await store.increment_counter(absent, "message_count")
+        assert await store.increment_counter(absent, "message_count") == 0
+        assert await store.exists(absent) is False
 
     async def test_nothing_is_shared_with_the_store(self, store: SessionStore) -> None:
         """Changing what was set or what was got changes nothing in the store."""
@@ -158,7 +170,7 @@ class StoreContract:
         """Ids come sorted, in pages; `limit=0` gives none; the count agrees."""
         before = set(await store.list_active())
         records = {data.session_id: data for data in (_new() for _ in range(5))}
-        assert await store.set_batch(records) == 5
+        assert await store.set_batch(records) == dict.fromkeys(records, True)
         listed = await store.list_active()
         assert listed == sorted(before | set(records))
         assert await store.count_active() == len(listed)
@@ -170,8 +182,10 @@ class StoreContract:
         """Batches do what the single calls do; an unstorable record stops the batch before it writes."""
         records = {data.session_id: data for data in (_new(metadata={"n": n}) for n in range(3))}
         await store.set_batch(records, 60)
-        assert await store.get_batch([*records, new_session_id()]) == records
-        assert await store.delete_batch(list(records)) == 3
+        absent = new_session_id()
+        assert await store.get_batch([*records, absent]) == {**records, absent: None}
+        gone = await store.delete_batch([*records, absent])
+        assert gone == {**dict.fromkeys(records, True), absent: False}
         good, bad = _new(), _new()
         bad.metadata["x"] = object()
         with pytest.raises(SessionDataError):
@@ -237,7 +251,7 @@ class StoreContract:
         got: list[SessionData] = []
 
         async def ask(n: int) -> None:
-            def factory() -> SessionData:
+            def factory(session_id: str) -> SessionData:
                 return SessionData(session_id=session_id, metadata={"by": n})
 
             got.append(await store.get_or_create(session_id, factory, ttl=60))
@@ -474,38 +488,102 @@ class StoreContract:
         assert after.metadata == {"n": 1}
 
     async def test_discard(self, store: SessionStore) -> None:
-        """A discarded record is absent, a retired id is known as such, and who waited is told at once."""
-        for retire, expected in ((False, Missing.ABSENT), (True, Missing.RETIRED)):
+        """A discarded record is absent, and who waited is told at once."""
+        data = _new()
+        await store.set(data.session_id, data)
+        taken = await _checked_out(store, data.session_id)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await store.checkout(data.session_id, _LOCK, _HOUR))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            tasks.start_soon(ask)
+            await anyio.sleep(0.05)
+            assert await store.discard(taken) is Outcome.STORED
+        assert answers == [Missing.ABSENT, Missing.ABSENT]
+        assert await store.exists(data.session_id) is False
+
+    async def test_move(self, store: SessionStore) -> None:
+        """The record goes on under the new id alone; the old one is known as replaced, at once."""
+        data = _new(user_id="ada", metadata={"n": 1})
+        await store.create(data.session_id, encode_checked(data), _HOUR, None, "ada")
+        taken = await _checked_out(store, data.session_id)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await store.checkout(data.session_id, _LOCK, _HOUR))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await anyio.sleep(0.05)
+            moved = await _move(store, taken, "ada", "ada")
+        assert answers == [Missing.RETIRED]
+        assert await store.checkout(data.session_id, None, _HOUR) is Missing.RETIRED
+        assert [each.session_id for each in await store.list_for_user("ada")] == [moved.session_id]
+        assert (await store.get(moved.session_id)) == decode(SessionData, moved.record)
+        assert await _commit(store, moved, n=2) is Outcome.STORED
+        assert await store.delete_for_user("ada") == 1
+
+    async def test_a_move_of_what_is_gone_leaves_nothing(self, store: SessionStore) -> None:
+        """Neither an ended session nor one that others have changed goes on under a new id."""
+        for change, expected in (("delete", Outcome.GONE), ("set", Outcome.CONFLICT)):
             data = _new()
             await store.set(data.session_id, data)
             taken = await _checked_out(store, data.session_id)
-            answers: list[object] = []
+            if change == "delete":
+                await store.delete(data.session_id)
+            else:
+                await store.set(data.session_id, SessionData(session_id=data.session_id, escalated=True))
+            new_id = new_session_id()
+            record = encode_checked(SessionData(session_id=new_id))
+            outcome = await store.move(taken, new_id, record, lifetime=None, lock=None, was=None, user=None)
+            assert outcome is expected
+            assert taken.successor is None
+            assert await store.exists(new_id) is False
+            assert await store.exists(data.session_id) is (change == "set")
 
-            async def ask(session_id: str, answers: list[object]) -> None:
-                answers.append(await store.checkout(session_id, _LOCK, _HOUR))
+    async def test_a_sign_out_ends_what_moves_meanwhile(self, store: SessionStore) -> None:
+        """Whatever new ids a user's sessions take while all are ended: none is left, none comes back."""
+        user = f"user-{new_session_id()}"
+        sessions = [_new(user_id=user) for _ in range(4)]
+        for data in sessions:
+            await store.create(data.session_id, encode_checked(data), _HOUR, None, user)
 
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(ask, data.session_id, answers)
-                tasks.start_soon(ask, data.session_id, answers)
-                await anyio.sleep(0.05)
-                assert await store.discard(taken, retire=retire) is Outcome.STORED
-            assert answers == [expected, expected]
-            assert await store.checkout(data.session_id, None, _HOUR) is expected
-            assert await store.exists(data.session_id) is False
+        async def keep_moving(session_id: str) -> None:
+            while True:
+                taken = await store.checkout(session_id, _LOCK, _HOUR)
+                if not isinstance(taken, Checkout):
+                    return
+                try:
+                    session_id = (await _move(store, taken, user, user)).session_id
+                except AssertionError:
+                    return
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            for data in sessions:
+                tasks.start_soon(keep_moving, data.session_id)
+            await anyio.sleep(0.02)
+            assert await store.delete_for_user(user) > 0
+        assert await store.list_for_user(user) == []
+        assert await store.find(SessionFilter(user_id=user)) == []
 
     async def test_an_idle_timeout_restarts_with_each_request(
         self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
     ) -> None:
-        """Requests keep an idle session alive, up to its absolute bound; reading the record does not."""
+        """Requests keep an idle session alive, up to its absolute bound; a look at the record does not."""
         data = _new()
         rule = Lifetime(absolute=1.0, idle=0.4)
         await store.create(data.session_id, encode_checked(data), rule, None)
         for _ in range(3):
             await let_time_pass(0.25)
-            taken = await store.checkout(data.session_id, _LOCK, rule)
-            assert isinstance(taken, Checkout)
+            taken = await _checked_out(store, data.session_id)
             assert taken.expires_in is not None
             assert taken.expires_in < 0.8
+            assert taken.idle == pytest.approx(0.4)
+            await store.keep_alive(taken)
             await store.release(taken)
         await let_time_pass(0.3)
         assert await store.checkout(data.session_id, _LOCK, rule) is Missing.ABSENT
@@ -513,5 +591,43 @@ class StoreContract:
         await store.create(idle.session_id, encode_checked(idle), Lifetime(idle=0.3), None)
         await let_time_pass(0.15)
         await store.get(idle.session_id)
+        await store.release(await _checked_out(store, idle.session_id))  # a client that was refused
         await let_time_pass(0.2)
         assert await store.get(idle.session_id) is None
+
+    async def test_a_shorter_rule_binds_what_is_there(
+        self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """Who shortens `max_age` or `idle_timeout` means the sessions that are there too."""
+        absolute, idle = _new(), _new()
+        for data in (absolute, idle):
+            await store.create(data.session_id, encode_checked(data), _HOUR, None)
+        await let_time_pass(0.2)
+        taken = await store.checkout(absolute.session_id, _LOCK, Lifetime(absolute=0.4))
+        assert isinstance(taken, Checkout)
+        assert taken.expires_in == pytest.approx(0.2, abs=0.15)
+        assert await _commit(store, taken, n=1) is Outcome.STORED
+        taken = await store.checkout(idle.session_id, _LOCK, Lifetime(absolute=3600, idle=0.2))
+        assert isinstance(taken, Checkout)
+        assert taken.idle == pytest.approx(0.2)
+        await store.release(taken)
+        await let_time_pass(0.3)
+        assert await store.exists(absolute.session_id) is False
+        assert await store.exists(idle.session_id) is False
+        old = _new()
+        await store.create(old.session_id, encode_checked(old), _HOUR, None)
+        await let_time_pass(0.3)
+        assert await store.checkout(old.session_id, _LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
+
+    async def test_a_late_commit_harms_nobody(
+        self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """A lease that ran out does not matter where nobody took the lock and the version is the same."""
+        data = _new()
+        await store.set(data.session_id, data)
+        late = await _checked_out(store, data.session_id, LockPolicy(timeout=0.1, max_hold=0.1))
+        await let_time_pass(0.3)
+        assert await _commit(store, late, n=1) is Outcome.STORED
+        after = await store.get(data.session_id)
+        assert after is not None
+        assert after.metadata == {"n": 1}

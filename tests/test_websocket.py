@@ -61,10 +61,15 @@ class StepStore(InMemorySessionStore):
             raise SessionStoreError("the backend is down")
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
         await self.begin("checkout" if lock else "load")
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         try:
             await self.step()
         except BaseException:
@@ -74,10 +79,15 @@ class StepStore(InMemorySessionStore):
         return taken
 
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
         await self.begin("create")
-        return await super().create(session_id, record, lifetime, lock)
+        return await super().create(session_id, record, lifetime, lock, user)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         await self.begin("commit")
@@ -85,9 +95,27 @@ class StepStore(InMemorySessionStore):
         await self.step()
         return outcome
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
+    async def discard(self, checkout: Checkout) -> Outcome:
         await self.begin("discard")
-        outcome = await super().discard(checkout, retire=retire)
+        outcome = await super().discard(checkout)
+        await self.step()
+        return outcome
+
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        await self.begin("move")
+        outcome = await super().move(
+            checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+        )
         await self.step()
         return outcome
 

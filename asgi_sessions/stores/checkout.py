@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ..errors import LockLostError, SessionConflictError
+from ..errors import LockLostError, SessionConflictError, SessionStoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ class Missing(enum.Enum):
 
 
 class Outcome(enum.Enum):
-    """What became of a commit. Only STORED wrote anything."""
+    """What became of a commit. Of this call only STORED wrote anything."""
 
     STORED = "stored"
     GONE = "gone"  # the record was deleted or expired since it was checked out
     CONFLICT = "conflict"  # the record was changed by somebody who did not wait
-    LOST = "lost"  # the lease ended, another may hold the lock
+    LOST = "lost"  # the lease ended, and another has taken the lock
+    UNSURE = "unsure"  # refused, but an earlier try of this request may have been stored, and changed since
 
 
 @dataclass(slots=True)
@@ -107,3 +108,5 @@ def raise_for(outcome: Outcome) -> None:
         raise SessionConflictError("the session was changed by another writer since it was loaded")
     if outcome is Outcome.GONE:
         raise SessionConflictError("the session was deleted or has expired since it was loaded")
+    if outcome is Outcome.UNSURE:
+        raise SessionStoreError("whether the session's change was stored is not known: a reply was lost")
