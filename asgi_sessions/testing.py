@@ -12,9 +12,11 @@ Each test uses ids of its own, so a shared backend does no harm.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -62,6 +64,72 @@ async def _move(store: SessionStore, taken: Checkout, was: str | None, user: str
     assert outcome is Outcome.STORED
     assert taken.successor is not None
     return taken.successor
+
+
+_ROUNDS = 12  # of tasks at once, each round in another order
+_IDLE = Lifetime(absolute=3600, idle=1800)
+
+_Pause: TypeAlias = Callable[[], Awaitable[None]]
+
+
+def _interleave(store: SessionStore, seed: int) -> _Pause:
+    """Let other tasks run before and after each primitive of this store, in an order of this seed's own."""
+    chance = random.Random(seed)  # noqa: S311  # nothing secret
+
+    async def pause() -> None:
+        for _ in range(chance.randrange(4)):
+            await anyio.lowlevel.checkpoint()
+
+    for name in ("read_value", "write_value", "delete_value"):
+        primitive = getattr(type(store), name)
+        if primitive is not getattr(SessionStore, name):
+            setattr(store, name, _pausing(primitive.__get__(store), pause))
+    return pause
+
+
+def _pausing(primitive: Callable[..., Awaitable[Any]], pause: _Pause) -> Callable[..., Awaitable[Any]]:
+    async def paused(*args: Any) -> Any:
+        await pause()
+        result = await primitive(*args)
+        await pause()
+        return result
+
+    return paused
+
+
+async def _count(
+    store: SessionStore, session_id: str, lock: LockPolicy | None, stored: list[int], pause: _Pause
+) -> None:
+    """Count a few times, as requests do; note the numbers that were acknowledged."""
+    for _ in range(3):
+        taken = await store.checkout(session_id, lock, _IDLE)
+        if not isinstance(taken, Checkout):
+            return
+        await pause()
+        number = decode(SessionData, taken.record).metadata["n"] + 1
+        if await _commit(store, taken, n=number) is Outcome.STORED:
+            stored.append(number)
+
+
+async def _look(store: SessionStore, session_id: str) -> None:
+    """Requests that change nothing; each restarts the idle timeout."""
+    for _ in range(3):
+        taken = await store.checkout(session_id, None, _IDLE)
+        if isinstance(taken, Checkout):
+            await store.keep_alive(taken)
+
+
+async def _update(store: SessionStore, session_id: str, seed: int) -> None:
+    """An update until it is stored, then a touch; writers that do not wait may come first."""
+    for _ in range(20):
+        with suppress(SessionConflictError):
+            if not await store.update(session_id, {"updated": seed}) or await store.touch(session_id):
+                return
+
+
+async def _set_if_there(store: SessionStore, data: SessionData) -> None:
+    for _ in range(3):
+        await store.set(data.session_id, data, create=False)
 
 
 class StoreContract:
@@ -569,6 +637,67 @@ class StoreContract:
             assert await store.delete_for_user(user) > 0
         assert await store.list_for_user(user) == []
         assert await store.find(SessionFilter(user_id=user)) == []
+
+    # -- at once: every primitive lets other tasks run before and after it --------------------------------
+
+    async def test_no_acknowledged_change_is_lost(self, store: SessionStore) -> None:
+        """Whoever was told STORED is in the record: with the lock, without it, beside every other writer."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            stored: list[int] = []
+            async with anyio.create_task_group() as tasks:
+                for lock in (_LOCK, _LOCK, None, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, stored, pause)
+                tasks.start_soon(_update, store, data.session_id, seed)
+                tasks.start_soon(_look, store, data.session_id)
+            after = await store.get(data.session_id)
+            assert after is not None
+            assert after.metadata == {"n": len(stored), "updated": seed}, "acknowledged, but not there"
+            assert sorted(stored) == list(range(1, len(stored) + 1)), "acknowledged twice"
+
+    async def test_what_has_ended_does_not_come_back(self, store: SessionStore) -> None:
+        """Whoever writes, extends or moves a session while it is deleted finds it gone."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            before = set(await store.list_active())
+            ended: list[bool] = []
+
+            async def end(session_id: str, ended: list[bool], pause: _Pause) -> None:
+                await pause()
+                ended.append(await store.delete(session_id))
+
+            async with anyio.create_task_group() as tasks:
+                for lock in (_LOCK, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, [], pause)
+                tasks.start_soon(_update, store, data.session_id, seed)
+                tasks.start_soon(_look, store, data.session_id)
+                tasks.start_soon(_set_if_there, store, data)
+                tasks.start_soon(end, data.session_id, ended, pause)
+            assert ended == [True]
+            assert await store.get(data.session_id) is None, "a session that was ended came back"
+            assert set(await store.list_active()) == before - {data.session_id}
+
+    async def test_set_is_not_undone_by_who_loaded_before(self, store: SessionStore) -> None:
+        """`set` does not wait; whoever loaded the record before it is refused."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            newer = SessionData(session_id=data.session_id, metadata={"n": 0, "set": True})
+            async with anyio.create_task_group() as tasks:
+                for lock in (_LOCK, _LOCK, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, [], pause)
+                tasks.start_soon(_look, store, data.session_id)
+                tasks.start_soon(store.set, data.session_id, newer)
+            after = await store.get(data.session_id)
+            assert after is not None
+            assert after.metadata.get("set") is True, "an older record was written over a newer one"
+
+    # -- time -----------------------------------------------------------------------------------------------
 
     async def test_an_idle_timeout_restarts_with_each_request(
         self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]

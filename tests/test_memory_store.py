@@ -24,6 +24,7 @@ from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.value import Value
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.types import Message, Receive, Scope, Send
 
@@ -487,6 +488,52 @@ class TestContractOfDictStore(StoreContract):
     @pytest.fixture
     def store(self) -> DictStore:
         return DictStore()
+
+
+class CarelessStore(DictStore):
+    """What the package's first version did with a third party's store: each step an await of its own."""
+
+    async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
+        raw = await self.read_value(checkout.session_id)
+        value = None if raw is None else Value.unpack(raw)
+        outcome = Outcome.GONE
+        if value is not None:
+            outcome = Outcome.STORED if value.version == checkout.version else Outcome.CONFLICT
+        if value is not None and outcome is Outcome.STORED:
+            value.rewrite(record)
+            await self.write_value(checkout.session_id, value.pack(), 3600)
+        if release:
+            await self.release(checkout)
+        return outcome
+
+
+class ForgetfulStore(DictStore):
+    """Extends the life of whatever it has read, be it there or not."""
+
+    async def keep_alive(self, checkout: Checkout) -> None:
+        raw = await self.read_value(checkout.session_id)
+        if raw is not None:
+            await self.write_value(checkout.session_id, raw, 3600)
+
+
+@pytest.mark.parametrize("store_class", [CarelessStore, ForgetfulStore])
+async def test_the_contract_finds_out_a_store_that_reads_and_writes_in_separate_steps(
+    store_class: type[DictStore],
+) -> None:
+    """It loses acknowledged changes and brings ended sessions back; a store that holds them does not."""
+    contract = StoreContract()
+    for kind in (DictStore, store_class):
+        failed = 0
+        for promise in (
+            contract.test_no_acknowledged_change_is_lost,
+            contract.test_what_has_ended_does_not_come_back,
+            contract.test_set_is_not_undone_by_who_loaded_before,
+        ):
+            try:
+                await promise(kind())
+            except Exception:  # an assertion, or what a task group makes of it
+                failed += 1
+        assert (failed > 0) is (kind is store_class)
 
 
 class Shop(SessionData):
