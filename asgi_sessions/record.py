@@ -57,13 +57,24 @@ def user_of(record: bytes) -> str | None:
     return _text_of(record, "user_id")
 
 
+def counts_of(record: bytes) -> tuple[int, bool]:
+    """The messages that a record counts and whether it is escalated, whatever its model."""
+    fields = _fields_of(record)
+    messages = fields.get("message_count")
+    return (messages if isinstance(messages, int) else 0), fields.get("escalated") is True
+
+
 def _text_of(record: bytes, name: str) -> str | None:
+    text = _fields_of(record).get(name)
+    return text if isinstance(text, str) else None
+
+
+def _fields_of(record: bytes) -> dict[str, object]:
     try:
         fields = from_json(record)
     except ValueError:
-        return None
-    text = fields.get(name) if isinstance(fields, dict) else None
-    return text if isinstance(text, str) else None
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def encode_checked(data: BaseModel) -> bytes:

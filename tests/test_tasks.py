@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -83,7 +83,7 @@ async def undone(session: Session, name: str) -> None:
         await put(session, name, undo=True)
 
 
-async def together(*tasks: Callable[[], Awaitable[None]]) -> None:
+async def together(*tasks: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async with anyio.create_task_group() as group:
         for task in tasks:
             group.start_soon(task)

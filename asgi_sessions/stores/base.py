@@ -16,7 +16,7 @@ from typing import Any
 from ..data import SessionData, SessionFilter, SessionMetrics, stamp
 from ..errors import SessionDataError, SessionStoreError
 from ..fields import check_id, new_session_id
-from ..record import encode, encode_checked
+from ..record import counts_of, encode, encode_checked
 from ..session import held_session
 from .checkout import Checkout, Lifetime, raise_for
 from .local import LockPolicy
@@ -121,12 +121,14 @@ class SessionStore(RequestOperations):
         found: list[SessionData] = []
         if limit == 0:
             return found
-        async with aclosing(self._iter_records()) as records:
-            async for data in records:
-                if criteria.matches(data):
-                    found.append(data)
-                    if len(found) == limit:
-                        break
+        async with aclosing(self._iter_stored()) as records:
+            async for record in records:
+                with suppress(SessionStoreError):  # of another model: not for a list
+                    data = self.read(record)
+                    if criteria.matches(data):
+                        found.append(data)
+                if len(found) == limit:
+                    break
         return sorted(found, key=lambda data: data.session_id)
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
@@ -136,10 +138,11 @@ class SessionStore(RequestOperations):
     async def get_metrics(self) -> SessionMetrics:
         """Figures over the active sessions; response times are those of this process's middleware."""
         sessions = messages = escalated = 0
-        async for data in self._iter_records():
+        async for record in self._iter_stored():
+            counted, is_escalated = counts_of(record)
             sessions += 1
-            messages += data.message_count
-            escalated += data.escalated
+            messages += counted
+            escalated += is_escalated
         return SessionMetrics(
             total_messages=messages,
             avg_response_time=self._response_seconds / self._responses if self._responses else 0.0,
@@ -176,14 +179,13 @@ class SessionStore(RequestOperations):
             "waiting_requests": self._locks.waiting,
         }
 
-    async def _iter_records(self) -> AsyncGenerator[SessionData, None]:
-        """Every record that this store's model can read, in constant memory."""
+    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
+        """Every record as it is stored, in constant memory."""
         async with aclosing(self.iter_ids()) as known:
             async for session_id in known:
                 found = await self._primitives.find(session_id)
                 if isinstance(found, Value):
-                    with suppress(SessionStoreError):  # of another model: not for a list
-                        yield self.read(found.record)
+                    yield found.record
 
     def transaction(self, session_id: str) -> AbstractAsyncContextManager[SessionData | None]:
         """Take a turn: lock, load, yield the record (None where absent), commit what changed, release.
