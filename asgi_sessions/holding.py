@@ -88,6 +88,8 @@ class Holding:
         refusal = self._show(taken)
         if refusal is not None:
             await self._refuse(refusal, taken)
+        else:
+            await self.rules.store.keep_alive(taken)
 
     async def _refuse(self, refusal: str, taken: Checkout) -> None:
         """Hold nothing: this client must not see the record."""

@@ -136,6 +136,8 @@ class Unit(Holding):
             refusal = self._show(taken)
             if refusal is not None:
                 await self._refuse(refusal, taken)
+            else:
+                await self.rules.store.keep_alive(taken)
         if self._checkout is None:
             raise SessionConflictError("the session has ended since it was loaded")
 

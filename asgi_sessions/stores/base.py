@@ -179,6 +179,7 @@ class SessionStore(RequestOperations):
             yield None
             return
         try:
+            await self.keep_alive(taken)
             data = self.read(taken.record)
             user_id = data.user_id
             yield data

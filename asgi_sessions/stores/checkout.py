@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from ..errors import LockLostError, SessionConflictError
+from ..errors import LockLostError, SessionConflictError, SessionStoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class Outcome(enum.Enum):
     STORED = "stored"
     GONE = "gone"  # the record was deleted or expired since it was checked out
     CONFLICT = "conflict"  # the record was changed by somebody who did not wait
-    LOST = "lost"  # the lease ended, another may hold the lock
+    LOST = "lost"  # the lease ended and another has the lock
+    UNSURE = "unsure"  # refused; but an earlier commit of this checkout may have been stored: nobody knows
 
 
 @dataclass(slots=True)
@@ -51,9 +52,9 @@ class Checkout:
 
     `idle` is the record's idle timeout in seconds, None where it has none. `age` is how many seconds ago its
     life began (creation or sign-in) at the time of the checkout, None where the record does not say so.
-    `unsure` is a version that a commit wrote, or did not: its outcome is not known. `successor` is the record
-    that a move has stored under a new id; set before the old record is removed, so that whoever meets a fault
-    after that still knows where the session is.
+    `unsure` names the versions, with spaces between, that commits wrote, or did not: their outcome is not
+    known. `successor` is the record that a move has stored under a new id; set before the old record is
+    removed, so that whoever meets a fault after that still knows where the session is.
     """
 
     session_id: str
@@ -107,3 +108,6 @@ def raise_for(outcome: Outcome) -> None:
         raise SessionConflictError("the session was changed by another writer since it was loaded")
     if outcome is Outcome.GONE:
         raise SessionConflictError("the session was deleted or has expired since it was loaded")
+    raise SessionStoreError(
+        "another has changed the session; whether an earlier commit was stored is not known"
+    )

@@ -129,7 +129,7 @@ class InMemorySessionStore(SessionStore):
     # -- request operations -----------------------------------------------------------------------------
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
         token, waited = None, 0.0
         if lock is not None and session_id in self._entries:

@@ -64,7 +64,7 @@ class RequestOperations(abc.ABC):
     # -- request operations: what the middleware calls ------------------------------------------------
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
         """Lock (unless `lock` is None) and load; an idle timeout restarts.
 
@@ -86,6 +86,9 @@ class RequestOperations(abc.ABC):
             raise
         record = encode(data)
         return Checkout(session_id, record, _digest(record), token, expires_in, waited)
+
+    async def keep_alive(self, checkout: Checkout) -> None:  # noqa: B027  # a hook
+        """A request came, from the right client: the idle timeout restarts, where `checkout` left it."""
 
     async def create(
         self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None

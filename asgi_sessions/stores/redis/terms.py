@@ -22,6 +22,7 @@ class Terms:
     max_waiters: int = 64
     poll: float = POLL
     bare: bool = False  # a lock without a record
+    passive: bool = False  # a request that has to wait does not count as activity
     clustered: bool = False
     max_hold: float = math.inf
     lease_ms: bytes = field(init=False)
