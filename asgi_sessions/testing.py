@@ -506,6 +506,7 @@ class StoreContract:
             assert isinstance(taken, Checkout)
             assert taken.expires_in is not None
             assert taken.expires_in < 0.8
+            await store.keep_alive(taken)
             await store.release(taken)
         await let_time_pass(0.3)
         assert await store.checkout(data.session_id, _LOCK, rule) is Missing.ABSENT

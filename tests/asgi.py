@@ -56,11 +56,11 @@ class RecordingStore(InMemorySessionStore):
         """Nothing to do here."""
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
         call = "checkout" if lock is None else "checkout+lock"
         await self.before(call)
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         await self._after_taking(call, None if isinstance(taken, Missing) else taken)
         return taken
 

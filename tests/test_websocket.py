@@ -61,10 +61,10 @@ class StepStore(InMemorySessionStore):
             raise SessionStoreError("the backend is down")
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
         await self.begin("checkout" if lock else "load")
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         try:
             await self.step()
         except BaseException:

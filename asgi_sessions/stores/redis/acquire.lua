@@ -4,7 +4,8 @@
 --       3 wait (ms; 0: do not queue); may be left out: 0, and the caller need not be told the time
 --       for those who queue  4 wake channel or '-'  5 max waiters
 --       6 the token under which the caller queued before, or ''  7 '1': a lock without record
---       8 '1': passive. A caller who has to queue counts as activity from now on, unless it is that
+--       8 idle timeout by the caller's rule (ms; 0: none). A caller who has to queue counts as activity, unless
+--         the session is over by that; '-': does not count
 -- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0; to two arguments nearly
 --       always the record alone
 --       {'A'} absent  {'R'} retired  {'X'} not a record of ours; nothing is locked
@@ -63,8 +64,8 @@ local ttl = redis.call('PTTL', KEYS[2])
 if wait == 0 then
   return {'B', ttl}
 end
-if not bare and ARGV[8] ~= '1' then
-  keep_alive(KEYS[1], record, now)
+if not bare and ARGV[8] ~= '-' then
+  keep_alive(KEYS[1], record, now, tonumber(ARGV[8]))
 end
 local queue, alive = redis.call('LRANGE', KEYS[3], 0, -1), 0
 for _, entry in ipairs(queue) do

@@ -20,22 +20,16 @@ elseif token ~= '' and not ours then
 end
 
 local absolute, idle, began = bounds_of(value)
-local ends, left = absolute, redis.call('PTTL', KEYS[1])
+local came = now - quiet(KEYS[1], absolute, idle, now)
+local ends = absolute
 if began > 0 and ARGV[2] ~= '0' then
   ends = sooner(ends, began + tonumber(ARGV[2]))
-end
-
--- How long nobody came is known from what is left of the idle timeout; not where the absolute end cuts that short
--- (a second of tolerance), which is taken for activity.
-local quiet = 0
-if idle > 0 and left >= 0 and (absolute == 0 or now + left < absolute - 1000) then
-  quiet = math.max(idle - left, 0)
 end
 idle = sooner(idle, tonumber(ARGV[3]))
 if ends == 0 and idle == 0 then
   return {'L', value, now}
 end
-left = sooner(ends, idle > 0 and now - quiet + idle or 0) - now
+local left = sooner(ends, idle > 0 and came + idle or 0) - now
 if left <= 0 then
   if ours then
     redis.call('DEL', KEYS[1])

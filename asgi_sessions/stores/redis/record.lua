@@ -61,10 +61,21 @@ local function sooner(one, other)
   return one
 end
 
--- A request came: the idle timeout restarts, but never beyond the absolute end.
-local function keep_alive(key, value, now)
+-- For how long nobody came: told by what is left of the idle timeout. Where the absolute end cuts that short (a
+-- second of tolerance) or there is none, it is not known and taken for no time.
+local function quiet(key, absolute, idle, now)
+  local left = redis.call('PTTL', key)
+  if idle > 0 and left >= 0 and (absolute == 0 or now + left < absolute - 1000) then
+    return math.max(idle - left, 0)
+  end
+  return 0
+end
+
+-- A request came: the idle timeout restarts, but never beyond the absolute end. Under a `rule` (ms; 0: none) that
+-- is shorter the session may have ended already: then nothing restarts.
+local function keep_alive(key, value, now, rule)
   local absolute, idle = bounds_of(value)
-  if idle > 0 then
+  if idle > 0 and (rule == 0 or rule >= idle or quiet(key, absolute, idle, now) < rule) then
     redis.call('PEXPIRE', key, sooner(absolute > 0 and math.max(absolute - now, 1) or 0, idle))
   end
 end

@@ -87,6 +87,6 @@ CREATE = Script("create", 2, 6)
 RENEW = Script("renew", 1, 2, urgent=False)
 SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
 SET_IF_THERE = Script("set", 1, 5, once=True)
-TOUCH = Script("touch", 1, 0, urgent=False)
+TOUCH = Script("touch", 1, 1, urgent=False)
 LINK = Script("link", 1, 2)
 UNLINK = Script("unlink", 1, 2)

@@ -57,11 +57,13 @@ class RedisSessionStore(RedisRecords):
         if lock is None:
             taken = await self._load(engine, session_id, keys)
         else:
-            # Who waits behind others of this process has arrived. Without the rule of an idle timeout it need
-            # not be told to Redis: it counts from when it has the lock.
-            tells = not passive and (lifetime is None or lifetime.idle is not None)
-            arrived = partial(engine.touch, keys) if tells else None
-            taken = await self._lock(engine, session_id, keys, engine.terms(lock, passive), arrived)
+            idle = None if lifetime is None else lifetime.idle
+            terms = engine.terms(lock, idle, passive)
+            # Who waits behind others of this process has arrived. Without a rule of an idle timeout Redis is
+            # not told: such a request counts from when it has the lock.
+            tells = not passive and (lifetime is None or idle is not None)
+            arrived = partial(engine.touch, keys, terms.activity) if tells else None
+            taken = await self._lock(engine, session_id, keys, terms, arrived)
         if lifetime is None or isinstance(taken, Missing) or shorter(lifetime, taken) is None:
             return taken
         bound = await self._shorten(engine, keys, taken, lifetime)
