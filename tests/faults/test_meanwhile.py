@@ -145,7 +145,7 @@ async def test_what_can_be_mended_is_not_noticed(browser: Browser, harm: Meanwhi
     await browser.assert_free()
 
 
-@pytest.mark.parametrize("value", [b"foreign", b"asgi1:cut"])
+@pytest.mark.parametrize("value", [b"foreign", b"asgi2:cut"])
 async def test_foreign_bytes_that_came_meanwhile_stay(browser: Browser, value: bytes) -> None:
     """A record that somebody else's bytes took the place of is neither overwritten nor deleted."""
     key = browser.key
@@ -157,7 +157,7 @@ async def test_foreign_bytes_that_came_meanwhile_stay(browser: Browser, value: b
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_save_that_was_cut_off_is_no_conflict(browser: Browser, fails: bool) -> None:
-    """Stored or not: the good answer after it is 200, and its change is there; an error page is one as well."""
+    """Stored or not: the good answer after it is 200, and its change is there; an error page stays one."""
 
     async def save(session: Session) -> None:
         session["n"] = 1

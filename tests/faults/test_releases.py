@@ -148,9 +148,13 @@ async def test_records_of_the_release_before_go_on(redis_url: str, raw: Redis) -
     async with process_at(redis_url, idle_timeout=100) as process:
         browser = Browser(process, raw)
 
+        async def value_of(browser: Browser) -> bytes:
+            value = await raw.get(browser.key)
+            assert isinstance(value, bytes)
+            return value
+
         async def make_old() -> None:
-            value = bytes(await raw.get(browser.key))
-            assert value[:6] == b"asgi2:"
+            value = await value_of(browser)
             await raw.set(browser.key, b"asgi1" + value[5:51] + value[65:], keepttl=True)
 
         await browser.open(page(lambda session: session.update(n=0)))
@@ -161,9 +165,9 @@ async def test_records_of_the_release_before_go_on(redis_url: str, raw: Redis) -
         ):
             await make_old()
             assert (await browser.open(page(read))).status == 200
-            assert bytes(await raw.get(browser.key))[:6] == b"asgi1:"
+            assert (await value_of(browser))[:6] == b"asgi1:"
             assert (await browser.open(page(act))).status == 200
-            assert bytes(await raw.get(browser.key))[:6] == b"asgi2:"
+            assert (await value_of(browser))[:6] == b"asgi2:"
         data = await browser.stored()
         assert data is not None
         assert (data.metadata, data.user_id) == ({"n": 0, "m": 1}, "ada")
