@@ -252,14 +252,17 @@ async def test_a_lock_is_handed_over_on_a_full_server(
 
 
 async def test_locks_and_queues_that_are_evicted(own_redis: RedisServer) -> None:
-    """As `volatile-ttl` does, for they end soonest: who held one is answered 409, and no change is lost."""
+    """As `volatile-ttl` does, for they end soonest: the version fences, and no change is lost.
+
+    Who held one is answered 409 only where another took it meanwhile.
+    """
     async with counting(own_redis.url, pause=0.005) as site, counting(own_redis.url) as other_process:
         counted = await site.begin()
         async with crowd(site, [counted]), crowd(other_process, [counted]):
             for _ in range(20):
                 await served([counted], 1)
                 command(own_redis, "DEL", f"{counted.key}:lock", f"{counted.key}:wait")
-        assert set(counted.answers) == {200, 409}
+        assert set(counted.answers) <= {200, 409}
         assert await _kept(site, counted) == []
         await until(lambda: command(own_redis, "KEYS", "*") == [counted.key], "no lock is left")
 

@@ -137,16 +137,17 @@ class TestContract(StoreContract):
 
 
 async def test_a_record_is_a_header_and_the_json(store: RedisSessionStore, raw: Redis) -> None:
-    """Magic, a random version, the end by Redis' clock, the idle timeout, then the bytes given."""
+    """Format, a random nonce, the end and begin by Redis' clock, the idle timeout, then the bytes given."""
     record = _record(a=1)
     await store.create("s", record, Lifetime(absolute=60, idle=30), None)
     value = await _text(raw, _RECORD)
-    match = re.fullmatch(r"asgi1:([0-9a-f]{16}):([0-9]{13}):([0-9]{13}):(.*)", value)
+    match = re.fullmatch(r"asgi2:([0-9a-f]{16}):([0-9]{13}):([0-9]{13}):([0-9]{13})\n(.*)", value)
     assert match is not None
     now = (await raw.time())[0] * 1000
     assert 58_000 < int(match[2]) - now < 61_000
     assert int(match[3]) == 30_000
-    assert match[4].encode() == record
+    assert int(match[2]) - int(match[4]) == 60_000
+    assert match[5].encode() == record
     assert 29_000 < await raw.pttl(_RECORD) <= 30_000
 
 
@@ -217,6 +218,9 @@ async def test_a_replaced_id_is_remembered_for_a_minute(store: RedisSessionStore
         "asgi1:",
         "asgi1:0123456789abcdef:0000000000000:000000000000",
         "asgi2:0123456789abcdef:0000000000000:0000000000000:{}",
+        "asgi2:0123456789abcdef:0000000000000:0000000000000:0000000000000:{}",
+        "asgi2:0123456789abcdeF:0000000000000:0000000000000:000000000000x\n{}",
+        "asgi3:0123456789abcdef:0000000000000:0000000000000:0000000000000\n{}",
         "asgi1:0123456789abcde:00000000000000:0000000000000:{}",
         "asgi1:0123456789abcdeg:0000000000000:0000000000000:{}",
         None,
@@ -253,16 +257,29 @@ async def test_a_record_of_another_model_is_an_error_and_stays(store: RedisSessi
 
 
 @pytest.mark.parametrize("lock", [_LOCK, None])
-async def test_an_idle_timeout_restarts_with_each_checkout(
+async def test_an_idle_timeout_restarts_when_the_client_is_the_right_one(
     store: RedisSessionStore, raw: Redis, lock: LockPolicy | None
 ) -> None:
-    """Locked or not, a request keeps the session alive; `get` is no request."""
+    """Locked or not, a checkout alone does not count: who presents the id may be somebody else."""
     await _stored(store, Lifetime(absolute=3600, idle=100))
     await raw.pexpire(_RECORD, 5_000)
     await store.get("s")
+    taken = await _taken(store, lock)
     assert await raw.pttl(_RECORD) <= 5_000
-    await _taken(store, lock)
+    await store.keep_alive(taken)
+    await store.exists("s")
     assert 99_000 < await raw.pttl(_RECORD) <= 100_000
+
+
+async def test_without_an_idle_timeout_nothing_is_sent(store: RedisSessionStore, raw: Redis) -> None:
+    """Keeping alive what ends at a fixed time costs nothing."""
+    await _stored(store)
+    taken = await _taken(store)
+    await store.exists("s")
+    await raw.config_resetstat()
+    await store.keep_alive(taken)
+    await store.exists("s")
+    assert await _calls(raw) == 0
 
 
 async def test_an_idle_timeout_never_outlives_the_absolute_end(store: RedisSessionStore, raw: Redis) -> None:
@@ -270,6 +287,8 @@ async def test_an_idle_timeout_never_outlives_the_absolute_end(store: RedisSessi
     await _stored(store, Lifetime(absolute=5, idle=100))
     assert await raw.pttl(_RECORD) <= 5_000
     taken = await _taken(store)
+    await store.keep_alive(taken)
+    await store.exists("s")
     assert await raw.pttl(_RECORD) <= 5_000
     assert taken.expires_in is not None
     assert 4 < taken.expires_in <= 5
@@ -279,7 +298,8 @@ async def test_an_idle_timeout_may_be_the_only_one(store: RedisSessionStore, raw
     """Rolling sessions have no absolute end, and one of half a year fits into the header."""
     half_a_year = 180 * 86400
     await _stored(store, Lifetime(idle=half_a_year))
-    taken = await _taken(store)
+    taken = await store.checkout("s", _LOCK, Lifetime(idle=half_a_year))
+    assert isinstance(taken, Checkout)
     assert taken.expires_in is None
     assert await raw.ttl(_RECORD) > half_a_year - 10
 
@@ -297,10 +317,11 @@ async def test_no_write_changes_the_end_of_a_life(store: RedisSessionStore, raw:
 
 
 async def test_an_explicit_ttl_is_a_new_absolute_end(store: RedisSessionStore, raw: Redis) -> None:
-    """`set` with ttl moves the end and keeps the idle rule."""
+    """`set` with ttl moves the end and keeps the idle rule, and the begin."""
     await _stored(store, Lifetime(absolute=3600, idle=100))
     await store.set("s", SessionData(session_id="s"), ttl=7200)
-    taken = await _taken(store)
+    taken = await store.checkout("s", None, None)
+    assert isinstance(taken, Checkout)
     assert taken.expires_in is not None
     assert 7100 < taken.expires_in <= 7200
     assert await raw.pttl(_RECORD) <= 100_000
@@ -335,7 +356,7 @@ async def _lock_by_another(raw: Redis) -> None:
 
 async def _rewrite(raw: Redis) -> None:
     value = await _text(raw, _RECORD)
-    await raw.set(_RECORD, "asgi1:ffffffffffffffff" + value[22:], keepttl=True)
+    await raw.set(_RECORD, value[:6] + "f" * 16 + value[22:], keepttl=True)
 
 
 async def _replace_by_foreign(raw: Redis) -> None:
@@ -350,7 +371,6 @@ async def _delete_and_lock(raw: Redis) -> None:
 _MEANWHILE: list[tuple[Callable[[Redis], Awaitable[None]], Outcome, list[str]]] = [
     (_delete, Outcome.GONE, []),
     (_delete_and_lock, Outcome.GONE, [_HOLDER]),
-    (_let_lease_end, Outcome.LOST, [_RECORD]),
     (_lock_by_another, Outcome.LOST, [_RECORD, _HOLDER]),
     (_rewrite, Outcome.CONFLICT, [_RECORD]),
     (_replace_by_foreign, Outcome.CONFLICT, [_RECORD]),
@@ -367,7 +387,7 @@ async def test_only_what_was_checked_out_is_written(
     left: list[str],
     discarding: bool,
 ) -> None:
-    """Deleted, lease over, lock taken, version moved: nothing is written, and a lock of ours is let go."""
+    """Deleted, lock taken, version moved: nothing is written, and a lock of ours is let go."""
     await _stored(store)
     taken = await _taken(store)
     await meanwhile(raw)
@@ -473,11 +493,11 @@ def test_a_claim_ends_before_anybody_counts_on_it(lease: float, claim: bytes) ->
     assert Terms(lease).claim_ms == claim
 
 
-_VALUE = b"asgi1:00000000000000%02d:0000000000000:0000000000000:{}"
+_VALUE = b"asgi2:00000000000000%02d:0000000000000:0000000000000:0000000000000\n{}"
 _HEAD = (_VALUE % 1)[:50]
-_VERSION = _HEAD[6:]
+_VERSION = (_VALUE % 1)[6:64]
 _TOKEN = b"t" * 32
-_ENQUEUE = (_TOKEN, b"5000", b"5000", b"-", b"9", b"", b"0")
+_ENQUEUE = (_TOKEN, b"5000", b"5000", b"-", b"9", b"", b"0", b"0")
 _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] = [
     ("take", TAKE, (*_KEYS, _TOKEN, b"5000"), []),
     ("take and tell", TAKE_AND_TELL, (*_KEYS, _TOKEN, b"5000", b"0"), []),
@@ -528,7 +548,7 @@ def _kind(reply: Reply) -> Reply:
     """What it says, its details aside; a record alone is the short form of `L`."""
     if isinstance(reply, list):
         return reply[0]
-    return b"L" if isinstance(reply, bytes) and reply.startswith(b"asgi1:") else reply
+    return b"L" if isinstance(reply, bytes) and reply.startswith(b"asgi2:") else reply
 
 
 async def test_a_create_recognises_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:
@@ -942,12 +962,13 @@ async def test_a_lease_is_renewed_while_it_is_held(store: RedisSessionStore, raw
 async def test_a_lease_is_not_renewed_beyond_max_hold(
     store: RedisSessionStore, raw: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A request that hangs loses the lock; its commit is refused."""
+    """A request that hangs loses the lock; its commit is refused where another has it then."""
     await _stored(store)
     taken = await _taken(store, LockPolicy(timeout=0.1, max_hold=0.1))
     await _pause(0.35)
     assert await raw.exists(_HOLDER) == 0
     assert "lock_max_hold" in caplog.text
+    await _lock_by_another(raw)
     assert await store.commit(taken, _record(), release=True) is Outcome.LOST
 
 
@@ -962,7 +983,7 @@ async def test_a_lost_lease_is_noticed_and_logged(
     engine = await store._engines.get()
     assert len(engine.leases) == 0
     assert [record.getMessage() for record in caplog.records] == [
-        "a session's lock was lost while its request ran; its commit will be refused"
+        "a session's lock was lost while its request ran; its commit is refused if another took it"
     ]
     assert await store.commit(taken, _record(), release=True) is Outcome.LOST
 

@@ -310,16 +310,75 @@ async def test_a_passed_on_lock_is_renewed(store: RedisSessionStore, raw: Redis)
     await _nothing_left(raw, store)
 
 
-async def test_a_pass_restarts_the_idle_timeout(store: RedisSessionStore, raw: Redis) -> None:
-    """A request that waited here counts as activity like any other."""
-    await _stored(store, Lifetime(absolute=3600, idle=60))
+@pytest.mark.parametrize("passive", [False, True])
+async def test_a_request_that_waits_here_has_arrived(
+    store: RedisSessionStore, raw: Redis, passive: bool
+) -> None:
+    """It counts as activity from then, as one that waits in another process does; a poll does not."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
     holder = await _taken(store)
-    (waiter,) = await _behind(store)
-    await raw.pexpire(_RECORD, 1000)
+    await raw.pexpire(_RECORD, 5_000)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=passive))
+    await asyncio.sleep(0)
+    await store.exists("s")
+    assert (await raw.pttl(_RECORD) > 59_000) is not passive
     assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
     taken = await waiter
+    assert isinstance(taken, Checkout)
     assert _values(taken) == {"n": 1}
-    assert await raw.pttl(_RECORD) > 59_000
+    await store.release(taken)
+
+
+@pytest.mark.parametrize("passive", [False, True])
+async def test_a_request_that_waits_in_redis_has_arrived(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis, passive: bool
+) -> None:
+    """The same for who is the only one of its process."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
+    holder = await _taken(other)
+    await raw.pexpire(_RECORD, 5_000)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=passive))
+    await _in_queue(raw, 1)
+    assert (await raw.pttl(_RECORD) > 59_000) is not passive
+    await other.release(holder)
+    taken = await waiter
+    assert isinstance(taken, Checkout)
+    await store.release(taken)
+
+
+async def test_a_hand_over_is_no_activity(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """Who gets the lock is not known to be the right client yet, here or in another process."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
+    holder = await _taken(store)
+    waiters = [asyncio.create_task(each.checkout("s", _LOCK, rule, passive=True)) for each in (store, other)]
+    await _in_queue(raw, 1)
+    await raw.pexpire(_RECORD, 5_000)
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    for waiter, each in zip(waiters, (store, other), strict=True):
+        taken = await waiter
+        assert isinstance(taken, Checkout)
+        await each.release(taken)
+    assert await raw.pttl(_RECORD) <= 5_000
+
+
+async def test_a_pass_with_an_idle_timeout_needs_no_question(store: RedisSessionStore, raw: Redis) -> None:
+    """The next one of the process goes on with what was stored, whatever ends the session."""
+    rule = Lifetime(idle=60)
+    await _stored(store, rule)
+    holder = await _taken(store)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=True))
+    await asyncio.sleep(0)
+    await raw.config_resetstat()
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    taken = await waiter
+    assert isinstance(taken, Checkout)
+    assert await _scripts(raw) == 1
+    assert (_values(taken), taken.idle, taken.version) == ({"n": 1}, 60, holder.version)
     await store.release(taken)
 
 

@@ -52,9 +52,9 @@ class Checkout:
 
     `idle` is the record's idle timeout in seconds, None where it has none. `age` is how many seconds ago its
     life began (creation or sign-in) at the time of the checkout, None where the record does not say so.
-    `unsure` is a version that a commit wrote, or did not: its outcome is not known. `successor` is the record
-    that a move has stored under a new id; set before the old record is removed, so that whoever meets a fault
-    after that still knows where the session is.
+    `unsure` names the versions, with spaces between, that commits wrote, or did not: their outcome is not
+    known. `successor` is the record that a move has stored under a new id; set before the old record is
+    removed, so that whoever meets a fault after that still knows where the session is.
     """
 
     session_id: str

@@ -253,7 +253,7 @@ class RequestOperations:
                 if not isinstance(found, Value):
                     return found
                 found.rewrite(record)
-                checkout.unsure = found.version
+                checkout.unsure = f"{checkout.unsure or ''} {found.version}".lstrip()
                 await self._primitives.write(checkout.session_id, found)
             checkout.record, checkout.version, checkout.unsure = record, found.version, None
             return _STORED
@@ -389,8 +389,10 @@ class RequestOperations:
         found = await self._primitives.find(checkout.session_id)
         if found is Missing.ABSENT:
             return Outcome.GONE
-        if isinstance(found, Value) and found.version in (checkout.version, checkout.unsure):
-            return found
+        if isinstance(found, Value):
+            known = checkout.unsure.split() if checkout.unsure else ()
+            if found.version == checkout.version or found.version in known:
+                return found
         return Outcome.CONFLICT if checkout.unsure is None else Outcome.UNSURE
 
 

@@ -152,6 +152,8 @@ class Model:
         """What a commit or discard of this checkout may come to."""
         entry, lease = self.find(out.session_id), self.lease(out.session_id)
         lost = out.locked and (lease is None or lease.owner is not out)
+        if lost and lease is None and self.in_redis:
+            lost = False  # nobody took the lock: the version decides
         if lost:
             return {Outcome.LOST, Outcome.GONE} if entry is None else {Outcome.LOST}
         if entry is None:
@@ -546,6 +548,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.give_up_lease(session_id)
         if entry is not None:
             assert isinstance(taken, Checkout)
+            self.run(self.store.keep_alive(taken))
             self.took(taken, lock)
             return
         retired = self.model.retired.get(session_id, 0) > self.model.now
@@ -703,9 +706,13 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind, left = redis.call('TYPE', key).ok, redis.call('PTTL', key)
   if kind == 'string' then
     local value = redis.call('GET', key)
-    if string.sub(value, 1, 6) == 'asgi1:' and tonumber(string.sub(value, 24, 36)) > 0 then
-      local ends = math.max(tonumber(string.sub(value, 24, 36)) - by, 1)
-      redis.call('SETRANGE', key, 23, string.format('%013.0f', ends))
+    if string.sub(value, 1, 6) == 'asgi2:' then
+      for _, place in ipairs({23, 51}) do -- the absolute end and the begin
+        local moment = tonumber(string.sub(value, place + 1, place + 13))
+        if moment > 0 then
+          redis.call('SETRANGE', key, place, string.format('%013.0f', math.max(moment - by, 1)))
+        end
+      end
     end
   elseif kind == 'zset' then
     for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
@@ -719,6 +726,11 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   end
 end
 """
+
+
+def _around(place: int) -> tuple[slice, slice, slice]:
+    """Before thirteen digits, they themselves, and after them."""
+    return slice(place), slice(place, place + 13), slice(place + 13, None)
 
 
 class RedisMachine(StoreMachine):
@@ -748,11 +760,12 @@ class RedisMachine(StoreMachine):
 
     def move_clock(self, seconds: float) -> None:
         self.raw.eval(_MOVE_CLOCK, 0, str(round(seconds * 1000)))
-        for out in self.outs:  # the version that was checked out has the end within it
-            head = out.real.version
-            ends = int(head[17:30])
-            if ends:
-                out.real.version = f"{head[:17]}{max(ends - round(seconds * 1000), 1):013d}{head[30:]}"
+        for out in self.outs:  # the version that was checked out has both within it
+            for place in (17, 45):
+                head, moment, rest = (out.real.version[part] for part in _around(place))
+                if int(moment):
+                    moment = f"{max(int(moment) - round(seconds * 1000), 1):013d}"
+                out.real.version = head + moment + rest
 
     def keys(self) -> list[str]:
         """All that lies in Redis."""
@@ -767,6 +780,7 @@ class RedisMachine(StoreMachine):
     @invariant()
     def records_end_when_they_should(self) -> None:
         """The time to live is what the model says."""
+        self.run(self.store.exists("fence"))  # what was posted has arrived then
         for name, entry in self.model.alive().items():
             left = self.raw.pttl(f"session:{{{name}}}") / 1000
             assert left == pytest.approx(entry.ends - self.model.now, abs=60)

@@ -1,9 +1,12 @@
--- Write a checked-out record if lease, version and record are what they were; the TTL stays.
+-- Write a checked-out record if version and record are what they were and nobody else has the lock; the TTL stays.
+-- The lease itself may have run out: where nobody took the lock since, the version tells that nothing has changed.
 -- KEYS  1 record  2 lock  3 wait  4 retired
--- ARGV  1 token ('': no lock, the version alone is compared)  2 'asgi1:' and the version loaded  3 new value
+-- ARGV  1 token ('': no lock, the version alone is compared)  2 format and version loaded, 50 bytes  3 new value
 --       4 claim of the next holder (ms) where the lock is let go, else ''  5 '1': in a cluster
--- Reply 'STORED' | 'GONE' | 'LOST' | 'CONFLICT'; only STORED wrote. A lock of ours on a record that is gone
---       is let go in any case.
+--       6 versions of earlier commits of this caller whose outcome it does not know; may be left out
+-- Reply 'STORED'  |  'UNHELD' stored, and the lock, which was to stay ours, is free: the lease had run out
+--       'GONE' | 'LOST' another has the lock | 'CONFLICT': nothing is written. A lock of ours on a record that is
+--       gone is let go in any case.
 -- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
 -- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
 local token, release = ARGV[1], ARGV[4] ~= ''
@@ -23,25 +26,30 @@ if redis.pcall('GETRANGE', KEYS[1], '0', '49') == ARGV[2]
 end
 
 -- include record
-local state, head = read(KEYS[1], 50)
+local state, head = read(KEYS[1], true)
 local version = head and version_of(head)
-local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
+local holder = token ~= '' and redis.call('GET', KEYS[2])
 local outcome = 'STORED'
 
 if state == 'A' then
   require_primary(KEYS[1])
   outcome = 'GONE'
 elseif version ~= version_of(ARGV[3]) then
-  if token ~= '' and not ours then
+  if holder and holder ~= token then
     outcome = 'LOST'
-  elseif version ~= version_of(ARGV[2]) then
+  elseif not version or (version ~= version_of(ARGV[2]) and not string.find(ARGV[6] or '', version, 1, true)) then
     outcome = 'CONFLICT'
   else
     redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
   end
 end
-if ours and (release or outcome == 'GONE') then
+if token == '' or (holder and holder ~= token) then
+  return outcome
+end
+if release or outcome == 'GONE' then
   -- include handover
   hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
+elseif outcome == 'STORED' and not holder then
+  return 'UNHELD'
 end
 return outcome

@@ -1,4 +1,4 @@
--- Store a new record, never over another.
+-- Store a new record, never over another. Its life begins now.
 -- KEYS  1 record  2 lock
 -- ARGV  1 nonce  2 JSON  3 absolute timeout (ms; 0: none)  4 idle timeout (ms; 0: none)
 --       5 token ('': no lock)  6 lease (ms)
@@ -6,17 +6,16 @@
 -- Own retry: a record with this nonce lies there already.
 -- include record
 local absolute, idle = tonumber(ARGV[3]), tonumber(ARGV[4])
-local state, head = read(KEYS[1], 50, true)
-local version = head and version_of(head)
-if state ~= 'A' and (state == 'X' or string.sub(version, 1, 16) ~= ARGV[1]) then
+local state, head = read(KEYS[1], true, true)
+if state ~= 'A' and (state == 'X' or string.sub(head, 7, 22) ~= ARGV[1]) then
   return {'E'}
 end
 if state == 'A' then
-  local head = header(ARGV[1], absolute > 0 and clock() + absolute or 0, idle)
-  redis.call('SET', KEYS[1], head .. ARGV[2], 'PX', first_end(absolute, idle))
-  version = string.sub(head, 7, 50)
+  local now = clock()
+  head = header(ARGV[1], absolute > 0 and now + absolute or 0, idle, now)
+  redis.call('SET', KEYS[1], head .. ARGV[2], 'PX', sooner(absolute, idle))
 end
 if ARGV[5] ~= '' then
   redis.call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])
 end
-return {'C', version}
+return {'C', string.sub(head, 7, 64)}

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import weakref
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import cast
 
 from ...errors import SessionStoreError
@@ -13,13 +14,16 @@ from ..local import LockPolicy
 from .calls import CLOSED, Reply, forget
 from .clock import Clock
 from .connections import Client, Deployment, deployment
+from .layout import milliseconds
 from .leases import Leases
 from .queues import Queues
 from .routing import Cluster, OneNode, Router
-from .scripts import RELEASE, TAKE, TAKE_AND_TELL, Keys, Script, pack_args
-from .terms import Terms
+from .scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
+from .terms import PASSIVE, Terms
 from .waiters import understood
 from .wake import WakeChannel
+
+KNOWN = 16  # terms; there is a policy and a rule for each middleware
 
 
 class Engine:
@@ -30,8 +34,7 @@ class Engine:
         self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
         self.clustered = b"1" if self.router.clustered else b"0"
         self.unlocked = Terms(0.0, clustered=self.router.clustered)  # of who loads or writes without a lock
-        self._terms = self.unlocked
-        self._policy: LockPolicy | None = None
+        self._terms = lru_cache(KNOWN)(self._terms_of)
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
@@ -41,18 +44,19 @@ class Engine:
         self._closed = False  # makes no calls any more, but lets locks go
         self._ended = False
 
-    def terms(self, policy: LockPolicy) -> Terms:
-        """What the scripts need of a policy; it is nearly always the same one."""
-        if policy is not self._policy:
-            self._policy = policy
-            self._terms = Terms(
-                policy.timeout,
-                policy.wait,
-                policy.max_waiters,
-                clustered=self.router.clustered,
-                max_hold=policy.max_hold,
-            )
-        return self._terms
+    def terms(self, policy: LockPolicy, idle: float | None = None, passive: bool = False) -> Terms:
+        """What the scripts need of a policy and of the caller's rule of an idle timeout (seconds)."""
+        return self._terms(policy, idle, passive)
+
+    def _terms_of(self, policy: LockPolicy, idle: float | None, passive: bool) -> Terms:
+        return Terms(
+            policy.timeout,
+            policy.wait,
+            policy.max_waiters,
+            activity=PASSIVE if passive else milliseconds(idle),
+            clustered=self.router.clustered,
+            max_hold=policy.max_hold,
+        )
 
     def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
         """Call a script, keys first; it leaves with everything else of this tick."""
@@ -84,13 +88,20 @@ class Engine:
         (In ms, of the loop's.) The bare word of the script where there is nothing to take, or nothing now.
         """
         clock = self._clock
-        if isinstance(reply, bytes) and reply.startswith(b"asgi1:"):
+        if isinstance(reply, bytes) and reply.startswith(b"asgi2:"):
             return reply, clock.ahead
         kind, *rest = understood(reply)
         if kind != b"L":
             return cast(bytes, kind)
         clock.told(cast(int, rest[1]), asked)
         return cast(bytes, rest[0]), clock.ahead
+
+    def touch(self, keys: Keys, rule: bytes = b"0") -> None:
+        """Restart the record's idle timeout; posted, not waited for, and a fault is no matter.
+
+        `rule` is the caller's idle timeout in ms, 0 for none: nothing restarts where it is over already.
+        """
+        self.run(TOUCH, keys.record, rule).add_done_callback(forget)
 
     def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
         """Release the lock or the place in the queue that has this token; need not be awaited.

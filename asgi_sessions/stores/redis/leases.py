@@ -108,7 +108,9 @@ class Leases:
             _logger.warning("a session's lock could not be renewed, the next try follows: %s", error)
         elif reply.result() == 0:
             self._give_up(token, lease)
-            _logger.warning("a session's lock was lost while its request ran; its commit will be refused")
+            _logger.warning(
+                "a session's lock was lost while its request ran; its commit is refused if another took it"
+            )
         else:
             lease.ends = ends
 

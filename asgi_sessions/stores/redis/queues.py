@@ -7,6 +7,7 @@ The speaker holds the lock or asks for it. When it is done it passes the lock to
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
@@ -51,11 +52,18 @@ class Queues:
 
     # -- to the lock --------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Keys, terms: Terms) -> Grant | bytes:
-        """The lock, or why there is nothing to lock: see `Turn.take`. Cancelled, it leaves nothing behind."""
+    async def acquire(
+        self, keys: Keys, terms: Terms, arrived: Callable[[], None] | None = None
+    ) -> Grant | bytes:
+        """The lock, or why there is nothing to lock: see `Turn.take`. Cancelled, it leaves nothing behind.
+
+        `arrived` is called when the caller has to wait for others of this process.
+        """
         engine, record = self._engine, keys.record
         queue, started = self._queues.get(record), engine.loop.time()
         if queue is not None:
+            if arrived is not None:
+                arrived()
             given = await self._wait(keys, terms, queue)
             if isinstance(given, Grant):
                 return given._replace(waited=engine.loop.time() - started)

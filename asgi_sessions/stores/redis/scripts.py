@@ -74,15 +74,19 @@ def _source(chunk: str) -> bytes:
 
 
 # With `Keys`:
-ACQUIRE = Script("acquire", 4, 7)
+ACQUIRE = Script("acquire", 4, 8)
 TAKE = Script("acquire", 4, 2)  # a single try
 TAKE_AND_TELL = Script("acquire", 4, 3)  # the time too
 COMMIT = Script("commit", 4, 5, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
+COMMIT_AGAIN = Script("commit", 4, 6, doubtful=(b"LOST", b"CONFLICT"))  # after one of unknown outcome
+REBOUND = Script("rebound", 4, 3)
 REMOVE = Script("remove", 4, 6)
 RELEASE = Script("release", 4, 4, urgent=False)
 # With keys of their own:
 CREATE = Script("create", 2, 6)
 RENEW = Script("renew", 1, 2, urgent=False)
 SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
+SET_IF_THERE = Script("set", 1, 5, once=True)
+TOUCH = Script("touch", 1, 1, urgent=False)
 LINK = Script("link", 1, 2)
 UNLINK = Script("unlink", 1, 2)

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from ...data import SessionData
 from ...errors import SessionStoreError
-from ..checkout import Checkout, Lifetime, Missing, Outcome
+from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
+from . import commits
 from .calls import NOT_OURS, Reply
 from .connections import Client
 from .engine import Engine
-from .layout import (
-    HEADER,
-    HEADER_SIZE,
-    NO_IDLE,
-    RETIRED_MS,
-    milliseconds,
-    next_version,
-    pack_value,
-)
+from .layout import RETIRED_MS, milliseconds, next_version, pack_value, parse
 from .leases import Lease
 from .names import new_nonce, new_token
 from .records import RedisRecords
-from .scripts import COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
+from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
-_OUTCOMES = {
-    b"STORED": Outcome.STORED,
-    b"GONE": Outcome.GONE,
-    b"CONFLICT": Outcome.CONFLICT,
-    b"LOST": Outcome.LOST,
-}
 
 
 class RedisSessionStore(RedisRecords):
@@ -62,27 +50,37 @@ class RedisSessionStore(RedisRecords):
         super().__init__(client_or_url, prefix, default_ttl, model, socket_timeout)
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
         keys = self._keys.of(session_id)
         engine = self._engines.here() or await self._engines.get()
         if lock is None:
-            return await self._load(engine, session_id, keys)
-        terms = engine.terms(lock)
-        grant = await engine.queues.acquire(keys, terms)
-        if isinstance(grant, bytes):
-            return _missing(grant)
-        now = engine.loop.time()
-        taken = _checkout(session_id, grant.value, now * 1000 + grant.ahead)
-        if taken is None:
-            engine.queues.release(keys, grant.token, terms)
-            return Missing.UNREADABLE
-        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left)
-        taken.token, taken.waited = grant.token.decode(), grant.waited
-        return taken
+            taken = await self._load(engine, session_id, keys)
+        else:
+            idle = None if lifetime is None else lifetime.idle
+            terms = engine.terms(lock, idle, passive)
+            # Who waits behind others of this process has arrived. Without a rule of an idle timeout Redis is
+            # not told: such a request counts from when it has the lock.
+            tells = not passive and (lifetime is None or idle is not None)
+            arrived = partial(engine.touch, keys, terms.activity) if tells else None
+            taken = await self._lock(engine, session_id, keys, terms, arrived)
+        if lifetime is None or isinstance(taken, Missing) or shorter(lifetime, taken) is None:
+            return taken
+        bound = await self._shorten(engine, keys, taken, lifetime)
+        return bound or await self.checkout(session_id, lock, lifetime, passive=passive)
+
+    async def keep_alive(self, checkout: Checkout) -> None:
+        if checkout.idle is not None:
+            engine = self._engines.here() or await self._engines.get()
+            engine.touch(self._held(engine, checkout)[0])
 
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
         keys = self._keys.of(session_id)
         engine = self._engines.here() or await self._engines.get()
@@ -102,6 +100,7 @@ class RedisSessionStore(RedisRecords):
         if not version:
             return None
         created = Checkout(session_id, record, version, None, lifetime.absolute)
+        created.idle, created.age = lifetime.idle, 0.0
         if token:
             created.token = token.decode()
             created.seal = engine.leases.hold(keys, token, terms, engine.loop.time(), terms.lease)
@@ -110,23 +109,24 @@ class RedisSessionStore(RedisRecords):
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         engine = self._engines.here() or await self._engines.get()
         keys, token, terms = self._held(engine, checkout)
-        was = checkout.version.encode()
+        was, unsure = checkout.version.encode(), checkout.unsure
         version = next_version(was)
         bequeath = release and engine.queues.settle(keys, token)
         flags = terms.commit
         if release and not bequeath:
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
-        reply = engine.call(COMMIT, keys.record, _commit(keys, token, was, version, record, flags))
+        packed = commits.pack(keys, token, was, version, record, flags, unsure)
+        checkout.unsure = commits.one_more(unsure, version)  # until there is an answer
+        reply = engine.call(COMMIT if unsure is None else COMMIT_AGAIN, keys.record, packed)
         if bequeath:
-            return await self._bequeath(engine, checkout, reply, version, record)
-        outcome = _outcome(await reply)
-        if outcome is _STORED:
-            checkout.record, checkout.version = record, version.decode()
-        elif not release and outcome is not Outcome.CONFLICT:
+            return await self._bequeath(engine, checkout, reply, version, record, unsure)
+        word = await reply
+        outcome = commits.noted(checkout, word, version, record, unsure)
+        if not release and word in commits.UNLOCKED:
             engine.leases.drop(token)
             engine.queues.leave(keys, token)
-            release = True
+            release = outcome is not _STORED
         if release:
             checkout.token = None
         return outcome
@@ -138,19 +138,20 @@ class RedisSessionStore(RedisRecords):
         reply: asyncio.Future[Reply],
         version: bytes,
         record: bytes,
+        unsure: str | None,
     ) -> Outcome:
         """The lock stays with this process, where the next request goes on with what was stored."""
         keys, token, terms = self._held(engine, checkout)
         sent = engine.loop.time()
         try:
-            outcome = _outcome(await reply)
+            word = await reply
+            outcome = commits.noted(checkout, word, version, record, unsure)
         except BaseException:
             engine.queues.disinherit(keys)
             if checkout.token is None:  # released meanwhile, by another task of the request
                 engine.queues.release(keys, token, terms)
             raise
-        idle = not version.endswith(NO_IDLE)  # the next request has to restart it
-        stored = pack_value(version, record) if outcome is _STORED and not idle else None
+        stored = pack_value(version, record) if word == b"STORED" else None
         engine.queues.inherit(keys, token, terms, stored, engine.loop.time() - sent)
         checkout.token = None
         return outcome
@@ -161,11 +162,11 @@ class RedisSessionStore(RedisRecords):
         engine.leases.drop(token)
         retired = RETIRED_MS if retire else b"0"
         name = new_nonce()  # by which the call knows its own retry
-        version = checkout.version.encode()
-        args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
+        versions = commits.known(checkout)
+        args = pack_args(token, versions, retired, terms.claim_ms, engine.clustered, name)
         reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
         engine.queues.leave(keys, token)
-        outcome = _outcome(await reply)
+        outcome = commits.outcome_of(await reply)
         checkout.token = None
         return outcome
 
@@ -204,26 +205,63 @@ class RedisSessionStore(RedisRecords):
         value, ahead = found
         return _checkout(session_id, value, engine.loop.time() * 1000 + ahead) or Missing.UNREADABLE
 
+    async def _lock(
+        self,
+        engine: Engine,
+        session_id: str,
+        keys: Keys,
+        terms: Terms,
+        arrived: Callable[[], None] | None,
+    ) -> Checkout | Missing:
+        grant = await engine.queues.acquire(keys, terms, arrived)
+        if isinstance(grant, bytes):
+            return _missing(grant)
+        now = engine.loop.time()
+        taken = _checkout(session_id, grant.value, now * 1000 + grant.ahead)
+        if taken is None:
+            engine.queues.release(keys, grant.token, terms)
+            return Missing.UNREADABLE
+        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left)
+        taken.token, taken.waited = grant.token.decode(), grant.waited
+        return taken
 
-def _commit(keys: Keys, token: bytes, was: bytes, version: bytes, record: bytes, flags: bytes) -> bytes:
-    """A call of `COMMIT`, packed; versions have 44 bytes."""
-    return b"%b%b$%d\r\n%b\r\n$50\r\nasgi1:%b\r\n$%d\r\nasgi1:%b:%b\r\n%b" % (
-        COMMIT.by_sha, keys.packed, len(token), token, was,
-        HEADER_SIZE + len(record), version, record, flags,
-    )  # fmt: skip
+    async def _shorten(
+        self, engine: Engine, keys: Keys, taken: Checkout, rule: Lifetime
+    ) -> Checkout | Missing | None:
+        """Give a record the shorter bounds of a rule that came after it; None where the lock was lost.
+
+        Without a lock nothing is written, or a holder's commit would find another version: what has ended by
+        the rule is ABSENT, and the bounds are those of this checkout alone.
+        """
+        token = self._held(engine, taken)[1]
+        asked = engine.loop.time()
+        args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
+        packed = REBOUND.by_sha + keys.packed + args
+        try:
+            found = engine.found(await engine.call(REBOUND, keys.record, packed), asked)
+        except BaseException:
+            await self.release(taken)
+            raise
+        if isinstance(found, bytes):
+            engine.leases.drop(token)
+            engine.queues.leave(keys, token)
+            return None if found == b"B" else _missing(found)
+        value, ahead = found
+        bound = _checkout(taken.session_id, value, engine.loop.time() * 1000 + ahead)
+        if bound is None:
+            await self.release(taken)
+            return Missing.UNREADABLE
+        bound.seal, bound.token, bound.waited = taken.seal, taken.token, taken.waited
+        less = shorter(rule, bound)  # without a lock
+        if less is not None:
+            bound.expires_in, bound.idle = less.absolute, less.idle
+        return bound
 
 
 def _missing(word: bytes) -> Missing:
     """`SessionStoreError` for what no script answers."""
     if word in _MISSING:
         return _MISSING[word]
-    raise SessionStoreError(NOT_OURS)
-
-
-def _outcome(reply: Reply) -> Outcome:
-    """`SessionStoreError` for what no script answers."""
-    if isinstance(reply, bytes) and reply in _OUTCOMES:
-        return _OUTCOMES[reply]
     raise SessionStoreError(NOT_OURS)
 
 
@@ -235,10 +273,17 @@ def _version_of(reply: Reply) -> str:
 
 
 def _checkout(session_id: str, value: bytes, now: float) -> Checkout | None:
-    """None where the header is not quite ours: the scripts look at its outline only."""
-    header = HEADER.match(value)
-    if header is None:
+    """None where the header is not quite ours: the scripts look at its outline only. `now`: ms, by Redis."""
+    stored = parse(value)
+    if stored is None:
         return None
-    ends = int(header[2])
-    version, record = header[1].decode(), value[HEADER_SIZE:]
-    return Checkout(session_id, record, version, None, (ends - now) / 1000 if ends else None)
+    record, version, ends, idle, began = stored
+    return Checkout(
+        session_id,
+        record,
+        version.decode(),
+        None,
+        expires_in=(ends - now) / 1000 if ends else None,
+        idle=idle / 1000 if idle else None,
+        age=(now - began) / 1000 if began else None,
+    )

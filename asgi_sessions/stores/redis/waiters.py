@@ -133,6 +133,7 @@ class Turn:
             b"%d" % terms.max_waiters,
             self._place,
             b"1" if terms.bare else b"0",
+            terms.activity,
         )
         reply = await self._engine.call(ACQUIRE, self._keys.record, ACQUIRE.by_sha + self._keys.packed + args)
         answer = understood(reply)
