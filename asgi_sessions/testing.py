@@ -90,8 +90,8 @@ class StoreContract:
         assert await store.delete(absent) is False
         assert await store.update(absent, {"a": 1}) is False
         assert await store.touch(absent) is False
-        assert await store.get_batch([absent]) == {}
-        assert await store.delete_batch([absent]) == 0
+        assert await store.get_batch([absent]) == {absent: None}
+        assert await store.delete_batch([absent]) == {absent: False}
         async with store.transaction(absent) as data:
             assert data is None
         with pytest.raises(KeyError):
@@ -158,7 +158,7 @@ class StoreContract:
         """Ids come sorted, in pages; `limit=0` gives none; the count agrees."""
         before = set(await store.list_active())
         records = {data.session_id: data for data in (_new() for _ in range(5))}
-        assert await store.set_batch(records) == 5
+        assert await store.set_batch(records) == dict.fromkeys(records, True)
         listed = await store.list_active()
         assert listed == sorted(before | set(records))
         assert await store.count_active() == len(listed)
@@ -170,8 +170,9 @@ class StoreContract:
         """Batches do what the single calls do; an unstorable record stops the batch before it writes."""
         records = {data.session_id: data for data in (_new(metadata={"n": n}) for n in range(3))}
         await store.set_batch(records, 60)
-        assert await store.get_batch([*records, new_session_id()]) == records
-        assert await store.delete_batch(list(records)) == 3
+        absent = new_session_id()
+        assert await store.get_batch([*records, absent]) == {**records, absent: None}
+        assert await store.delete_batch([*records, absent]) == {**dict.fromkeys(records, True), absent: False}
         good, bad = _new(), _new()
         bad.metadata["x"] = object()
         with pytest.raises(SessionDataError):

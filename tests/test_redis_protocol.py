@@ -32,7 +32,6 @@ from asgi_sessions.stores.redis.scripts import (
     SET,
     TAKE,
     TAKE_AND_TELL,
-    UNLINK,
     Script,
 )
 from asgi_sessions.stores.redis.terms import Terms
@@ -184,9 +183,9 @@ async def test_batches_are_one_write_each(store: RedisSessionStore, raw: Redis) 
     await store.set_batch(records)
     assert len(await _keys(raw)) == 20
     await raw.config_resetstat()
-    assert await store.get_batch([*records, "absent"]) == records
+    assert await store.get_batch([*records, "absent"]) == {**records, "absent": None}
     assert (await raw.info("commandstats"))["cmdstat_mget"]["calls"] == 1
-    assert await store.delete_batch(records) == 20
+    assert await store.delete_batch(records) == dict.fromkeys(records, True)
     assert await _keys(raw) == []
 
 
@@ -496,7 +495,7 @@ _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] =
         [(b"SET", _KEYS[1], _TOKEN)],
     ),
     ("unlocked", COMMIT, (*_KEYS, b"", _HEAD, _VALUE % 2, b"1000", b"0"), []),
-    ("set", SET, (_KEYS[0], b"b" * 16, b"{}", b"0", b"9000"), []),
+    ("set", SET, (_KEYS[0], b"b" * 16, b"{}", b"0", b"9000", b"1"), []),
     ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0", b"call"), []),
 ]
 
@@ -534,10 +533,11 @@ def _kind(reply: Reply) -> Reply:
 async def test_a_create_recognises_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:
     """The same nonce is the same creation; another one is refused."""
     engine = await store._engines.get()
-    args = (b"{}", b"5000", b"0", _TOKEN, b"5000")
-    first = await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args)
+    args = (b"{}", b"5000", b"0", _TOKEN, b"5000", b"")
+    first = cast("list[Reply]", await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
     before = await raw.get(_RECORD)
-    assert await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args) == first
+    again = cast("list[Reply]", await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
+    assert again[:2] == first[:2], "the version; the time goes on"
     assert await engine.run(CREATE, *_KEYS[:2], b"b" * 16, *args) == [b"E"]
     assert await raw.get(_RECORD) == before
 
@@ -1011,24 +1011,12 @@ async def test_only_record_keys_of_this_prefix_are_listed(redis_url: str, raw: R
 async def test_a_long_list_is_complete_sorted_and_without_doubles(store: RedisSessionStore) -> None:
     """Pages of it are stable."""
     records = {f"s{n:04}": SessionData(session_id=f"s{n:04}") for n in range(1200)}
-    assert await store.set_batch(records) == 1200
+    assert await store.set_batch(records) == dict.fromkeys(records, True)
     listed = await store.list_active()
     assert listed == sorted(records)
     pages = [await store.list_active(500, start) for start in (0, 500, 1000)]
     assert [*pages[0], *pages[1], *pages[2]] == listed
     assert len(await store.find(SessionFilter(), limit=700)) == 700
-
-
-async def test_links_to_sessions_that_ended_are_dropped_in_time(store: RedisSessionStore, raw: Redis) -> None:
-    """A link without a record stays for a minute, as its record may still come; then a list drops it."""
-    await store.link_user("ada", "s", _HOUR)
-    assert await store.list_for_user("ada") == []
-    assert await raw.zrange("session:user:ada", 0, -1) == ["s"]
-    await raw.zadd("session:user:ada", {"s": 1})
-    assert await store.list_for_user("ada") == []
-    assert await _keys(raw) == []
-    engine = await store._engines.get()
-    assert await engine.run(UNLINK, b"session:user:ada", b"s", b"0") == 0
 
 
 async def test_a_users_list_outlives_each_of_its_sessions(store: RedisSessionStore, raw: Redis) -> None:
@@ -1038,13 +1026,6 @@ async def test_a_users_list_outlives_each_of_its_sessions(store: RedisSessionSto
     assert 155 < await raw.ttl("session:user:ada") <= 160
     await store.link_user("ada", "u", Lifetime(idle=50))
     assert await raw.ttl("session:user:ada") > 399 * 86400
-
-
-async def test_a_users_list_does_not_grow_for_ever(store: RedisSessionStore, raw: Redis) -> None:
-    """Every 32nd link tidies up."""
-    await raw.zadd("session:user:ada", {f"old{n}": n for n in range(31)})
-    await store.link_user("ada", "new", _HOUR)
-    assert await raw.zrange("session:user:ada", 0, -1) == ["new"]
 
 
 # -- together -------------------------------------------------------------------------------------------

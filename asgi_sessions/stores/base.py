@@ -87,21 +87,22 @@ class SessionStore(RequestOperations):
                     await self.link_user(fresh.user_id, session_id, lifetime)
                 return fresh
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData]:
-        """The records that are there, by id."""
-        found = {session_id: await self.get(session_id) for session_id in session_ids}
-        return {session_id: data for session_id, data in found.items() if data is not None}
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+        """`get` for many, by id."""
+        return {session_id: await self.get(session_id) for session_id in session_ids}
 
-    async def set_batch(self, records: Mapping[str, SessionData], ttl: float | None = None) -> int:
-        """`set` for many; how many were stored. Nothing is stored where one of them cannot be."""
+    async def set_batch(
+        self, records: Mapping[str, SessionData], ttl: float | None = None
+    ) -> dict[str, bool]:
+        """`set` for many, by id. Nothing is stored where one of them cannot be."""
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
             encode_checked(data)
-        return sum([await self.set(session_id, data, ttl) for session_id, data in records.items()])
+        return {session_id: await self.set(session_id, data, ttl) for session_id, data in records.items()}
 
-    async def delete_batch(self, session_ids: Iterable[str]) -> int:
-        """`delete` for many; how many were there."""
-        return sum([await self.delete(session_id) for session_id in session_ids])
+    async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
+        """`delete` for many, by id: whether the record was there."""
+        return {session_id: await self.delete(session_id) for session_id in session_ids}
 
     async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
         """The records that match, at most `limit`."""
@@ -129,7 +130,7 @@ class SessionStore(RequestOperations):
             others = [session_id for session_id in known if session_id != keep]
             if not others:
                 break
-            ended += await self.delete_batch(others)
+            ended += sum((await self.delete_batch(others)).values())
         return ended
 
     async def get_metrics(self) -> SessionMetrics:

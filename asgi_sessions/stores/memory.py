@@ -113,7 +113,7 @@ class InMemorySessionStore(SessionStore):
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
         known = await self.get_batch(sorted(self._users.get(user_id, ())))
-        return [data for data in known.values() if data.user_id == user_id]
+        return [data for data in known.values() if data is not None and data.user_id == user_id]
 
     async def get_stats(self) -> dict[str, Any]:
         active = await self.count_active()

@@ -65,7 +65,8 @@ class KeySpace:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix.encode()
-        self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
+        self.all_keys = _GLOB.sub(rb"\\\1", self.prefix) + b"{*"  # of sessions, with locks and queues
+        self.pattern = self.all_keys + b"}"
         self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
 
     def record(self, session_id: str) -> bytes:
