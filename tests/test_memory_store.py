@@ -316,14 +316,14 @@ async def test_the_figures(clock: Clock) -> None:
     await store.delete("b")
     held = await take(store, "a")
     assert await store.get_stats() == {
-        "store_type": "InMemorySessionStore",
+        "store_type": "memory",
         "total_sessions": 1,
         "active_sessions": 1,
         "expired_sessions": 0,
         "max_sessions": 10,
         "utilization": 0.1,
-        "locked_sessions": 1,
-        "waiting_requests": 0,
+        "locks_held": 1,
+        "locks_waited_for": 0,
         "default_ttl": 3600,
         "hits": 2,
         "misses": 1,

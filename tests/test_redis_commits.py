@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from moves import retire
 from redis.asyncio import Redis
 
 from asgi_sessions.data import SessionData
@@ -174,7 +175,7 @@ async def test_a_removal_whose_lease_ran_out_is_carried_out(store: RedisSessionS
     await _stored(store)
     taken = await _taken(store)
     await raw.delete(_HOLDER)
-    assert await store.discard(taken, retire=True) is Outcome.STORED
+    assert await retire(store, taken) is Outcome.STORED
     assert await raw.keys() == [_RETIRED]
 
 
@@ -290,7 +291,7 @@ async def test_an_end_after_an_unknown_outcome_is_an_end(store: RedisSessionStor
     await _stored(store)
     taken = await _taken(store)
     await _cut_off(store, taken, n=1)
-    assert await store.discard(taken, retire=False) is Outcome.STORED
+    assert await store.discard(taken) is Outcome.STORED
     assert await raw.keys() == []
 
 

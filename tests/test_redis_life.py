@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from moves import retire
 from redis.asyncio import Redis
 
 from asgi_sessions.data import SessionData, SessionFilter
@@ -15,7 +16,7 @@ from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.scripts import REBOUND, SET_IF_THERE, TOUCH
+from asgi_sessions.stores.redis.scripts import REBOUND, SET, TOUCH
 
 pytestmark = pytest.mark.anyio
 
@@ -129,14 +130,14 @@ async def test_a_set_that_is_to_bring_nothing_back(store: RedisSessionStore, raw
     """An absent record stays absent; one that is there is written; what is not ours stays."""
     engine = await store._engines.get()
     args = (b"{}", b"0", b"9000", b"0")
-    assert await engine.run(SET_IF_THERE, _KEYS[0], b"a" * 16, *args) == 2
+    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 2
     assert await raw.keys() == []
     await _stored(store, Lifetime(absolute=3600))
-    assert await engine.run(SET_IF_THERE, _KEYS[0], b"a" * 16, *args) == 1
-    assert await engine.run(SET_IF_THERE, _KEYS[0], b"a" * 16, *args) == 1
+    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 1
+    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 1
     assert (await _header(raw))[0] == "a" * 16
     await raw.set(_RECORD, "foreign")
-    assert await engine.run(SET_IF_THERE, _KEYS[0], b"b" * 16, *args) == 0
+    assert await engine.run(SET, _KEYS[0], b"b" * 16, *args) == 0
 
 
 @pytest.mark.parametrize(("value", "answer"), [(None, 0), ("foreign", 0)])
@@ -458,7 +459,7 @@ async def test_an_old_record_is_moved(store: RedisSessionStore, raw: Redis) -> N
     taken = await _taken(store)
     record = encode_checked(SessionData(session_id="t"))
     assert await store.create("t", record, Lifetime(absolute=60), None) is not None
-    assert await store.discard(taken, retire=True) is Outcome.STORED
+    assert await retire(store, taken) is Outcome.STORED
     assert sorted(await raw.keys()) == [_RETIRED, "session:{t}"]
     assert str(await raw.get("session:{t}")).startswith("asgi2:")
 

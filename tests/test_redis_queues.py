@@ -215,7 +215,7 @@ async def test_a_deleted_record_is_gone_for_all_who_wait(
     elif ended_by == "release":
         await store.release(holder)
     else:
-        assert await store.discard(holder, retire=False) is Outcome.GONE
+        assert await store.discard(holder) is Outcome.GONE
     assert await asyncio.gather(*waiters) == [Missing.ABSENT] * 3
     await _nothing_left(raw, store)
 

@@ -118,18 +118,18 @@ class SessionStore(RequestOperations):
 
         With a `limit` which ones of more that match is not said.
         """
-        found: list[SessionData] = []
+        found: dict[str, SessionData] = {}
         if limit == 0:
-            return found
+            return []
         async with aclosing(self._iter_stored()) as records:
             async for record in records:
                 with suppress(SessionStoreError):  # of another model: not for a list
                     data = self.read(record)
                     if criteria.matches(data):
-                        found.append(data)
+                        found[data.session_id] = data
                 if len(found) == limit:
                     break
-        return sorted(found, key=lambda data: data.session_id)
+        return [found[session_id] for session_id in sorted(found)]
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
         """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none."""
@@ -153,7 +153,13 @@ class SessionStore(RequestOperations):
     async def get_stats(self) -> dict[str, Any]:
         """Figures for a dashboard: what is there, and the locks that are held and waited for."""
         active = await self.count_active()
-        return {**self._facts(), "total_sessions": active, "active_sessions": active, "expired_sessions": 0}
+        return {
+            **self._facts(),
+            "total_sessions": active,
+            "active_sessions": active,
+            "expired_sessions": 0,
+            **self._locks.counts(),
+        }
 
     async def health_check(self) -> dict[str, Any]:
         """Write, read and delete a probe: `healthy`, `operations`, and `stats` or `error`; leaves nothing.
@@ -172,12 +178,7 @@ class SessionStore(RequestOperations):
 
     def _facts(self) -> dict[str, Any]:
         """What is known without asking the backend."""
-        return {
-            "store_type": type(self).__name__,
-            "default_ttl": self.default_ttl,
-            "locked_sessions": len(self._locks),
-            "waiting_requests": self._locks.waiting,
-        }
+        return {"store_type": type(self).__name__, "default_ttl": self.default_ttl}
 
     async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
         """Every record as it is stored, in constant memory."""

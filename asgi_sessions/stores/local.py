@@ -119,10 +119,9 @@ class LocalLocks:
         holder = self._holders.get(session_id)
         return holder is not None and holder[0] != token
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a lock."""
-        return sum(map(len, self._queues.values()))
+    def counts(self) -> dict[str, int]:
+        """How many locks are held, and how many of these somebody waits for."""
+        return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
     def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
         """The lock's token if the lock is free, else None. Nobody who waits is overtaken."""

@@ -184,6 +184,7 @@ class InMemorySessionStore(SessionStore):
             "total_sessions": active + expired,
             "active_sessions": active,
             "expired_sessions": expired,
+            **self._locks.counts(),
             "max_sessions": self.max_sessions,
             "utilization": active / self.max_sessions,
             **self._stats,
@@ -299,6 +300,9 @@ class InMemorySessionStore(SessionStore):
             self._link(user_id, session_id)
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, Any]:
+        return {"store_type": "memory", "default_ttl": self.default_ttl}
 
     async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self.iter_active()) as active:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import lru_cache
 from typing import cast
 
@@ -41,6 +42,7 @@ class Engine:
         self.queues = Queues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.keeper: AsyncGenerator[None, None] | None = None
+        self._later: dict[bytes, asyncio.Task[None]] = {}
         self._closed = False  # makes no calls any more, but lets locks go
         self._ended = False
 
@@ -124,10 +126,22 @@ class Engine:
         if self.router.lane(key).has_more_to_write:
             await asyncio.sleep(0)  # the lane writes at the end of this tick
 
+    def later(self, name: bytes, work: Callable[[], Awaitable[object]]) -> None:
+        """Do this beside everything else, unless something of this name is being done already.
+
+        A fault of Redis ends it, and so does the end of this engine.
+        """
+        if name not in self._later:
+            task = self._later[name] = self.loop.create_task(_without_faults(work))
+            task.add_done_callback(lambda _: self._later.pop(name, None))
+
     async def aclose(self) -> None:
         """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""
         self._closed = True
         self.leases.close()
+        for task in self._later.values():
+            task.cancel()
+        await asyncio.gather(*self._later.values(), return_exceptions=True)
         await self.channel.aclose()
         self._ended = True
         await self.router.aclose()
@@ -136,6 +150,11 @@ class Engine:
         refused: asyncio.Future[Reply] = self.loop.create_future()
         refused.set_exception(SessionStoreError(CLOSED))
         return refused
+
+
+async def _without_faults(work: Callable[[], Awaitable[object]]) -> None:
+    with contextlib.suppress(SessionStoreError):
+        await work()
 
 
 def engines_for(client: Client) -> Engines:

@@ -65,6 +65,11 @@ def pack_value(version: bytes, record: bytes) -> bytes:
     return b"asgi2:%b\n%b" % (version, record)
 
 
+def header_of(version: bytes) -> bytes:
+    """What stands before a record of this version, in the format that it has."""
+    return b"asgi2:%b\n" % version if len(version) == 58 else b"asgi1:%b:" % version
+
+
 def head_of(version: bytes) -> bytes:
     """The 50 bytes by which a commit recognises what was loaded: format and version, but for the begin."""
     return b"asgi%b:%b" % (_FORMATS[len(version)], version[:44])
@@ -88,7 +93,8 @@ class KeySpace:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix.encode()
-        self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
+        self.all_keys = _GLOB.sub(rb"\\\1", self.prefix) + b"{*"  # of sessions, with locks and queues
+        self.pattern = self.all_keys + b"}"
         self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
 
     def record(self, session_id: str) -> bytes:

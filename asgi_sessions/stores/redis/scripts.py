@@ -83,10 +83,12 @@ REBOUND = Script("rebound", 4, 3)
 REMOVE = Script("remove", 4, 6)
 RELEASE = Script("release", 4, 4, urgent=False)
 # With keys of their own:
-CREATE = Script("create", 2, 6)
+CREATE = Script("create", 2, 7)
 RENEW = Script("renew", 1, 2, urgent=False)
-SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
-SET_IF_THERE = Script("set", 1, 5, once=True)
+SET = Script("set", 1, 5, once=True)  # again, it would take back what others have written since
 TOUCH = Script("touch", 1, 1, urgent=False)
-LINK = Script("link", 1, 2)
-UNLINK = Script("unlink", 1, 2)
+# With a user's index:
+LINK = Script("link", 1, 4)
+SUCCEED = Script("succeed", 1, 3)
+MARK = Script("mark", 1, 1)
+SETTLE = Script("settle", 1, 2, urgent=False)

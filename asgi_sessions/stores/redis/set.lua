@@ -1,7 +1,7 @@
 -- Write a record whoever holds it; a holder's commit then finds another version.
 -- KEYS  1 record
 -- ARGV  1 nonce  2 JSON  3 ttl (ms; 0: an existing record keeps what is left of its life)
---       4 ttl of a new record (ms)  5 '0': never bring back a record that is absent; may be left out
+--       4 ttl of a new record (ms)  5 '0': never bring back a record that is absent
 --       The ttl bounds the life absolutely; the idle timeout of an existing record stays, and when it began.
 -- Reply 1 stored  |  0 not a record of ours, left alone  |  2 absent, and so it stays
 -- Own retry: the nonce lies there already.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 from ...data import SessionData
 from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
 from . import commits
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS, Reply, forget
 from .connections import Client
 from .engine import Engine
-from .layout import RETIRED_MS, milliseconds, next_version, pack_value, parse
+from .index import Link
+from .layout import RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from .leases import Lease
 from .names import new_nonce, new_token
 from .records import RedisRecords
@@ -82,29 +84,101 @@ class RedisSessionStore(RedisRecords):
         lock: LockPolicy | None,
         user: str | None = None,
     ) -> Checkout | None:
-        keys = self._keys.of(session_id)
+        """See `RequestOperations.create`; the link to `user` comes second, as nobody knows the id yet."""
         engine = self._engines.here() or await self._engines.get()
+        created = await self._create(engine, session_id, record, lifetime, lock)
+        if created is not None and user is not None:
+            try:
+                await self._index.link(engine, user, session_id, lifetime.absolute)
+            except BaseException:
+                self._take_back(engine, created, user)
+                raise
+        return created
+
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        """Store the record under a new id and retire the one that was checked out.
+
+        First the new record, then its link, then the old one's removal. Whoever dies in between leaves the
+        old session whole and linked, and beside it at most a record whose id nobody was told; a sign-out
+        takes both. GONE, too, where a sign-out has begun: then the old session ends. A fault during the
+        removal leaves `checkout.successor`, without a lock, and nobody knows whether the old record is there.
+        """
+        engine = await self._engines.get()
+        absolute = checkout.expires_in if lifetime is None else lifetime.absolute
+        created = await self._create(engine, session_id, record, lifetime, lock, checkout)
+        if created is None:
+            return Outcome.CONFLICT
+        try:
+            since = await self._index.succeed(engine, checkout.session_id, session_id, was, user, absolute)
+        except BaseException:
+            self._take_back(engine, created, user)
+            raise
+        if since is None:  # being ended, or the link was lost: the session must not move
+            self._take_back(engine, created, user)
+            outcome = await self.discard(checkout)
+            return Outcome.GONE if outcome is _STORED else outcome
+        outcome = await self._retire(engine, checkout, created)
+        if outcome is not _STORED:
+            self._take_back(engine, created, user)
+        elif was is not None:
+            self._index.unlink(engine, was, Link(checkout.session_id, since))
+        return outcome
+
+    async def _retire(self, engine: Engine, checkout: Checkout, created: Checkout) -> Outcome:
+        """Remove the old record; it has a successor if that was done, or may have been."""
+        checkout.successor = created
+        try:
+            outcome = await self._discard(engine, checkout, RETIRED_MS)
+        except BaseException:
+            self._let_go(engine, created)
+            raise
+        if outcome is not _STORED:
+            checkout.successor = None
+        return outcome
+
+    async def _create(
+        self,
+        engine: Engine,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        follows: Checkout | None = None,
+    ) -> Checkout | None:
+        """Without a lifetime the record keeps the bounds of the one that it `follows`."""
+        keys = self._keys.of(session_id)
         terms = engine.unlocked if lock is None else engine.terms(lock)
         token = b"" if lock is None else new_token()
-        times = milliseconds(lifetime.absolute), milliseconds(lifetime.idle)
-        nonce = new_nonce()
+        rule = lifetime or Lifetime()
+        header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
+        args = milliseconds(rule.absolute), milliseconds(rule.idle), token, terms.lease_ms, header
         try:
-            reply = await engine.run(
-                CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms
-            )
-            version = "" if reply == [b"E"] else _version_of(reply)
+            reply = await engine.run(CREATE, keys.record, keys.lock, new_nonce(), record, *args)
+            created = _created(session_id, record, reply)
         except BaseException:
             if token:
                 engine.let_go(keys, token, terms)
             raise
-        if not version:
-            return None
-        created = Checkout(session_id, record, version, None, lifetime.absolute)
-        created.idle, created.age = lifetime.idle, 0.0
-        if token:
+        if created is not None and token:
             created.token = token.decode()
             created.seal = engine.leases.hold(keys, token, terms, engine.loop.time(), terms.lease)
         return created
+
+    def _take_back(self, engine: Engine, created: Checkout, user: str | None) -> None:
+        """Remove a record whose id nobody was told, and its link; written, not waited for."""
+        self._remove(engine, created, b"0").add_done_callback(forget)
+        if user is not None:
+            self._index.withdraw(engine, user, created.session_id)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         engine = self._engines.here() or await self._engines.get()
@@ -156,29 +230,35 @@ class RedisSessionStore(RedisRecords):
         checkout.token = None
         return outcome
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
-        engine = await self._engines.get()
-        keys, token, terms = self._held(engine, checkout)
-        engine.leases.drop(token)
-        retired = RETIRED_MS if retire else b"0"
-        name = new_nonce()  # by which the call knows its own retry
-        versions = commits.known(checkout)
-        args = pack_args(token, versions, retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
-        engine.queues.leave(keys, token)
-        outcome = commits.outcome_of(await reply)
+    async def discard(self, checkout: Checkout) -> Outcome:
+        return await self._discard(await self._engines.get(), checkout, b"0")
+
+    async def _discard(self, engine: Engine, checkout: Checkout, retired: bytes) -> Outcome:
+        outcome = commits.outcome_of(await self._remove(engine, checkout, retired))
         checkout.token = None
         return outcome
 
+    def _remove(self, engine: Engine, checkout: Checkout, retired: bytes) -> asyncio.Future[Reply]:
+        """Ask for the record's removal, and remember its id as replaced for so long (ms)."""
+        keys, token, terms = self._held(engine, checkout)
+        engine.leases.drop(token)
+        name = new_nonce()  # by which the call knows its own retry
+        args = pack_args(token, commits.known(checkout), retired, terms.claim_ms, engine.clustered, name)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
+        engine.queues.leave(keys, token)
+        return reply
+
     async def release(self, checkout: Checkout) -> None:
-        if checkout.token is None:
-            return
-        engine = self._engines.here() or await self._engines.get()
+        if checkout.token is not None:
+            engine = self._engines.here() or await self._engines.get()
+            self._let_go(engine, checkout)
+            await engine.written(self._keys.of(checkout.session_id).record)
+
+    def _let_go(self, engine: Engine, checkout: Checkout) -> None:
         keys, token, terms = self._held(engine, checkout)
         checkout.token = None
         engine.leases.drop(token)
         engine.queues.release(keys, token, terms)
-        await engine.written(keys.record)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""
@@ -265,10 +345,14 @@ def _missing(word: bytes) -> Missing:
     raise SessionStoreError(NOT_OURS)
 
 
-def _version_of(reply: Reply) -> str:
-    """Of the new record; `SessionStoreError` for what no script answers."""
-    if isinstance(reply, list) and len(reply) == 2 and reply[0] == b"C" and isinstance(reply[1], bytes):
-        return reply[1].decode()
+def _created(session_id: str, record: bytes, reply: Reply) -> Checkout | None:
+    """The record that was made, None where the id is taken; `SessionStoreError` for a reply not ours."""
+    if reply == [b"E"]:
+        return None
+    if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"C":
+        created = _checkout(session_id, pack_value(cast(bytes, reply[1]), record), cast(int, reply[2]))
+        if created is not None:
+            return created
     raise SessionStoreError(NOT_OURS)
 
 
