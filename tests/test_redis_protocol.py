@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import cast
 
 import anyio
@@ -1053,14 +1054,15 @@ async def test_a_users_list_outlives_each_of_its_sessions(store: RedisSessionSto
 # -- together -------------------------------------------------------------------------------------------
 
 
+def _numbered(n: int, session_id: str) -> SessionData:
+    return SessionData(session_id=session_id, message_count=n)
+
+
 async def test_get_or_create_in_two_processes_gives_one_record(
     store: RedisSessionStore, other: RedisSessionStore
 ) -> None:
     """All callers at once get the record of one of them."""
-    calls = [
-        each.get_or_create("s", lambda n=n: SessionData(session_id="s", message_count=n))  # type: ignore[misc]  # n is bound
-        for n, each in enumerate([store, other] * 10)
-    ]
+    calls = [each.get_or_create("s", partial(_numbered, n)) for n, each in enumerate([store, other] * 10)]
     assert len({data.message_count for data in await asyncio.gather(*calls)}) == 1
 
 

@@ -162,6 +162,10 @@ class RedisRecords(SessionStore):
             "locks_waited_for": waited_for,
         }
 
+    async def cleanup_expired(self) -> int:
+        """0: Redis drops what has expired by itself."""
+        return 0
+
     # -- the sessions of a user -----------------------------------------------------------------------------
 
     async def list_for_user(self, user_id: str) -> list[SessionData]:
