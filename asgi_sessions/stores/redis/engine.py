@@ -14,7 +14,7 @@ from .calls import CLOSED, Reply, forget
 from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .leases import Leases
-from .queues import Queues
+from .queues import LockQueues
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, Keys, Script, pack_args
 from .terms import Terms
@@ -35,7 +35,7 @@ class Engine:
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
-        self.queues = Queues(self)
+        self.queues = LockQueues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._closed = False  # makes no calls any more, but lets locks go
@@ -117,6 +117,7 @@ class Engine:
         """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""
         self._closed = True
         self.leases.close()
+        self.queues.close()
         await self.channel.aclose()
         self._ended = True
         await self.router.aclose()
