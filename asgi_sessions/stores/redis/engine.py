@@ -17,7 +17,7 @@ from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .layout import milliseconds
 from .leases import Leases
-from .queues import Queues
+from .queues import LockQueues
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
 from .terms import PASSIVE, Terms
@@ -39,7 +39,7 @@ class Engine:
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
-        self.queues = Queues(self)
+        self.queues = LockQueues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._later: dict[bytes, asyncio.Task[None]] = {}
@@ -142,6 +142,7 @@ class Engine:
         for task in self._later.values():
             task.cancel()
         await asyncio.gather(*self._later.values(), return_exceptions=True)
+        self.queues.close()
         await self.channel.aclose()
         self._ended = True
         await self.router.aclose()

@@ -19,11 +19,14 @@ from .index import Link
 from .layout import RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from .leases import Lease
 from .names import new_nonce, new_token
+from .queue import After
 from .records import RedisRecords
 from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
+from .waiters import Acquired
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+_HAND_OVER, _KEEP, _LET_GO = After.HAND_OVER, After.KEEP, After.LET_GO
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 
 
@@ -185,16 +188,16 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         was, unsure = checkout.version.encode(), checkout.unsure
         version = next_version(was)
-        bequeath = release and engine.queues.settle(keys, token)
+        after = engine.queues.commit_begins(keys, token) if release else _KEEP
         flags = terms.commit
-        if release and not bequeath:
+        if after is _LET_GO:
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
         packed = commits.pack(keys, token, was, version, record, flags, unsure)
         checkout.unsure = commits.one_more(unsure, version)  # until there is an answer
         reply = engine.call(COMMIT if unsure is None else COMMIT_AGAIN, keys.record, packed)
-        if bequeath:
-            return await self._bequeath(engine, checkout, reply, version, record, unsure)
+        if after is _HAND_OVER:
+            return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
         word = await reply
         outcome = commits.noted(checkout, word, version, record, unsure)
         if not release and word in commits.UNLOCKED:
@@ -205,7 +208,7 @@ class RedisSessionStore(RedisRecords):
             checkout.token = None
         return outcome
 
-    async def _bequeath(
+    async def _commit_and_hand_over(
         self,
         engine: Engine,
         checkout: Checkout,
@@ -221,12 +224,13 @@ class RedisSessionStore(RedisRecords):
             word = await reply
             outcome = commits.noted(checkout, word, version, record, unsure)
         except BaseException:
-            engine.queues.disinherit(keys)
-            if checkout.token is None:  # released meanwhile, by another task of the request
-                engine.queues.release(keys, token, terms)
+            engine.queues.hand_over_failed(keys, token, terms)
             raise
-        stored = pack_value(version, record) if word == b"STORED" else None
-        engine.queues.inherit(keys, token, terms, stored, engine.loop.time() - sent)
+        lease, now = engine.leases.get(token), engine.loop.time()
+        stored = None
+        if word == b"STORED" and lease is not None and now - sent < (lease.ends - now) / 2:
+            stored = Acquired(token, pack_value(version, record), lease.ahead, lease.ends - now, 0.0)
+        engine.queues.handed_over(keys, token, terms, stored)
         checkout.token = None
         return outcome
 
@@ -257,7 +261,6 @@ class RedisSessionStore(RedisRecords):
     def _let_go(self, engine: Engine, checkout: Checkout) -> None:
         keys, token, terms = self._held(engine, checkout)
         checkout.token = None
-        engine.leases.drop(token)
         engine.queues.release(keys, token, terms)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
@@ -301,7 +304,7 @@ class RedisSessionStore(RedisRecords):
         if taken is None:
             engine.queues.release(keys, grant.token, terms)
             return Missing.UNREADABLE
-        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left)
+        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left, grant.ahead)
         taken.token, taken.waited = grant.token.decode(), grant.waited
         return taken
 
