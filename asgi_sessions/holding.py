@@ -52,6 +52,7 @@ class Rules:
     lock_to_transact: LockPolicy
     cookie_name: str
     events: EventSink
+    reports_mismatch: bool = False  # another client's session is served and said to be so, not refused
 
 
 class Holding:
@@ -64,6 +65,8 @@ class Holding:
     new_cookie: str | None = None
     cookie_gone = False
     deliverable = True
+    passive = False  # this request does not count as activity
+    shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     _checkout: Checkout | None = None
     _began = 0.0  # of the checkout
     _known_user: str | None = None
@@ -108,7 +111,10 @@ class Holding:
         if session_id != taken.session_id:
             return UNREADABLE_RECORD
         if self._fingerprint is not None and bound_to is not None and not _same(bound_to, self._fingerprint):
-            return FINGERPRINT_MISMATCH
+            if not self.rules.reports_mismatch:
+                return FINGERPRINT_MISMATCH
+            if self.session.note_client_change():
+                self.rules.events.emit(FINGERPRINT_MISMATCH, session_id)
         self._known_user = user_id
         return None
 

@@ -171,9 +171,10 @@ class Session(TrackedDict):
 
     # -- for the middleware -----------------------------------------------------------------------------
 
-    def note_client(self, changed: bool) -> None:
-        """Take note whether another client than the record's sends this request."""
-        self._client_changed = changed
+    def note_client_change(self) -> bool:
+        """Take note that another client than the record's sends this request; False where that was known."""
+        known, self._client_changed = self._client_changed, True
+        return not known
 
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""

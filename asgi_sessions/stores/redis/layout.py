@@ -64,6 +64,8 @@ class KeySpace:
     """
 
     def __init__(self, prefix: str) -> None:
+        if not prefix.isprintable() or any(character.isspace() for character in prefix):
+            raise ValueError(f"prefix={prefix!r} has white-space or control characters; try 'app:session:'")
         self.prefix = prefix.encode()
         self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
         self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
