@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
 from .answers import Answers, status_of
-from .cookie import Presented, SessionCookie, vary_cookie
-from .events import AMBIGUOUS_COOKIE, BAD_SIGNATURE
+from .caching import Sharing, restrain, sharing, vary_cookie
+from .cookie import Presented, SessionCookie
+from .duplicates import settle
+from .events import AMBIGUOUS_COOKIE, BAD_SIGNATURE, COOKIE_CLASH
 from .fingerprint import FingerprintReader
 from .headers import ByName
 from .holding import Rules
+from .routes import path_requested
 from .session import Mode, Session
 from .stores.checkout import Outcome, raise_for
 from .types import Headers, Message, Receive, Scope, Send
 from .unit import Unit
 
+_ANOTHER_NAME = (
+    "something inside this middleware sets a cookie of the same name, which ends our sessions:"
+    " give one of the two another session_cookie"
+)
 _EVENTS = {"bad_signature": BAD_SIGNATURE, "ambiguous": AMBIGUOUS_COOKIE}  # what is absurd was not let in
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _STORED = Outcome.STORED
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
-_FOR_ALL = re.compile(rb"public|s-maxage|max-age=[\"0]*[1-9]")
-_NOT_FOR_ALL = re.compile(rb"no-store|private|no-cache")
+_CLEANS_AFTER = 60  # seconds; so often at most a browser is told to forget leftover cookies
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -34,7 +39,7 @@ class Settings:
     cookie: SessionCookie
     client: FingerprintReader | None  # None: fingerprints are off
     answers: Answers
-    max_age: int | None
+    max_age: float | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
 
@@ -43,6 +48,7 @@ class Exchange:
     """What HTTP and WebSockets have in common: opening, the cookie, the middleware's own answers."""
 
     _started = False  # the answer's headers have left
+    _refreshes = False  # the cookie is to be sent again, though the client knows the id
 
     def __init__(
         self, settings: Settings, scope: Scope, headers: ByName, send: Send, presented: Presented
@@ -55,18 +61,19 @@ class Exchange:
         self._scope = scope
         self._send = send
         self._presented = presented
-        # the cookie is to be sent again: signed by an old key, or rolling and old enough
-        self._refreshes = presented.session_id is not None and (
-            presented.stale_key or self._is_due(presented.issued_at)
-        )
         self._began = time.perf_counter()
 
-    async def open(self, *, read_only: bool) -> None:
+    async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """Load the session that the cookie names; a request without one gets a fresh session, for free."""
-        if self._presented.reason is not None:
-            self._settings.rules.events.emit(_EVENTS[self._presented.reason])
-        if self._presented.session_id is not None:
-            await self.unit.open(self._presented.session_id, read_only=read_only)
+        rules, presented = self._settings.rules, self._presented
+        self.unit.passive = passive
+        if presented.rivals:
+            presented = self._presented = await settle(presented, rules.store, rules.lifetime)
+        if presented.reason is not None:
+            rules.events.emit(_EVENTS[presented.reason])
+        if presented.session_id is not None:
+            self._refreshes = self._is_due(presented)
+            await self.unit.open(presented.session_id, read_only=read_only)
         if read_only:
             self.session.mode = Mode.READ_ONLY
 
@@ -102,17 +109,19 @@ class Exchange:
         headers: Headers = list(message.get("headers", ()))
         if self.session.accessed:
             vary_cookie(headers)
-        cookie = self._cookie(headers)
+        if self._settings.cookie.is_set_by(headers):
+            self._settings.rules.events.warn_once(COOKIE_CLASH, _ANOTHER_NAME)
+        cookie = self._cookie(headers, message.get("status"))
         if cookie is not None:
-            headers.append((b"set-cookie", cookie))
-            if not any(name.lower() == b"cache-control" for name, _ in headers):
-                headers.append((b"cache-control", b"no-store"))
+            headers += [(b"set-cookie", line) for line in (*self._leftovers(), cookie)]
+            restrain(headers, time.time())
         return {**message, "headers": headers}
 
-    def _cookie(self, headers: Headers) -> bytes | None:
+    def _cookie(self, headers: Headers, status: int | None) -> bytes | None:
         """The Set-Cookie value, where the client must learn something.
 
-        What it knows already is not sent again with an answer that the app lets caches keep for others.
+        What it knows already is not sent again with an answer that the app lets caches keep for others, nor
+        with one that tells them to use what they have kept (304).
         """
         unit = self.unit
         if unit.new_cookie is not None:
@@ -122,9 +131,18 @@ class Exchange:
             return None
         if unit.cookie_gone:
             return self._settings.cookie.render_removal(secure=self._is_secure())
-        if self._refreshes and unit.is_loaded and not _is_cacheable(headers):
-            return self._render(presented.session_id)
-        return None
+        if not self._refreshes or not unit.is_loaded or status == 304:
+            return None
+        if sharing(headers, time.time()) is Sharing.ALLOWED:
+            return None
+        return self._render(presented.session_id)
+
+    def _leftovers(self) -> list[bytes]:
+        """What makes the browser forget dead cookies that it sent beside the live one."""
+        if not self._presented.leftover or self.unit.shares_name:
+            return []
+        requested = path_requested(self._scope)
+        return self._settings.cookie.render_leftover_removals(requested, secure=self._is_secure())
 
     async def _check_refresh(self) -> None:
         """Send the cookie again only while its id is alive: a login meanwhile has given the client another.
@@ -140,19 +158,16 @@ class Exchange:
     def _is_secure(self) -> bool:
         return self._scope.get("scheme") in ("https", "wss")
 
-    def _is_due(self, issued_at: int) -> bool:
-        after = self._settings.refresh_after
-        return after is not None and time.time() - issued_at >= after
+    def _is_due(self, presented: Presented) -> bool:
+        """Signed by an old key, rolling and old enough, or with leftovers beside it that are to go."""
+        age, after = time.time() - presented.issued_at, self._settings.refresh_after
+        if after is not None and age >= after:
+            return True
+        return presented.stale_key or (presented.leftover and age >= _CLEANS_AFTER)
 
-    def _max_age(self) -> int | None:
+    def _max_age(self) -> float | None:
         left = self.unit.max_age()
         return self._settings.max_age if left is None else left
-
-
-def _is_cacheable(headers: Headers) -> bool:
-    """Whether the app lets shared caches keep the answer and give it to others (RFC 9111 section 3)."""
-    said = b",".join([value for name, value in headers if name.lower() == b"cache-control"]).lower()
-    return _FOR_ALL.search(said) is not None and _NOT_FOR_ALL.search(said) is None
 
 
 class HTTPExchange(Exchange):
@@ -250,9 +265,9 @@ class HTTPExchange(Exchange):
 class WebSocketExchange(Exchange):
     """Loads without a lock; changes go through `Session.transaction()`. A new cookie rides on the accept."""
 
-    async def open(self, *, read_only: bool) -> None:
+    async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """As for HTTP, always without the lock."""
-        await super().open(read_only=True)
+        await super().open(read_only=True, passive=passive)
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""

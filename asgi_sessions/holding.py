@@ -53,6 +53,7 @@ class Rules:
     lock_to_transact: LockPolicy
     cookie_name: str
     events: EventSink
+    reports_mismatch: bool = False  # another client's session is served and said to be so, not refused
 
 
 class Holding:
@@ -65,6 +66,8 @@ class Holding:
     new_cookie: str | None = None
     cookie_gone = False
     deliverable = True
+    passive = False  # this request does not count as activity
+    shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     _checkout: Checkout | None = None
     _began = 0.0  # of the checkout
     _known_user: str | None = None
@@ -81,11 +84,11 @@ class Holding:
 
     # -- opening ------------------------------------------------------------------------------------------
 
-    async def open(self, session_id: str, *, read_only: bool, passive: bool = False) -> None:
+    async def open(self, session_id: str, *, read_only: bool) -> None:
         """Check the session out; what is absent, unreadable or somebody else's leaves a fresh session."""
         lock = None if read_only else self.rules.lock
         store, lifetime = self.rules.store, self.rules.lifetime
-        taken = await store.checkout(session_id, lock, lifetime, passive=passive)
+        taken = await store.checkout(session_id, lock, lifetime, passive=self.passive)
         if isinstance(taken, Missing):
             self._retired = taken is Missing.RETIRED
             self.rules.events.emit(_WHY_MISSING[taken], session_id)
@@ -93,7 +96,7 @@ class Holding:
         refusal = self._show(taken)
         if refusal is not None:
             await self._refuse(refusal, taken)
-        elif taken.idle is not None and not passive:
+        elif taken.idle is not None and not self.passive:
             await store.keep_alive(taken)
 
     async def _refuse(self, refusal: str, taken: Checkout) -> None:
@@ -115,7 +118,10 @@ class Holding:
         if session_id != taken.session_id:
             return UNREADABLE_RECORD
         if self._fingerprint is not None and bound_to is not None and not _same(bound_to, self._fingerprint):
-            return FINGERPRINT_MISMATCH
+            if not self.rules.reports_mismatch:
+                return FINGERPRINT_MISMATCH
+            if self.session.note_client_change():
+                self.rules.events.emit(FINGERPRINT_MISMATCH, session_id)
         self._known_user = user_id
         return None
 

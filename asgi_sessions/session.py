@@ -73,18 +73,19 @@ class Session(TrackedDict):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
     Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
-    Starlette's. `is_new` says that no record was there when the request began. A change after the last
-    chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
+    Starlette's. A change after the last chance to store it raises `SessionClosedError`, one without a lock
+    `ReadOnlySessionError`.
     """
 
-    __slots__ = ("fate", "is_new", "mode", "unit")
+    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "unit")
 
     def __init__(
         self, values: Any = (), /, *, model: type[SessionData] = SessionData, client: str | None = None
     ) -> None:
         super().__init__(values, model, client)
         self.accessed = self.modified = False
-        self.is_new = True
+        self._is_new = True
+        self._client_changed = False
         self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
         self.mode = _OPEN  # what an app may do now
         self.fate = _KEEP  # what the app wants to become of the id
@@ -102,6 +103,18 @@ class Session(TrackedDict):
         """The id under which the record is stored, or will be; changes when a new id is committed."""
         self.accessed = True
         return self.identity().session_id
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no record was there when the request began."""
+        self.accessed = True
+        return self._is_new
+
+    @property
+    def client_changed(self) -> bool:
+        """Whether the fingerprint differs from the record's and `on_mismatch="report"` serves it anyway."""
+        self.accessed = True
+        return self._client_changed
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
@@ -171,17 +184,23 @@ class Session(TrackedDict):
 
     # -- for the middleware -----------------------------------------------------------------------------
 
+    def note_client_change(self) -> bool:
+        """Take note that another client than the record's sends this request; False where that was known."""
+        known, self._client_changed = self._client_changed, True
+        return not known
+
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         super().load(record)
         self.fate = _KEEP
-        self.is_new = False
+        self._is_new = False
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
         super().forget()
         self.fate = _KEEP
-        self.is_new = True
+        self._is_new = True
+        self._client_changed = False
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
@@ -243,12 +262,12 @@ class Session(TrackedDict):
             self.fate = fate
 
     def _return_to_stored(self) -> None:
-        is_new = self.is_new
+        is_new = self._is_new
         if self.loaded is None:
             self.forget()
         else:
             self.load(self.loaded)
-            self.is_new = is_new
+            self._is_new = is_new
 
     def _work(self) -> UnitOfWork:
         if self.unit is None:

@@ -236,8 +236,8 @@ class Unit(Holding):
                     " begin the session before the response starts or the WebSocket is accepted"
                 )
             return
-        store, session_id = self.rules.store, self._checkout.session_id
-        taken = await store.checkout(session_id, self.rules.lock_to_transact, self.rules.lifetime)
+        store, rules, session_id = self.rules.store, self.rules, self._checkout.session_id
+        taken = await store.checkout(session_id, rules.lock_to_transact, rules.lifetime, passive=self.passive)
         if isinstance(taken, Missing):
             self._retired = taken is Missing.RETIRED
             self._forget_record()
@@ -245,7 +245,7 @@ class Unit(Holding):
             refusal = self._show(taken)
             if refusal is not None:
                 await self._refuse(refusal, taken)
-            elif taken.idle is not None:
+            elif taken.idle is not None and not self.passive:
                 await store.keep_alive(taken)
         if self._checkout is None:
             raise SessionConflictError("the session has ended since it was loaded")

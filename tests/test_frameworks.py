@@ -9,7 +9,13 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 from starlette.requests import HTTPConnection
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 
 from asgi_sessions import (
     InMemorySessionStore,
@@ -277,3 +283,74 @@ def test_it_is_added_like_any_middleware() -> None:
     refused = client.get("/taken")
     assert (refused.status_code, refused.headers["cache-control"]) == (409, "no-store")
     assert [client.get("/").json() for _ in range(3)] == [1, 2, 3]
+
+
+# --- several middlewares in one process -------------------------------------------------------------
+
+
+async def count_visits(request: StarletteRequest) -> PlainTextResponse:
+    request.session["n"] = request.session.get("n", 0) + 1
+    return PlainTextResponse(str(request.session["n"]))
+
+
+def test_a_middleware_for_each_route_is_one_for_all() -> None:
+    """Each route's has the default store, which they share: a session goes on from route to route."""
+    each = [Middleware(SessionMiddleware, secret_key=KEY)]
+    routes = [Route("/a", count_visits, middleware=each), Route("/b", count_visits, middleware=each)]
+    client = TestClient(Starlette(routes=routes))
+    assert [client.get(path).text for path in ("/a", "/b", "/a", "/b")] == ["1", "2", "3", "4"]
+
+
+def test_litestar_builds_one_for_each_route_and_they_are_one() -> None:
+    """Where the app lists the middleware once, Litestar makes one of each handler."""
+    litestar = pytest.importorskip("litestar", reason="pip install litestar")
+    middleware = pytest.importorskip("litestar.middleware").DefineMiddleware(
+        SessionMiddleware, secret_key=KEY
+    )
+
+    async def count(request: Any) -> int:
+        request.session["n"] = request.session.get("n", 0) + 1
+        return int(request.session["n"])
+
+    count.__annotations__["request"] = litestar.Request
+    handlers = [litestar.get(path)(count) for path in ("/a", "/b")]
+    client = TestClient(litestar.Litestar(route_handlers=handlers, middleware=[middleware]))
+    assert [client.get(path).json() for path in ("/a", "/b", "/a", "/b")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["session", "admin_session"])
+def test_a_panel_with_its_own_sessions_is_told_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Starlette's middleware around a mounted panel takes our cookie's name: one warning with the remedy."""
+    panel = Starlette(
+        routes=[Route("/", count_visits)],
+        middleware=[Middleware(StarletteSessions, secret_key=KEY, session_cookie=name)],
+    )
+    site = Starlette(
+        routes=[Route("/", count_visits), Mount("/panel", panel)],
+        middleware=[Middleware(SessionMiddleware, secret_key=KEY)],
+    )
+    client = TestClient(site)
+    for _ in range(2):
+        client.get("/")
+        client.get("/panel/")
+    warned = [record.message for record in caplog.records if "cookie_clash" in record.message]
+    assert len(warned) == (1 if name == "session" else 0)
+    assert all("another session_cookie" in line for line in warned)
+    assert client.get("/").text == ("1" if name == "session" else "3")
+
+
+def test_patterns_are_the_apps_own_under_a_mount() -> None:
+    """An app that is mounted, or served with --root-path, excludes the same paths as alone."""
+    inner = Starlette(
+        routes=[Route("/health", show_session), Route("/page", show_session)],
+        middleware=[Middleware(SessionMiddleware, secret_key=KEY, exclude=["/health"])],
+    )
+    alone, mounted = TestClient(inner), TestClient(Starlette(routes=[Mount("/shop", inner)]))
+    behind = TestClient(inner, root_path="/shop")
+    assert [alone.get(path).text for path in ("/health", "/page")] == ["none", "a session"]
+    assert [mounted.get(path).text for path in ("/shop/health", "/shop/page")] == ["none", "a session"]
+    assert [behind.get(path).text for path in ("/health", "/page")] == ["none", "a session"]
+
+
+async def show_session(request: StarletteRequest) -> PlainTextResponse:
+    return PlainTextResponse("a session" if "session" in request.scope else "none")

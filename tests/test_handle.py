@@ -219,8 +219,15 @@ TestThreeDicts = ThreeDicts.TestCase
         lambda s: json.dumps(s),
         lambda s: copy.copy(s),
         lambda s: copy.deepcopy(s),
+        lambda s: pickle.dumps(s),
+        lambda s: repr(s),
+        lambda s: str(s),
+        lambda s: f"{s}",
+        lambda s: format(s),
         lambda s: s.data,
         lambda s: s.session_id,
+        lambda s: s.is_new,
+        lambda s: s.client_changed,
     ],
 )
 @pytest.mark.parametrize("content", [{"a": 1}, {"a": 1, "b": [2]}], ids=["one", "two"])
@@ -234,7 +241,20 @@ def test_every_way_of_reading_counts_as_access(read: Callable[[Session], object]
 
 
 @pytest.mark.parametrize(
-    "read", [lambda s: s == {}, lambda s: s.copy(), lambda s: s | {}, lambda s: list(reversed(s))]
+    "read",
+    [
+        lambda s: s == {},
+        lambda s: s.copy(),
+        lambda s: s | {},
+        lambda s: list(reversed(s)),
+        lambda s: f"{s}",
+        lambda s: repr(s),
+        lambda s: pickle.dumps(s),
+        lambda s: copy.copy(s),
+        lambda s: json.dumps(s, indent=1),
+        lambda s: s.is_new,
+        lambda s: s.client_changed,
+    ],
 )
 def test_reading_an_empty_session_counts_as_access(read: Callable[[Session], object]) -> None:
     """That nothing was there is an answer that depends on the cookie too."""

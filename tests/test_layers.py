@@ -22,14 +22,14 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 LAYERS: tuple[set[str], ...] = (
     {"errors", "types", "stores"},
     {"record"},
-    {"fields", "plain", "headers"},
+    {"fields", "plain", "headers", "keys", "routes", "caching"},
     {"data", "stores.checkout"},
     {"fingerprint", "cookie", "events", "content", "stores.local", "stores.value"},
     {"tracking", "stores.primitives"},
     {"session", "stores.requests"},
     {"stores.base"},
     {"stores.memory", "stores.redis"},
-    {"locks", "holding", "answers", "options"},
+    {"locks", "holding", "answers", "options", "duplicates"},
     {"unit"},
     {"exchange"},
     {"middleware"},
@@ -51,7 +51,7 @@ HOMES = {
 }
 
 LATE_IMPORTS = {
-    ("options", "resolve_store"),  # redis is an optional dependency
+    ("options", "_made"),  # redis is an optional dependency
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 

@@ -669,7 +669,7 @@ async def test_a_removed_key_is_dead(browser: Browser, site: Site) -> None:
 
 
 async def test_two_valid_ids_mean_anonymous(browser: Browser, site: Site) -> None:
-    """Who sends two sessions gets neither."""
+    """Who sends two live sessions gets neither; each is looked at once, without its lock."""
     await browser.begin(who="victim")
     other = site.browser()
     await other.begin(who="attacker")
@@ -677,7 +677,8 @@ async def test_two_valid_ids_mean_anonymous(browser: Browser, site: Site) -> Non
     await browser.open(page(look(seen)), headers=[(b"cookie", f"session={other.cookie}".encode())])
     assert seen == [(True, {}, None)]
     assert site.events == ["ambiguous_cookie"]
-    assert site.log == ["app", "start 200", "body"]
+    assert site.log == ["checkout", "checkout", "app", "start 200", "body"]
+    assert site.locks == 0
 
 
 async def test_an_absurd_cookie_header_is_answered_400(site: Site) -> None:
@@ -729,6 +730,67 @@ async def test_a_stranger_cannot_end_the_session(browser: Browser) -> None:
     for act in (Session.logout, Session.clear, login):
         await browser.twin(user_agent=CHROME).open(page(act))
     assert await browser.stored() == {"secret": 1}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+async def test_a_stranger_may_be_reported_instead(name: str) -> None:
+    """`on_mismatch="report"`: it is served and may write; app and log are told, once a request."""
+    site = Site({"fingerprint": Fingerprint(on_mismatch="report")})
+    browser = site.browser()
+    await browser.begin(n=0)
+    told: list[bool] = []
+
+    async def act(session: Session) -> None:
+        told.append(session.client_changed)
+        async with session.transaction() as data:
+            data.metadata["n"] += 1
+
+    await browser.open(page(act))
+    assert (told, site.events) == ([False], [])
+    answer = await browser.twin(**STRANGERS[name]).open(page(act))
+    assert (told, site.events) == ([False, True], ["fingerprint_mismatch"])
+    assert answer.cookies == []
+    assert await browser.stored() == {"n": 2}
+    assert site.locks == 0
+
+
+async def test_a_new_session_has_no_other_client() -> None:
+    """The flag is of the record that is shown: after an end it is gone."""
+    site = Site({"fingerprint": Fingerprint(on_mismatch="report")})
+    browser = site.browser()
+    await browser.begin(n=0)
+    told: list[bool] = []
+
+    async def act(session: Session) -> None:
+        session.logout()
+        await session.save()
+        told.append(session.client_changed)
+
+    await browser.twin(user_agent=CHROME).open(page(act))
+    assert told == [False]
+
+
+PROXY_HEADERS: list[tuple[dict[str, Any], list[tuple[bytes, bytes]], list[str]]] = [
+    ({}, [(b"x-forwarded-for", b"203.0.113.9")], ["untrusted_proxy"]),
+    ({}, [(b"forwarded", b"for=203.0.113.9")], ["untrusted_proxy"]),
+    ({}, [(b"x-forwarded-for", b"203.0.113.7, 10.0.0.1")], []),  # the server has put the client in its place
+    ({}, [(b"forwarded", b'for="203.0.113.7:80"')], []),
+    ({}, [(b"x-forwarded-proto", b"https")], []),
+    ({"trusted_proxies": ["10.0.0.0/8"]}, [(b"x-forwarded-for", b"203.0.113.9")], []),
+    ({"fingerprint": None}, [(b"x-forwarded-for", b"203.0.113.9")], []),
+    ({"fingerprint": Fingerprint(ip=False)}, [(b"x-forwarded-for", b"203.0.113.9")], []),
+]
+
+
+@pytest.mark.parametrize(("options", "headers", "told"), PROXY_HEADERS)
+async def test_proxy_headers_that_nobody_believes_are_told_of(
+    options: dict[str, Any], headers: Headers, told: list[str]
+) -> None:
+    """Once, with the remedy: else all clients of a proxy share one address, and nobody notices."""
+    site = Site({**options})
+    for _ in range(3):
+        await site.request(page(), headers=headers, client=("203.0.113.7", 1))
+    assert site.events == told
 
 
 async def test_a_browser_update_keeps_the_session(browser: Browser) -> None:
@@ -1377,6 +1439,44 @@ async def test_lifespan_messages_pass_exactly(site: Site, name: str) -> None:
     told = [kind for kind in LIFESPANS[name] if "shutdown" not in kind]
     assert site.log == ["open", *told, "close", *LIFESPANS[name][len(told) :]]
     assert [message["type"] for message in heard] == ["lifespan.startup", "lifespan.shutdown"][: len(said)]
+
+
+async def test_a_shared_store_is_closed_with_its_last_app(site: Site) -> None:
+    """An app that ends does not take the store from under another one that goes on."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    ends = [anyio.Event(), anyio.Event()]
+
+    async def live(number: int) -> None:
+        async def receive() -> Message:
+            await ends[number].wait()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message: Message) -> None:
+            site.log.append(f"{number} {message['type']}")
+
+        await SessionMiddleware(app, KEY, store=site.store)({"type": "lifespan"}, receive, send)
+
+    async with anyio.create_task_group() as group:
+        for number in range(len(ends)):
+            group.start_soon(live, number)
+            await anyio.wait_all_tasks_blocked()
+        for end in ends:
+            end.set()
+            await anyio.wait_all_tasks_blocked()
+    assert [entry.replace("lifespan.", "") for entry in site.log] == [
+        "open",
+        "0 startup.complete",
+        "open",
+        "1 startup.complete",
+        "0 shutdown.complete",
+        "close",
+        "1 shutdown.complete",
+    ]
 
 
 async def test_an_app_without_lifespan_says_so(site: Site) -> None:

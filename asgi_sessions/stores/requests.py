@@ -30,6 +30,9 @@ class RequestOperations:
     model: type[SessionData] = SessionData
     default_ttl: float = 3600
     lock_policy: LockPolicy | None = None
+    shared = False  # made from a URL, or by default, for every middleware of this process that says the same
+    openers = 0  # middlewares whose apps have started and not yet shut down
+
     # -- life of the store itself -----------------------------------------------------------------------
 
     def __init__(self) -> None:
@@ -347,12 +350,15 @@ class RequestOperations:
     # -- life of the store itself -----------------------------------------------------------------------
 
     def bind(self, model: type[SessionData], lock_policy: LockPolicy) -> None:
-        """Take model and lock settings from the middleware, where the store was given none of its own."""
+        """Take model and lock settings from the middleware, where the store was given none of its own.
+
+        A shared store goes by the latest middleware, but keeps a model that is the more special one.
+        """
         if not hasattr(self, "_locks"):
             raise TypeError(f"{type(self).__name__}.__init__ has to call super().__init__()")
-        if self.model is SessionData:
+        if self.model is SessionData or (self.shared and not issubclass(self.model, model)):
             self.model = model
-        if self.lock_policy is None:
+        if self.lock_policy is None or self.shared:
             self.lock_policy = lock_policy
 
     async def open(self) -> None:

@@ -92,6 +92,8 @@ class KeySpace:
     """
 
     def __init__(self, prefix: str) -> None:
+        if not prefix.isprintable() or any(character.isspace() for character in prefix):
+            raise ValueError(f"prefix={prefix!r} has white-space or control characters; try 'app:session:'")
         self.prefix = prefix.encode()
         self.all_keys = _GLOB.sub(rb"\\\1", self.prefix) + b"{*"  # of sessions, with locks and queues
         self.pattern = self.all_keys + b"}"
