@@ -22,6 +22,7 @@ from .fields import (
     Metadata,
     Moment,
     SessionId,
+    UserId,
     check_metadata,
     is_identifier,
     new_session_id,
@@ -68,7 +69,7 @@ class SessionData(BaseModel):
     )
 
     session_id: SessionId
-    user_id: Identifier | None = None
+    user_id: UserId | None = None
     thread_id: Identifier | None = None
     request_id: Identifier | None = None
     message_count: Annotated[int, Field(ge=0, le=100_000)] = 0
@@ -158,14 +159,16 @@ class SessionData(BaseModel):
                 )
 
     def _assign(self, name: str, value: object) -> None:
-        self._before_change()
         before = self.__dict__
+        live = before.get("metadata")
+        if name == "session_id" and isinstance(live, LiveMetadata) and value != self.session_id:
+            raise ValueError("a session keeps its session_id; Session.regenerate_id() gives a new one")
+        self._before_change()
         try:
             super().__setattr__(name, value)
         except Exception:
             object.__setattr__(self, "__dict__", before)  # pydantic assigns before it runs "after" validators
             raise
-        live = before.get("metadata")
         if name == "metadata" and isinstance(live, LiveMetadata):
             _refill(live, self.__dict__[name])
             vars(self)[name] = live

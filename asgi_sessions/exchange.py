@@ -38,6 +38,7 @@ class Settings:
     max_age: int | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
+    rotate_on: frozenset[str]  # the values that say who is signed in
 
 
 class Exchange:
@@ -50,7 +51,7 @@ class Exchange:
     ) -> None:
         rules, reader = settings.rules, settings.client
         client = reader.of(scope, headers) if reader is not None else None
-        self.session = Session(model=rules.model, client=client)
+        self.session = Session(model=rules.model, client=client, rotate_on=settings.rotate_on)
         self.unit = self.session.unit = Unit(rules, self.session, client)
         self._settings = settings
         self._scope = scope

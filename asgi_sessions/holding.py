@@ -10,6 +10,7 @@ from logging import WARNING
 
 import anyio
 
+from .changes import Change, Fate, too_late
 from .data import SessionData
 from .errors import SessionClosedError, SessionConflictError, SessionStoreError
 from .events import (
@@ -24,7 +25,7 @@ from .events import (
     EventSink,
 )
 from .fields import new_session_id
-from .session import Change, Fate, Mode, Session
+from .session import Mode, Session
 from .stores.base import SessionStore
 from .stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .stores.local import LockPolicy
@@ -165,7 +166,7 @@ class Holding:
     async def _store_new(self, lifetime: Lifetime, release: bool) -> tuple[Checkout | None, bytes]:
         """Store the handle's record under its id, which nobody has yet."""
         if not self.deliverable:
-            raise SessionClosedError("the cookie of a new session can no longer be sent")
+            raise SessionClosedError(too_late(self.session.fate))
         record = self.session.seal()
         if not lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
             return None, record
@@ -211,7 +212,7 @@ class Holding:
 
     async def _move(self, taken: Checkout, release: bool) -> Outcome:
         """Create under the new id first: if we die in between, the old session is still whole."""
-        kept = self.session.fate is Fate.MOVE
+        kept = self.session.fate is not Fate.END
         if kept:
             self.session.rename(new_session_id())
         created, record = await self._store_new(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from .answers import Answers
+from .changes import ROTATE_ON
 from .cookie import Presented, SessionCookie
 from .data import SessionData
 from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
@@ -18,6 +19,7 @@ from .options import (
     resolve_lifetime,
     resolve_lock,
     resolve_model,
+    resolve_names,
     resolve_origins,
     resolve_routes,
     resolve_store,
@@ -68,6 +70,7 @@ class SessionMiddleware:
         max_waiters: int = 64,
         lock_max_hold: float = 300.0,
         release_lock: Literal["response_end", "response_start"] = "response_end",
+        rotate_on: Iterable[str] = ROTATE_ON,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
@@ -102,6 +105,7 @@ class SessionMiddleware:
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
+            rotate_on=resolve_names(rotate_on),
         )
         self._excluded = resolve_routes("exclude", exclude)
         self._read_only = resolve_routes("read_only", read_only)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import json
 import pickle
+import random
 from collections import OrderedDict
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -22,10 +24,13 @@ from asgi_sessions.data import (
     SessionData,
     SessionFilter,
     SessionMetrics,
+    decode,
+    encode_checked,
     is_identifier,
     new_session_id,
     stamp,
 )
+from asgi_sessions.plain import parse_plain
 
 UTC = timezone.utc
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -166,7 +171,7 @@ def test_good_identifiers(text: str) -> None:
     assert (data.session_id, data.user_id, data.thread_id, data.request_id) == (text,) * 4
 
 
-@pytest.mark.parametrize("field", ["session_id", "user_id", "thread_id", "request_id"])
+@pytest.mark.parametrize("field", ["session_id", "thread_id", "request_id"])
 @pytest.mark.parametrize("text", BAD_IDS)
 def test_bad_identifiers(field: str, text: str) -> None:
     """What breaks the identifier rule is refused by the rule and by every field that obeys it."""
@@ -177,11 +182,12 @@ def test_bad_identifiers(field: str, text: str) -> None:
 
 
 def test_empty_identifiers() -> None:
-    """A session id has at least one character; the other identifiers may be empty."""
+    """A session id and a user's have at least one character; the other identifiers may be empty."""
     assert not is_identifier("")
-    assert SessionData(session_id="s", user_id="").user_id == ""
-    with pytest.raises(ValidationError):
-        SessionData(session_id="")
+    assert SessionData(session_id="s", thread_id="").thread_id == ""
+    for wrong in ({"session_id": ""}, {"session_id": "s", "user_id": ""}):
+        with pytest.raises(ValidationError):
+            SessionData.model_validate(wrong)
 
 
 def test_new_session_ids() -> None:
@@ -209,6 +215,147 @@ def test_statement_words(word: str, data: st.DataObject, separator: str) -> None
     if separator != "_":
         assert not is_identifier(mixed + separator)
     assert is_identifier(mixed + "s")
+
+
+# -- users --------------------------------------------------------------------------------------------
+
+GOOD_USERS = [
+    "o'brien@example.com",
+    "d'Arcy O'Neill",
+    "delete@example.com",
+    "delete.me@example.com",
+    "drop-shipping-ltd",
+    "Delete",
+    "dropbox user",
+    "a--b",
+    "Zk3-a--TQ_9--",
+    "--Zk3aTQ9xw0Rk7pYs",  # a base64url subject
+    "----Zk3aTQ9xw0Rk7p",
+    "Ada Lovelace",
+    "auth0|5f7c",
+    "google-oauth2|108204268033311374519",
+    "5",
+    "CN=Ada, O=Analytical Engines; OU=1".replace("; ", ";"),
+    "a;b",
+    "a/*b",
+    "*/a",
+    "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    "Ελένη Παπαδοπούλου",
+    "王小明",
+    "علی\u200cرضا",  # noqa: RUF001  # a zero-width non-joiner is part of the spelling
+    "अनुष्का",
+    "O’Connor",  # noqa: RUF001  # not a quote of any language
+    "🙂",
+    "{braces}",
+    "}",
+    "x" * 255,
+]
+BAD_USERS = [
+    "",
+    " ",
+    " ada",
+    "ada ",
+    "ada\u3000",
+    "ada\n",
+    "a\nb",
+    "a\tb",
+    "a\x00b",
+    "a\x7f",
+    "a\x85b",
+    "a\u2028b",
+    "\ud800",
+    "x" * 256,
+    "DROP TABLE x",
+    "drop\u00a0table x",
+    "please DELETE  everything",
+    "x' OR '1'='1",
+    "'; DELETE FROM t; --",
+    "admin'--",
+    "admin' --",
+    "admin'",
+    'admin"',
+    "admin`",
+    "admin;",
+    "admin';",
+    "'admin",
+    '"admin',
+    "`admin",
+    ";admin",
+    "--admin",
+    "-- admin",
+    "--",
+    "/*admin",
+    "/* x */ admin",
+    "Ada -- Lovelace",
+    "Ada --Lovelace",
+    "Ada-- Lovelace",
+    "Ada /* Lovelace",
+    "Ada ;Lovelace",
+    "Ada; Lovelace",
+    "Ada 'Lovelace",
+    "Ada' Lovelace",
+    'Ada "Lovelace',
+    "a''b",
+    "a';b",
+    "a;--b",
+    "a--;b",
+    "a/*--b",
+    "a'/*b",
+]
+
+
+@pytest.mark.parametrize("text", GOOD_USERS)
+def test_good_users(text: str) -> None:
+    """What identity providers hand out may sign in, comes back from the store, and from the fast way too."""
+    data = SessionData(session_id="0" * 32, user_id=text)
+    assert data.user_id == text
+    record = encode_checked(data)
+    assert decode(SessionData, record).user_id == text
+    plain = parse_plain(record)
+    assert plain is None or plain.user_id == text
+
+
+@pytest.mark.parametrize("text", BAD_USERS)
+def test_bad_users(text: str) -> None:
+    """What reads as an injection, or cannot be seen, is refused; the fast way takes none of it either."""
+    with pytest.raises(ValidationError) as caught:
+        SessionData(session_id="s", user_id=text)
+    assert [error["loc"] for error in caught.value.errors()] == [("user_id",)]
+    record = (
+        SessionData(session_id="0" * 32).to_json().replace('"user_id":null', '"user_id":' + json.dumps(text))
+    )
+    assert parse_plain(record.encode()) is None
+
+
+def test_every_base64url_subject_may_sign_in() -> None:
+    """Such as providers make of random bytes: of 10,000, a hundred have two dashes side by side."""
+    made = random.Random(8)
+    for _ in range(10_000):
+        subject = base64.urlsafe_b64encode(made.randbytes(made.randrange(12, 64))).decode().rstrip("=")
+        assert SessionData(session_id="s", user_id=subject).user_id == subject
+
+
+@given(
+    st.text(
+        st.characters(exclude_categories=["C", "Z"], exclude_characters="'\"`;-/*"), min_size=1, max_size=255
+    )
+)
+@settings(deadline=None)
+def test_any_script_may_sign_in(text: str) -> None:
+    """Letters, marks, digits, punctuation and symbols of the whole world."""
+    assert SessionData(session_id="s", user_id=text).user_id == text
+
+
+@given(st.text(st.sampled_from("aA0 -'\";`/*\t_.@|~é"), max_size=12))
+@settings(deadline=None, max_examples=500)
+def test_the_fast_way_knows_no_user_that_the_model_refuses(text: str) -> None:
+    """Both read the same records."""
+    record = (
+        SessionData(session_id="0" * 32).to_json().replace('"user_id":null', '"user_id":' + json.dumps(text))
+    )
+    plain = parse_plain(record.encode())
+    if plain is not None:
+        assert SessionData(session_id="s", user_id=text).user_id == plain.user_id == text
 
 
 # -- moments ------------------------------------------------------------------------------------------
@@ -336,7 +483,7 @@ def test_stamping_inside_a_validator() -> None:
     [
         ("session_id", "a b"),
         ("session_id", None),
-        ("user_id", "a--b"),
+        ("user_id", "a -- b"),
         ("message_count", -1),
         ("message_count", 100_001),
         ("message_count", 1.5),
@@ -661,6 +808,18 @@ def test_assigning_metadata_fills_the_live_dict() -> None:
     data.metadata |= {"c": 3}
     assert data.metadata is handle
     assert handle == {"b": [2], "c": 3}
+
+
+def test_the_id_in_a_handle_is_read_only() -> None:
+    """Stored under one id and saying another, a record could not be read any more; a free one may."""
+    data, handle = live_record({"a": 1})
+    with pytest.raises(ValueError, match=r"regenerate_id\(\)"):
+        data.session_id = "x"
+    data.session_id = "s"
+    assert (data.session_id, handle) == ("s", {"a": 1})
+    free = SessionData(session_id="s")
+    free.session_id = "x"
+    assert free.session_id == "x"
 
 
 def test_refused_metadata_leaves_the_live_dict() -> None:

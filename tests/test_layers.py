@@ -20,7 +20,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 
 # A module imports from the lines above its own only. "" is the package itself.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "types", "stores"},
+    {"errors", "types", "stores", "changes"},
     {"record"},
     {"fields", "plain", "headers"},
     {"data", "stores.checkout"},
