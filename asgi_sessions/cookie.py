@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from itsdangerous import TimestampSigner
@@ -56,6 +56,9 @@ class Verified(NamedTuple):
     session_id: str
     issued_at: int
     stale_key: bool
+
+    def __repr__(self) -> str:
+        return f"Verified(issued_at={self.issued_at}, stale_key={self.stale_key})"
 
 
 class _KeySigner(TimestampSigner):
@@ -147,7 +150,7 @@ class Presented:
     `issued_at` and `stale_key` as in `Verified`.
     """
 
-    session_id: str | None = None
+    session_id: str | None = field(default=None, repr=False)
     issued_at: int = 0
     stale_key: bool = False
     reason: Reason | None = None

@@ -93,9 +93,8 @@ class Exchange:
     async def _send_own(self, message: Message) -> None:
         """The middleware's own answer; what `save` has stored before, the client must learn all the same."""
         news = self.unit.new_cookie is not None or self.unit.cookie_gone
-        if news and message["type"] == "http.response.start":
-            message = self._dressed(message)
-        await self._send(message)
+        dress = news and message["type"] == "http.response.start"
+        await self._send(self._dressed(message) if dress else message)  # no local may show the cookie
 
     def _dressed(self, message: Message) -> Message:
         """The answer's start with the session's headers."""

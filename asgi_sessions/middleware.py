@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
 from .answers import Answers
@@ -115,7 +115,9 @@ class SessionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _EXCHANGES.get(scope["type"])
         if kind is None or self._passes_through(scope):
-            return await self._hand_on(scope, receive, send)
+            call = self._hand_on(scope, receive, send)
+            del scope  # as below
+            return await call
         headers = by_name(scope["headers"])
         presented = self._settings.cookie.read(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
@@ -125,7 +127,9 @@ class SessionMiddleware:
         try:
             await exchange.open(read_only=self._read_only is not None and self._read_only(scope))
             scope["session"] = exchange.session
-            await self.app(scope, receive, exchange.send)
+            call = self.app(scope, receive, exchange.send)
+            del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
+            await call
             await exchange.finish()
         except Exception as error:
             await exchange.fail(error, receive)
@@ -134,10 +138,13 @@ class SessionMiddleware:
             await exchange.close()
         return None
 
-    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What has no session; the lifespan of the app is the store's too."""
-        if scope["type"] != "lifespan":
-            return await self.app(scope, receive, send)
+    def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What has no session."""
+        run = self.app if scope["type"] != "lifespan" else self._live
+        return run(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The lifespan of the app is the store's too."""
         closed = False
 
         async def closing(message: Message) -> None:
@@ -153,7 +160,6 @@ class SessionMiddleware:
         finally:
             if not closed:
                 await self._close()
-        return None
 
     async def _close(self) -> None:
         await self.store.aclose()

@@ -10,14 +10,30 @@ import pickle
 import random
 from collections import OrderedDict
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from functools import cached_property
+from pprint import pformat
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    RootModel,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    computed_field,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from asgi_sessions.data import (
     LiveMetadata,
@@ -698,6 +714,127 @@ def test_to_dict() -> None:
     assert as_dict["created_at"] == "2024-05-01T12:00:00Z"
     assert json.loads(json.dumps(as_dict)) == as_dict
     assert ShopSession.from_dict(as_dict) == data
+
+
+SECRET_ID, SECRET_CLIENT = "5e55" * 8, "f1ce" * 16
+
+
+class Wrapped(ShopSession):
+    """A model that changes how it is written, with fields that refer to itself and to others."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    amount: Decimal = Decimal("1.50")
+    previous: Wrapped | None = None
+    page: Page | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass(cls, values: Any) -> Any:
+        return values
+
+    @field_serializer("amount")
+    def _in_cents(self, amount: Decimal) -> str:
+        return f"{amount:.2f}"
+
+    @model_serializer(mode="wrap")
+    def _as_it_is(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written
+
+
+class Page(BaseModel):
+    """What an app answers with."""
+
+    shop: ShopSession
+    more: list[SessionData] = []
+    anything: Any = None
+
+
+Wrapped.model_rebuild()
+
+
+def secretive(model: type[SessionData] = ShopSession, **fields: Any) -> SessionData:
+    return model(session_id=SECRET_ID, fingerprint=SECRET_CLIENT, user_id="ada", **fields)
+
+
+@pytest.mark.parametrize("model", [SessionData, ShopSession, Camel, Counted, Wrapped])
+def test_what_is_sent_tells_neither_id_nor_fingerprint(model: type[SessionData]) -> None:
+    """Whatever a framework makes of a record, in another model or a list too; what is stored has both."""
+    data = secretive(model)
+    page = Page(shop=secretive(), more=[data], anything={"deep": [data]})  # type: ignore[arg-type]  # it is one
+    for sent in (
+        data.model_dump_json(),
+        data.model_dump_json(by_alias=True),
+        json.dumps(data.model_dump(mode="json")),
+        str(data.model_dump()),
+        page.model_dump_json(),
+        str(page.model_dump()),
+        TypeAdapter[Any](list[model]).dump_json([data]).decode(),  # type: ignore[valid-type]  # at run time
+        to_json({"data": data}).decode(),
+        RootModel[model](data).model_dump_json(),  # type: ignore[valid-type]
+    ):
+        assert "ada" in sent
+        assert SECRET_ID not in sent
+        assert SECRET_CLIENT not in sent
+        assert "fingerprint" not in sent
+    for stored in (encode_checked(data).decode(), data.to_json(), json.dumps(data.to_dict())):
+        assert SECRET_ID in stored
+        assert SECRET_CLIENT in stored
+    assert model.from_json(data.to_json()) == data == model.from_dict(data.to_dict())
+    schema = model.model_json_schema(mode="serialization")
+    assert {"session_id", "fingerprint"}.isdisjoint(schema.get("properties", {}))
+
+
+def test_fields_of_ones_own_are_sent_as_ever() -> None:
+    """A field with `exclude=True` is neither sent nor stored, one with a serialiser is written by it."""
+
+    class Own(SessionData):
+        note: str = Field(default="", exclude=True)
+        amount: Decimal = Decimal(1)
+
+        @field_serializer("amount")
+        def _written(self, amount: Decimal) -> str:
+            return f"{amount:.2f}"
+
+    data = Own(session_id="s", note="private", amount=Decimal(2))
+    for written in (data.to_dict(), json.loads(data.to_json()), data.model_dump()):
+        assert "note" not in written
+        assert written["amount"] == "2.00"
+
+
+def test_a_model_that_was_rebuilt_is_written_anew() -> None:
+    """How records are written follows the model."""
+
+    class Late(SessionData):
+        item: Undefined | None = None  # type: ignore[name-defined]  # noqa: F821  # the point
+
+    with pytest.raises(PydanticUserError):
+        Late(session_id="s")
+    Late.model_rebuild(_types_namespace={"Undefined": int})
+    assert json.loads(encode_checked(Late(session_id="s", item=1)))["item"] == 1
+    Late.model_fields["item"].exclude = True
+    Late.model_rebuild(force=True, _types_namespace={"Undefined": int})
+    assert "item" not in json.loads(encode_checked(Late(session_id="s", item=1)))
+
+
+@pytest.mark.parametrize("model", [SessionData, ShopSession, Camel])
+def test_a_records_repr_tells_no_secret(model: type[SessionData]) -> None:
+    """Crash reporters print locals: no id, no fingerprint, and of the values only how many there are."""
+    data = secretive(model, metadata={"card": "4000-1234", "pin": 9999})
+    data.__pydantic_extra__["of_a_newer_release"] = "4000-1234"  # type: ignore[index]  # extras are allowed
+    for shown in (repr(data), str(data), f"{data}", repr([data]), repr({"data": data}), pformat(data)):
+        for secret in (SECRET_ID, SECRET_CLIENT, "4000-1234", "9999", "card"):
+            assert secret not in shown
+        assert "metadata=<2 keys>" in shown
+        assert "user_id='ada'" in shown
+
+
+def test_a_repr_does_not_count_as_access() -> None:
+    """A crash reporter that looks at a record leaves its session alone."""
+    data, handle = live_record({"a": 1})
+    repr(data)
+    assert (data.metadata, handle.announced) == ({"a": 1}, 0)
 
 
 def test_computed_fields_stay_out() -> None:

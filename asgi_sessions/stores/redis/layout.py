@@ -33,6 +33,9 @@ class Stored(NamedTuple):
     version: str
     ends: int
 
+    def __repr__(self) -> str:
+        return f"Stored({len(self.record)} bytes, version={self.version!r}, ends={self.ends})"
+
 
 def unpack(value: bytes) -> Stored:
     """The parts of a value. `SessionStoreError` where it is not a record of ours."""

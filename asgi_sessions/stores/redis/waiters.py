@@ -45,6 +45,9 @@ class Grant(NamedTuple):
     left: float
     waited: float
 
+    def __repr__(self) -> str:
+        return f"Grant(left={self.left}, waited={self.waited})"
+
 
 class Turn:
     """One caller's way to a lock. Whatever ends it but a grant, it leaves no lock and no place in the queue.
