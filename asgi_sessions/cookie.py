@@ -56,6 +56,9 @@ class Verified(NamedTuple):
     issued_at: int
     stale_key: bool
 
+    def __repr__(self) -> str:
+        return f"Verified(issued_at={self.issued_at}, stale_key={self.stale_key})"
+
 
 class _KeySigner(TimestampSigner):
     """The TimestampSigner of one key, which it derives once."""
@@ -137,7 +140,7 @@ class Presented:
     this one is alive, and what came beside it is dead.
     """
 
-    session_id: str | None = None
+    session_id: str | None = field(default=None, repr=False)
     issued_at: int = 0
     stale_key: bool = False
     reason: Reason | None = None

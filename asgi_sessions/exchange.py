@@ -42,6 +42,7 @@ class Settings:
     max_age: float | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
+    rotate_on: frozenset[str]  # the values that say who is signed in
 
 
 class Exchange:
@@ -55,7 +56,7 @@ class Exchange:
     ) -> None:
         rules, reader = settings.rules, settings.client
         client = reader.of(scope, headers) if reader is not None else None
-        self.session = Session(model=rules.model, client=client)
+        self.session = Session(model=rules.model, client=client, rotate_on=settings.rotate_on)
         self.unit = self.session.unit = Unit(rules, self.session, client)
         self._settings = settings
         self._scope = scope
@@ -98,9 +99,8 @@ class Exchange:
     async def _send_own(self, message: Message) -> None:
         """The middleware's own answer; what `save` has stored before, the client must learn all the same."""
         news = self.unit.new_cookie is not None or self.unit.cookie_gone
-        if news and message["type"] == "http.response.start":
-            message = self._dressed(message)
-        await self._send(message)
+        dress = news and message["type"] == "http.response.start"
+        await self._send(self._dressed(message) if dress else message)  # no local may show the cookie
 
     def _dressed(self, message: Message) -> Message:
         """The answer's start with the session's headers."""

@@ -10,6 +10,7 @@ from logging import WARNING
 
 import anyio
 
+from .changes import Change, Fate, too_late
 from .data import SessionData
 from .errors import SessionClosedError, SessionConflictError, SessionStoreError
 from .events import (
@@ -24,7 +25,7 @@ from .events import (
     EventSink,
 )
 from .fields import new_session_id
-from .session import Change, Fate, Mode, Session
+from .session import Mode, Session
 from .stores.base import SessionStore
 from .stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .stores.local import LockPolicy
@@ -208,7 +209,7 @@ class Holding:
 
     def _require_deliverable(self) -> None:
         if not self.deliverable:
-            raise SessionClosedError("the cookie of a new session id can no longer be sent")
+            raise SessionClosedError(too_late(self.session.fate))
 
     def _adopt(self, created: Checkout | None, record: bytes) -> None:
         """From now on this request's session is the new record, and the client is to be told its id."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
 from .answers import Answers
+from .changes import ROTATE_ON
 from .cookie import Presented, SessionCookie
 from .data import SessionData
 from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
@@ -20,6 +21,7 @@ from .options import (
     resolve_lifetime,
     resolve_lock,
     resolve_model,
+    resolve_names,
     resolve_origins,
     resolve_routes,
     resolve_store,
@@ -71,6 +73,7 @@ class SessionMiddleware:
         max_waiters: int = 1024,
         lock_max_hold: float = 300.0,
         release_lock: Literal["response_end", "response_start"] = "response_end",
+        rotate_on: Iterable[str] = ROTATE_ON,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
@@ -108,6 +111,7 @@ class SessionMiddleware:
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
+            rotate_on=resolve_names(rotate_on),
         )
         self._excluded = resolve_routes("exclude", exclude)
         self._read_only = resolve_routes("read_only", read_only)
@@ -118,7 +122,9 @@ class SessionMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _EXCHANGES.get(scope["type"])
         if kind is None or self._passes_through(scope):
-            return await self._hand_on(scope, receive, send)
+            call = self._hand_on(scope, receive, send)
+            del scope  # as below
+            return await call
         headers = by_name(scope["headers"])
         presented = self._settings.cookie.read(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
@@ -131,7 +137,9 @@ class SessionMiddleware:
                 passive=self._passive is not None and self._passive(scope),
             )
             scope["session"] = exchange.session
-            await self.app(scope, receive, exchange.send)
+            call = self.app(scope, receive, exchange.send)
+            del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
+            await call
             await exchange.finish()
         except Exception as error:
             await exchange.fail(error, receive)
@@ -140,10 +148,13 @@ class SessionMiddleware:
             await exchange.close()
         return None
 
-    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What has no session; the lifespan of the app is the store's too."""
-        if scope["type"] != "lifespan":
-            return await self.app(scope, receive, send)
+    def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What has no session."""
+        run = self.app if scope["type"] != "lifespan" else self._live
+        return run(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The lifespan of the app is the store's too."""
         closed = False
 
         async def closing(message: Message) -> None:
@@ -160,7 +171,6 @@ class SessionMiddleware:
         finally:
             if not closed:
                 await self._close()
-        return None
 
     async def _close(self) -> None:
         self.store.openers -= 1

@@ -159,6 +159,17 @@ def _matches(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
     return any(pattern.match(path) for pattern in patterns)
 
 
+def resolve_names(rotate_on: Iterable[str]) -> frozenset[str]:
+    """The values that say who is signed in."""
+    if isinstance(rotate_on, str):
+        raise ValueError(f"rotate_on is a collection of names: [{rotate_on!r}]; () turns it off")
+    names = frozenset(rotate_on)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"rotate_on: the name of a value is a str, not {name!r}")
+    return names
+
+
 def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
     """Exact origins as browsers send them (RFC 6454 §6.2): lower case, no path, no trailing slash."""
     if origins is None:

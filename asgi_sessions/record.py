@@ -7,11 +7,12 @@ fields are left out: they come back by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json, to_json
 
+from .codec import STORED_ONLY, writer_of
 from .errors import SessionDataError
 
 MAX_METADATA_BYTES = 1_000_000
@@ -31,10 +32,20 @@ def encode(data: BaseModel) -> bytes:
 
     Raises `ValueError` where a value has no JSON form.
     """
-    computed = type(data).__pydantic_computed_fields__
-    return data.__pydantic_serializer__.to_json(
+    model = type(data)
+    computed = model.__pydantic_computed_fields__
+    return writer_of(model, model.__pydantic_serializer__).to_json(
         data, by_alias=False, warnings=False, exclude=set(computed) if computed else None
     )
+
+
+def dump(data: BaseModel) -> dict[str, Any]:
+    """The same as a dict of what JSON has; a value without a JSON form is warned of."""
+    model = type(data)
+    plain: dict[str, Any] = writer_of(model, model.__pydantic_serializer__).to_python(
+        data, mode="json", by_alias=False, exclude=set(model.__pydantic_computed_fields__)
+    )
+    return plain
 
 
 def decode(model: type[Record], raw: str | bytes) -> Record:
@@ -215,7 +226,8 @@ def _check_fields(data: BaseModel, again: BaseModel) -> None:
         was, reads = data.__dict__.get(name, _UNSET), again.__dict__.get(name, _UNSET)
         if name == "metadata":
             was = normalise(was, name)
-        if was != reads and not (field.exclude or name in _ALWAYS_READ_BACK or _same(was, reads)):
+        kept = name in STORED_ONLY or not field.exclude
+        if was != reads and kept and name not in _ALWAYS_READ_BACK and not _same(was, reads):
             raise SessionDataError(name, "would not read back as it is now")
     _check_extras(data, again)
 

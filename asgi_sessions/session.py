@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Awaitable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
+from .changes import Change, Fate, fate_of
 from .data import SessionData
 from .errors import ReadOnlySessionError, SessionClosedError
-from .fields import new_session_id
+from .fields import new_session_id, user_text
 from .tracking import TrackedDict
 
 T = TypeVar("T", bound=SessionData)
@@ -25,28 +27,9 @@ class Mode(enum.Enum):
     CLOSED = "closed"  # nothing stores a change any more
 
 
-class Fate(enum.Enum):
-    """What the app wants to become of the session's id."""
-
-    KEEP = "keep"
-    MOVE = "move"  # to a new id, data kept
-    SIGN_IN = "sign in"  # the same, and a full life begins
-    END = "end"
-
-
-class Change(enum.Enum):
-    """What a commit has to do."""
-
-    NOTHING = "nothing"
-    CREATE = "create"  # a new record, never over another
-    WRITE = "write"  # the loaded record, changed
-    MOVE = "move"  # a new record under a new id, the loaded one retired
-    DELETE = "delete"
-
-
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
-_KEEP, _MOVE, _SIGN_IN, _END = Fate.KEEP, Fate.MOVE, Fate.SIGN_IN, Fate.END
+_KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 
 
@@ -69,6 +52,18 @@ class UnitOfWork(Protocol):
     ) -> AbstractAsyncContextManager[SessionData]: ...
 
 
+class _Done:
+    """May be awaited, and costs nothing where it is not."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
+
+
 class Session(TrackedDict):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
@@ -77,10 +72,16 @@ class Session(TrackedDict):
     `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "unit")
+    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "rotate_on", "unit")
 
     def __init__(
-        self, values: Any = (), /, *, model: type[SessionData] = SessionData, client: str | None = None
+        self,
+        values: Any = (),
+        /,
+        *,
+        model: type[SessionData] = SessionData,
+        client: str | None = None,
+        rotate_on: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(values, model, client)
         self.accessed = self.modified = False
@@ -89,6 +90,7 @@ class Session(TrackedDict):
         self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
         self.mode = _OPEN  # what an app may do now
         self.fate = _KEEP  # what the app wants to become of the id
+        self.rotate_on = rotate_on  # the values that say who is signed in
 
     # -- the typed record -------------------------------------------------------------------------------
 
@@ -125,25 +127,28 @@ class Session(TrackedDict):
 
     # -- identity -----------------------------------------------------------------------------------------
 
-    def regenerate_id(self) -> None:
+    def regenerate_id(self) -> Awaitable[None]:
         """Give the session a new id when it is committed, data kept; the old id is dead from then on.
 
-        To be called whenever privileges change (OWASP Session Management: Renew the Session ID After Any
-        Privilege Level Change). A new session has a fresh id anyway.
+        May be awaited, as some libraries do. To be called whenever privileges change (OWASP Session
+        Management: Renew the Session ID After Any Privilege Level Change). A new session has a fresh id.
         """
         self.mark_modified()
-        self._move(_MOVE)
+        if self.fate is _KEEP:  # a sign-in or an end gives a new id anyway
+            self.fate = Fate.MOVE
+        return _DONE
 
-    def login(self, user_id: str) -> None:
-        """Sign `user_id` in: sets `data.user_id`, regenerates the id (fixation) and starts a full `max_age`.
+    def login(self, user_id: str | int | UUID) -> None:
+        """Sign `user_id` in: sets `data.user_id`, and the session gets a new id and a full life (fixation).
 
-        `ValueError` for "".
+        A number or a UUID counts as its text. `ValueError` for "" and for what is no id of a user.
         """
-        if not user_id:
+        text = user_text(user_id)
+        if not text:
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
-        self.typed().user_id = user_id
-        self._move(_SIGN_IN)
+        self.typed().user_id = text
+        self._sign_in()
 
     def logout(self) -> None:
         """Sign out: the same as `invalidate()`."""
@@ -227,17 +232,23 @@ class Session(TrackedDict):
         )
 
     def change(self) -> Change:
-        """What a commit has to do. Pure: the table of the whole product's writing."""
+        """What a commit has to do: the table of the whole product's writing.
+
+        A sign-in that is found among the values is noted in `fate`; nothing else changes.
+        """
         if self.loaded is None:
-            return _NOTHING if self.is_blank() else Change.CREATE
+            if self.is_blank():
+                return _NOTHING
+            self._notice_sign_in()
+            return Change.CREATE
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        moves = self.fate is not _KEEP
         if not self.accessed or not self.is_changed(self.modified):
-            return Change.MOVE if moves else _NOTHING
+            return _NOTHING if self.fate is _KEEP else Change.MOVE
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
-        return Change.MOVE if moves else _WRITE
+        self._notice_sign_in()
+        return _WRITE if self.fate is _KEEP else Change.MOVE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:
@@ -257,9 +268,22 @@ class Session(TrackedDict):
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _move(self, fate: Fate) -> None:
-        if self.fate in (_KEEP, _MOVE):  # what begins after an end has a new id anyway, and a life of its own
-            self.fate = fate
+    def _sign_in(self) -> None:
+        if self.fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
+            self.fate = _SIGN_IN
+
+    def _notice_sign_in(self) -> None:
+        """Set `fate` where the values say that somebody signed in, or somebody else than before."""
+        names = self.rotate_on
+        if self.fate is _SIGN_IN or self.fate is _END or not names:
+            return
+        if not dict.keys(self).isdisjoint(names):
+            fate = fate_of(self.stored_values(), self, names)
+            if fate is not _KEEP:
+                self.fate = fate
+        user_id = self.identity().user_id
+        if user_id is not None and user_id != self.stored_user and "user_id" in names:
+            self.fate = _SIGN_IN
 
     def _return_to_stored(self) -> None:
         is_new = self._is_new

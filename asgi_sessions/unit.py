@@ -8,10 +8,11 @@ from contextvars import ContextVar
 
 import anyio
 
+from .changes import Change
 from .data import SessionData
 from .errors import LockTimeoutError, SessionClosedError, SessionConflictError
 from .holding import Holding
-from .session import Change, Mode, Session
+from .session import Mode, Session
 from .stores.checkout import Missing, Outcome, raise_for
 
 _NOBODY = Session()

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -354,3 +356,84 @@ def test_patterns_are_the_apps_own_under_a_mount() -> None:
 
 async def show_session(request: StarletteRequest) -> PlainTextResponse:
     return PlainTextResponse("a session" if "session" in request.scope else "none")
+
+
+# --- what a handler returns -------------------------------------------------------------------------
+
+
+class Basket(BaseModel):
+    """A response model with the record in it."""
+
+    shop: Shop
+    all_of_them: list[Shop]
+
+
+returning = FastAPI()
+
+
+@returning.post("/begin")
+async def begin(shop: CurrentShop) -> None:
+    shop.cart.append(Item(name="tea"))
+    shop.user_id = "ada"
+
+
+@returning.get("/annotated")
+async def annotated(shop: CurrentShop) -> Shop:
+    return shop
+
+
+@returning.get("/without", response_model=None)
+async def without(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/model", response_model=Shop)
+async def with_model(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/base", response_model=SessionData)
+async def with_base(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/nested")
+async def nested(shop: CurrentShop) -> Basket:
+    return Basket(shop=shop, all_of_them=[shop])
+
+
+@returning.get("/list")
+async def listed(shop: CurrentShop) -> list[Shop]:
+    return [shop]
+
+
+@returning.get("/union")
+async def optional(shop: CurrentShop) -> Shop | None:
+    return shop
+
+
+@returning.get("/dict", response_model=None)
+def in_a_dict(shop: CurrentShop) -> Any:
+    return {"shop": shop, "more": [shop]}
+
+
+@returning.get("/json", response_class=JSONResponse)
+def by_hand(shop: CurrentShop) -> Any:
+    return JSONResponse(jsonable_encoder(shop))
+
+
+@pytest.mark.parametrize(
+    "path", ["annotated", "without", "model", "base", "nested", "list", "union", "dict", "json"]
+)
+def test_a_returned_record_tells_neither_id_nor_fingerprint(path: str) -> None:
+    """Whoever reads an answer (a script of the page, a log) must not be able to take the session over."""
+    store = InMemorySessionStore()
+    client = TestClient(SessionMiddleware(returning, KEY, store=store, model=Shop))
+
+    client.post("/begin")
+    session_id = client.cookies["session"].partition(".")[0]
+    text = client.get(f"/{path}").text
+    assert "ada" in text
+    for secret in (session_id, "session_id", "fingerprint"):
+        assert secret not in text
+    assert "session_id" not in str(client.get("/openapi.json").json()["components"]["schemas"]["Shop"])

@@ -20,7 +20,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 
 # A module imports from the lines above its own only. "" is the package itself.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "types", "stores"},
+    {"errors", "types", "stores", "changes", "codec"},
     {"record"},
     {"fields", "plain", "headers", "keys", "routes", "caching"},
     {"data", "stores.checkout"},
@@ -43,8 +43,8 @@ HOMES = {
     "redis": {"stores.redis", "locks"},
     "hiredis": {"stores.redis"},
     "pytest": {"testing"},
-    "pydantic": {"record", "fields", "data", "plain", "content", "options"},
-    "pydantic_core": {"record", "fields", "data", "plain", "content"},
+    "pydantic": {"codec", "record", "fields", "data", "plain", "content", "options"},
+    "pydantic_core": {"codec", "record", "fields", "data", "plain", "content"},
     "starlette": set(),
     "fastapi": set(),
     "httpx": set(),

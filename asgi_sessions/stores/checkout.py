@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import LockLostError, SessionConflictError, SessionStoreError
 
@@ -57,13 +57,13 @@ class Checkout:
     removed, so that whoever meets a fault after that still knows where the session is.
     """
 
-    session_id: str
-    record: bytes
+    session_id: str = field(repr=False)
+    record: bytes = field(repr=False)
     version: str
-    token: str | None
+    token: str | None = field(repr=False)
     expires_in: float | None = None
     waited: float = 0.0
-    seal: object = None
+    seal: object = field(default=None, repr=False)
     idle: float | None = None
     age: float | None = None
     unsure: str | None = None

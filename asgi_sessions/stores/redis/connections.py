@@ -7,7 +7,7 @@ retries are left alone. Retries are ours, for redis-py's would run a script agai
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -47,7 +47,7 @@ class Deployment:
     `timeout` is the longest that a call may take, in seconds.
     """
 
-    template: ConnectionPool
+    template: ConnectionPool = field(repr=False)  # which shows the password
     timeout: float
     seeds: tuple[Address, ...] = ()
 

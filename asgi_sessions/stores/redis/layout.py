@@ -41,6 +41,9 @@ class Stored(NamedTuple):
     idle: int
     began: int
 
+    def __repr__(self) -> str:
+        return f"Stored({len(self.record)} bytes, ends={self.ends})"
+
 
 def parse(value: bytes) -> Stored | None:
     """The parts of a value; None where it is not a record of ours."""

@@ -45,6 +45,9 @@ class Acquired(NamedTuple):
     left: float
     waited: float
 
+    def __repr__(self) -> str:
+        return f"Acquired(left={self.left}, waited={self.waited})"
+
 
 class Place:
     """The tokens of one caller that Redis may know. Each question goes under a fresh one.
