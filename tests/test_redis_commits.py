@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from moves import retire
 from redis.asyncio import Redis
+from redis_server import Proxy, RedisServer
 
 from asgi_sessions.data import SessionData
 from asgi_sessions.errors import SessionStoreError
@@ -227,6 +228,24 @@ async def test_a_commit_of_ones_own_is_no_conflict(
     await store.release(taken)
     await store.exists("s")
     assert await raw.keys() == [_RECORD]
+
+
+async def test_a_commit_whose_answers_were_lost_is_no_conflict(
+    redis_server: RedisServer, redis_url: str, raw: Redis
+) -> None:
+    """The connection broke after each of its two tries: stored or not, the next commit goes through."""
+    async with Proxy(redis_server.port) as proxy:
+        store = RedisSessionStore(proxy.url)
+        await _stored(store)
+        taken = await _taken(store)
+        proxy.lose_replies(to=COMMIT.by_sha, times=2)
+        with pytest.raises(SessionStoreError, match="not known"):
+            await store.commit(taken, _record(n=1), release=False)
+        assert await _found(store) == {"n": 1}
+        assert await store.commit(taken, _record(n=2), release=True) is Outcome.STORED
+        assert await _found(store) == {"n": 2}
+        assert await raw.keys() == [_RECORD]
+        await store.aclose()
 
 
 async def test_a_commit_that_never_left_is_no_conflict(store: RedisSessionStore) -> None:

@@ -65,9 +65,8 @@ class RedisSessionStore(RedisRecords):
             idle = None if lifetime is None else lifetime.idle
             terms = engine.terms(lock, idle, passive)
             # Who waits behind others of this process has arrived. Without a rule of an idle timeout Redis is
-            # not told: such a request counts from when it has the lock.
-            tells = not passive and (lifetime is None or idle is not None)
-            arrived = partial(engine.touch, keys, terms.activity) if tells else None
+            # not told: such a caller counts from when it has the lock.
+            arrived = None if passive or idle is None else partial(engine.touch, keys, terms.activity)
             taken = await self._lock(engine, session_id, keys, terms, arrived)
         if lifetime is None or isinstance(taken, Missing) or shorter(lifetime, taken) is None:
             return taken
