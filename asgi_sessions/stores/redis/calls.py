@@ -19,6 +19,10 @@ CLOSED = "the connection to Redis was closed"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
 
 
+class NotSentError(SessionStoreError):
+    """The call never left, so it has done nothing."""
+
+
 class Connection(Protocol):
     """What is used of a connection of redis-py."""
 
@@ -67,10 +71,10 @@ class Call:
         self.packed = self.script.by_body + self.packed[len(self.script.by_sha) :]
         return True
 
-    def fail(self, message: str, cause: BaseException | None = None) -> None:
-        """Give the caller a `SessionStoreError` of its own."""
+    def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
+        """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""
         if not self.future.done():
-            error = SessionStoreError(message)
+            error = SessionStoreError(message) if sent else NotSentError(message)
             error.__cause__ = cause
             self.future.set_exception(error)
 

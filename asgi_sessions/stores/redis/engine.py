@@ -15,6 +15,7 @@ from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .leases import Leases
 from .queues import Queues
+from .releases import Releases
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, Keys, Script, pack_args
 from .terms import Terms
@@ -37,6 +38,7 @@ class Engine:
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
         self.queues = Queues(self)
         self.leases = Leases(self.run, self.queues.leave)
+        self.releases = Releases(self._release, self.router.lane)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._closed = False  # makes no calls any more, but lets locks go
         self._ended = False
@@ -95,7 +97,8 @@ class Engine:
     def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
         """Release the lock or the place in the queue that has this token; need not be awaited.
 
-        The reply is 1 where the lock was ours, 0 where it was not.
+        Where that fails it is tried again until the lease is over. The reply is the first try's: 1 where the
+        lock was ours, 0 where it was not.
         """
         if self._ended:
             reply = self._refuse()
@@ -104,9 +107,7 @@ class Engine:
         packed = b"%b%b$%d\r\n%b\r\n%b" % (
             RELEASE.by_sha, keys.packed, len(token), token, terms.release,
         )  # fmt: skip
-        reply = self.router.lane(keys.record).run(RELEASE, packed)
-        reply.add_done_callback(forget)
-        return reply
+        return self.releases.post(keys.record, token, packed, terms.lease)
 
     async def written(self, key: bytes) -> None:
         """Return when what was called for this key is on its way, if there is a connection."""
@@ -114,12 +115,22 @@ class Engine:
             await asyncio.sleep(0)  # the lane writes at the end of this tick
 
     async def aclose(self) -> None:
-        """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""
+        """Let go of all that is held, and close everything: within the timeout, also where Redis is away.
+
+        Who waits for a lock leaves its queue. A call that is made later fails; a request that still runs has
+        lost its lock, and its commit is stored only if nobody has come in between.
+        """
         self._closed = True
-        self.leases.close()
+        for lease in self.leases.close():
+            self.let_go(lease.keys, lease.token, lease.terms)
+        self.releases.close()
+        self.queues.close()
         await self.channel.aclose()
         self._ended = True
         await self.router.aclose()
+
+    def _release(self, key: bytes, packed: bytes) -> asyncio.Future[Reply]:
+        return self.router.lane(key).run(RELEASE, packed)
 
     def _refuse(self) -> asyncio.Future[Reply]:
         refused: asyncio.Future[Reply] = self.loop.create_future()

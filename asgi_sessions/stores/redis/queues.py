@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from .calls import CLOSED, NotSentError
 from .names import new_token
 from .scripts import Keys
 from .terms import Terms
@@ -49,6 +50,11 @@ class Queues:
     def __len__(self) -> int:
         return len(self._queues)
 
+    def close(self) -> None:
+        """Nobody waits here any more; who asks Redis is refused."""
+        for queue in self._queues.values():
+            self._tell_all(queue, SessionStoreError(CLOSED))
+
     # -- to the lock --------------------------------------------------------------------------------------
 
     async def acquire(self, keys: Keys, terms: Terms) -> Grant | bytes:
@@ -65,7 +71,8 @@ class Queues:
         try:  # nearly always enough: nobody else wants this session
             found = engine.found(await engine.take(keys, token, terms, started), started)
         except BaseException as error:
-            engine.let_go(keys, token, terms)
+            if not isinstance(error, NotSentError):
+                engine.let_go(keys, token, terms)
             self._ends(record, queue, error)
             raise
         if isinstance(found, tuple):
@@ -125,12 +132,15 @@ class Queues:
     def _ends(self, record: bytes, queue: Queue, error: BaseException) -> None:
         """The speaker failed. A fault of Redis is everybody's: who would ask next would only wait for it."""
         if isinstance(error, SessionStoreError):
-            for waiter in queue.waiting:
-                fault = SessionStoreError(*error.args)
-                fault.__cause__ = error.__cause__
-                waiter.set_exception(fault)
-            queue.waiting.clear()
+            self._tell_all(queue, error)
         self._next(record, queue)
+
+    def _tell_all(self, queue: Queue, error: SessionStoreError) -> None:
+        for waiter in queue.waiting:
+            fault = SessionStoreError(*error.args)
+            fault.__cause__ = error.__cause__
+            waiter.set_exception(fault)
+        queue.waiting.clear()
 
     def _next(self, record: bytes, queue: Queue, token: bytes = b"") -> bool:
         """The next one speaks, and may take over the lock with this token. False: nobody waits any more."""

@@ -213,11 +213,13 @@ class Lane:
         self._writer = self._task = None
 
     def _fail_all(self, message: str, cause: BaseException | None) -> None:
-        calls = [*self._sent, *self._outgoing]
+        sent, outgoing = list(self._sent), self._outgoing
         self._sent.clear()
         self._outgoing = []
-        for call in calls:
+        for call in sent:
             call.fail(message, cause)
+        for call in outgoing:
+            call.fail(message, cause, sent=call.sent_twice)
 
     # -- the deadline ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS, NotSentError, Reply
 from .names import new_token
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import NO_CHANNEL, Terms
@@ -89,7 +89,10 @@ class Turn:
         """
         try:
             return await self._take()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NotSentError):
+                self._engine.channel.forget(self._fresh)
+                self._fresh = b""
             self._undo()
             raise
         finally:
