@@ -13,7 +13,7 @@ from .stores.redis.engine import Engine, engines_for
 from .stores.redis.layout import milliseconds
 from .stores.redis.scripts import RENEW, Keys, pack_args
 from .stores.redis.terms import Terms
-from .stores.redis.waiters import Grant, Turn
+from .stores.redis.waiters import Acquired, Waiter
 
 _MANY = 1_000_000  # waiters of one lock: no bound of ours
 
@@ -139,10 +139,10 @@ class DistributedLock:
     async def _acquire(self, tries: int) -> None:
         engine = await self._engines.get()
         terms = self._terms(engine, (tries - 1) * self.retry_delay)
-        grant = cast(Grant, await Turn(engine, self._keys, terms).take())  # without a record never bytes
-        self._token, self._ends = grant.token, time.monotonic() + grant.left
-        if grant.left < self.timeout:
-            await self._take_up(engine, grant.token)
+        taken = cast(Acquired, await Waiter(engine, self._keys, terms).take())  # without a record never bytes
+        self._token, self._ends = taken.token, time.monotonic() + taken.left
+        if taken.left < self.timeout:
+            await self._take_up(engine, taken.token)
         self._held.add(self)
 
     async def _take_up(self, engine: Engine, token: bytes) -> None:

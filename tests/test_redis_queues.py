@@ -16,7 +16,8 @@ from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.queues import PASSES
+from asgi_sessions.stores.redis.leases import Lease
+from asgi_sessions.stores.redis.queue import TURNS
 
 pytestmark = pytest.mark.anyio
 
@@ -124,11 +125,11 @@ async def test_a_commit_is_all_that_a_pass_costs(store: RedisSessionStore, raw: 
     order: list[int] = []
     await store.release(await _taken(store))
     await raw.config_resetstat()
-    await asyncio.gather(*[_count(store, order, number) for number in range(PASSES + 1)])
-    assert await _scripts(raw) == 1 + PASSES + 1
+    await asyncio.gather(*[_count(store, order, number) for number in range(TURNS + 1)])
+    assert await _scripts(raw) == 1 + TURNS + 1
     found = await store.get("s")
     assert found is not None
-    assert found.metadata == {"n": PASSES + 1}
+    assert found.metadata == {"n": TURNS + 1}
     await _nothing_left(raw, store)
 
 
@@ -156,11 +157,11 @@ async def test_after_some_passes_another_process_has_its_turn(
     order: list[int] = []
     tasks = [asyncio.create_task(_count(other, order, 100))]
     await _in_queue(raw, 1)
-    tasks += [asyncio.create_task(_count(store, order, number)) for number in range(PASSES + 4)]
+    tasks += [asyncio.create_task(_count(store, order, number)) for number in range(TURNS + 4)]
     await asyncio.sleep(0)
     assert await store.commit(holder, _record(n=0), release=True) is Outcome.STORED
     await asyncio.gather(*tasks)
-    assert order == [*range(PASSES), 100, *range(PASSES, PASSES + 4)]
+    assert order == [*range(TURNS), 100, *range(TURNS, TURNS + 4)]
     await _nothing_left(raw, store, other)
 
 
@@ -179,11 +180,11 @@ async def test_passes_without_a_change_count_too(
     holder = await _taken(store)
     tasks = [asyncio.create_task(_count(other, order, 100))]
     await _in_queue(raw, 1)
-    tasks += [asyncio.create_task(read(number)) for number in range(PASSES + 2)]
+    tasks += [asyncio.create_task(read(number)) for number in range(TURNS + 2)]
     await asyncio.sleep(0)
     await store.release(holder)
     await asyncio.gather(*tasks)
-    assert order == [*range(PASSES), 100, *range(PASSES, PASSES + 2)]
+    assert order == [*range(TURNS), 100, *range(TURNS, TURNS + 2)]
 
 
 async def test_a_waiter_never_sees_what_was_overwritten_before_its_turn(
@@ -365,6 +366,35 @@ async def test_a_wait_that_is_over_leaves_the_others_in_order(store: RedisSessio
     assert caught.value.waited >= 0.02
     await store.release(holder)
     await store.release(await waiter)
+    await _nothing_left(raw, store)
+
+
+@pytest.mark.parametrize("behind", range(4))
+@pytest.mark.parametrize("ended_by", ["delete", "lost lease"])
+async def test_a_successor_that_is_cancelled_when_all_is_over_disturbs_nobody(
+    store: RedisSessionStore, raw: Redis, ended_by: str, behind: int
+) -> None:
+    """It is given the lock, the session ends or its lease is lost, and it is cancelled before it runs."""
+    await _stored(store)
+    holder = await _taken(store)
+    successor, *others = [asyncio.create_task(store.checkout("s", _LOCK, _HOUR)) for _ in range(1 + behind)]
+    await asyncio.sleep(0)
+    lease = holder.seal
+    assert isinstance(lease, Lease)
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    ending = asyncio.create_task(store.delete("s")) if ended_by == "delete" else None
+    if ending is None:
+        (await store._engines.get()).leases._give_up(lease.token, lease)
+    successor.cancel()
+    (result,) = await asyncio.gather(successor, return_exceptions=True)
+    assert isinstance(result, asyncio.CancelledError)
+    if ending is not None:
+        assert await ending is True
+    for other in others:
+        taken = await asyncio.wait_for(other, 5)
+        assert isinstance(taken, Missing if ending else Checkout)
+        if isinstance(taken, Checkout):
+            await store.release(taken)
     await _nothing_left(raw, store)
 
 

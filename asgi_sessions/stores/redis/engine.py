@@ -14,7 +14,7 @@ from .calls import CLOSED, Reply, forget
 from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .leases import Leases
-from .queues import Queues
+from .queues import LockQueues
 from .releases import Releases
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, Keys, Script, pack_args
@@ -36,7 +36,7 @@ class Engine:
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
         self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
-        self.queues = Queues(self)
+        self.queues = LockQueues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.releases = Releases(self._release, self.router.lane)
         self.keeper: AsyncGenerator[None, None] | None = None

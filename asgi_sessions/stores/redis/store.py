@@ -23,11 +23,14 @@ from .layout import (
 )
 from .leases import Lease
 from .names import new_nonce, new_token
+from .queue import After
 from .records import RedisRecords
 from .scripts import COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
+from .waiters import Acquired
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+_HAND_OVER, _KEEP, _LET_GO = After.HAND_OVER, After.KEEP, After.LET_GO
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 _OUTCOMES = {
     b"STORED": Outcome.STORED,
@@ -77,7 +80,7 @@ class RedisSessionStore(RedisRecords):
         if taken is None:
             engine.queues.release(keys, grant.token, terms)
             return Missing.UNREADABLE
-        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left)
+        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left, grant.ahead)
         taken.token, taken.waited = grant.token.decode(), grant.waited
         return taken
 
@@ -112,14 +115,14 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         was = checkout.version.encode()
         version = next_version(was)
-        bequeath = release and engine.queues.settle(keys, token)
+        after = engine.queues.commit_begins(keys, token) if release else _KEEP
         flags = terms.commit
-        if release and not bequeath:
+        if after is _LET_GO:
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
         reply = engine.call(COMMIT, keys.record, _commit(keys, token, was, version, record, flags))
-        if bequeath:
-            return await self._bequeath(engine, checkout, reply, version, record)
+        if after is _HAND_OVER:
+            return await self._commit_and_hand_over(engine, checkout, reply, version, record)
         outcome = _outcome(await reply)
         if outcome is _STORED:
             checkout.record, checkout.version = record, version.decode()
@@ -131,7 +134,7 @@ class RedisSessionStore(RedisRecords):
             checkout.token = None
         return outcome
 
-    async def _bequeath(
+    async def _commit_and_hand_over(
         self,
         engine: Engine,
         checkout: Checkout,
@@ -145,13 +148,14 @@ class RedisSessionStore(RedisRecords):
         try:
             outcome = _outcome(await reply)
         except BaseException:
-            engine.queues.disinherit(keys)
-            if checkout.token is None:  # released meanwhile, by another task of the request
-                engine.queues.release(keys, token, terms)
+            engine.queues.hand_over_failed(keys, token, terms)
             raise
+        lease, now = engine.leases.get(token), engine.loop.time()
+        stored = None
         idle = not version.endswith(NO_IDLE)  # the next request has to restart it
-        stored = pack_value(version, record) if outcome is _STORED and not idle else None
-        engine.queues.inherit(keys, token, terms, stored, engine.loop.time() - sent)
+        if outcome is _STORED and not idle and lease is not None and now - sent < (lease.ends - now) / 2:
+            stored = Acquired(token, pack_value(version, record), lease.ahead, lease.ends - now, 0.0)
+        engine.queues.handed_over(keys, token, terms, stored)
         checkout.token = None
         return outcome
 
@@ -175,7 +179,6 @@ class RedisSessionStore(RedisRecords):
         engine = self._engines.here() or await self._engines.get()
         keys, token, terms = self._held(engine, checkout)
         checkout.token = None
-        engine.leases.drop(token)
         engine.queues.release(keys, token, terms)
         await engine.written(keys.record)
 
