@@ -117,7 +117,7 @@ async def test_calls_in_flight_whose_connection_is_killed(
     results = await asyncio.gather(*commits, return_exceptions=True)
     assert results.count(Outcome.STORED) == stored
     lost = [each for each in results if isinstance(each, SessionStoreError)]
-    assert [str(each) for each in lost] == [LOST] * (20 - stored)
+    assert [str(each) for each in lost] == [f"{LOST}: the connection broke"] * (20 - stored)
     found = await store.get_batch(names)
     assert [data.metadata for data in found.values()] == [{"n": 1} if stored else {}] * 20
     for each in held:

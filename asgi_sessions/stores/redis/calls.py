@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import Protocol, TypeAlias, Union
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from ...errors import SessionStoreError
@@ -38,6 +39,8 @@ class Connection(Protocol):
 
 class Pool(Protocol):
     """What is used of a connection pool of redis-py."""
+
+    connection_class: type[AbstractConnection]
 
     async def get_connection(self) -> Connection: ...
     async def release(self, connection: Connection) -> None: ...

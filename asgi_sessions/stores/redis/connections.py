@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
+from .arguments import UNREADABLE, check_options, from_url, refuse_stand_ins
 from .calls import Pool
 
 Client: TypeAlias = Redis | RedisCluster
@@ -64,6 +65,7 @@ class Deployment:
 def deployment(client_or_url: Client | str, timeout: float | None = None) -> Deployment:
     """What this client or URL describes. `ValueError` for an unknown scheme or a timeout ≤ 0."""
     client = _client(client_or_url) if isinstance(client_or_url, str) else client_or_url
+    refuse_stand_ins(client)
     if timeout is not None and not timeout > 0:
         raise ValueError("socket_timeout is a number of seconds above 0")
     if isinstance(client, RedisCluster):
@@ -75,6 +77,7 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
         template, seeds = client.connection_pool, ()
     else:
         raise TypeError("a redis.asyncio client or a URL is needed; redis.Redis blocks the event loop")
+    check_options(template)
     return Deployment(template, timeout or template.connection_kwargs.get("socket_timeout") or TIMEOUT, seeds)
 
 
@@ -134,9 +137,9 @@ def _client(url: str) -> Client:
     if not slashes:
         scheme = ""
     if scheme in ("redis", "rediss", "unix"):
-        return Redis.from_url(url)
+        return from_url(Redis.from_url, url)
     if scheme == "redis+cluster":
-        return RedisCluster.from_url(f"redis://{rest}")
+        return from_url(RedisCluster.from_url, f"redis://{rest}")
     if scheme == "redis+sentinel":
         return _sentinel_client(rest)
     raise ValueError(f"the URL's scheme must be one of {_SCHEMES}")
@@ -151,7 +154,7 @@ def _sentinel_client(rest: str) -> Redis:
     addresses = [_address(host) for host in hosts.split(",") if host]
     if not addresses or not service:
         raise ValueError("a Sentinel URL reads redis+sentinel://host:port,host:port/service/db")
-    options: dict[str, Any] = dict(parse_url(f"redis://{user}{at}any/{db}?{query}"))
+    options: dict[str, Any] = dict(from_url(parse_url, f"redis://{user}{at}any/{db}?{query}"))
     del options["host"]
     sentinel = Sentinel(addresses, **options)  # type: ignore[no-untyped-call]  # redis-py left it untyped
     return cast(Redis, sentinel.master_for(unquote(service)))
@@ -161,4 +164,6 @@ def _address(text: str) -> Address:
     if text.endswith("]") or ":" not in text:
         return text.strip("[]"), 26379
     host, _, port = text.rpartition(":")
+    if not port.isdecimal():
+        raise ValueError(UNREADABLE)
     return host.strip("[]"), int(port)

@@ -160,19 +160,16 @@ class Engines:
 
     def here(self) -> Engine | None:
         """The engine of the running loop, None where it has none yet."""
-        return self._by_loop.get(asyncio.get_running_loop())
+        return self._by_loop.get(_running_loop())
 
     async def get(self) -> Engine:
         """The engine of the running loop, made if there is none."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise RuntimeError("redis-py runs on asyncio only; use the in-memory store on trio") from error
+        loop = _running_loop()
         return self._by_loop.get(loop) or await self._open(loop)
 
     async def aclose(self) -> None:
         """Close the running loop's engine, if there is one; `get` makes a new one."""
-        engine = self._by_loop.get(asyncio.get_running_loop())
+        engine = self.here()
         if engine is not None and engine.keeper is not None:
             keeper, engine.keeper = engine.keeper, None
             await keeper.aclose()
@@ -192,6 +189,16 @@ class Engines:
         finally:
             self._by_loop.pop(loop, None)
             await engine.aclose()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """`RuntimeError` on trio, where no lock, no record and no connection can be had."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "the Redis store runs on asyncio only, as redis-py does; use the in-memory store on trio"
+        ) from None
 
 
 _shared: weakref.WeakKeyDictionary[Client, Engines] = weakref.WeakKeyDictionary()

@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from ...errors import SessionStoreError
 from .calls import CLOSED, LOST, Call, Connection, Pool, Reply, answer_again, give_back
+from .faults import explain
 from .polling import BusyPoll
 from .scripts import Script, pack
 from .wire import Wire, can_take_over
@@ -130,7 +132,8 @@ class Lane:
             connection = await self.pool.get_connection()
         except Exception as error:
             self.reachable = False
-            raise SessionStoreError("Redis cannot be reached") from error
+            tls = issubclass(self.pool.connection_class, SSLConnection)
+            raise SessionStoreError(f"Redis cannot be reached: {explain(error, tls=tls)}") from error
         self.reachable = True
         return connection
 
@@ -171,7 +174,7 @@ class Lane:
         if isinstance(error, NoScriptError) and call.teach():
             self.put(call)
         elif self._redirect is None or not self._redirect(call, error):
-            call.fail("Redis refused the call", error)
+            call.fail(f"Redis refused the call: {explain(error)}", error)
             if isinstance(error, ReadOnlyError) or "-READONLY" in str(error):  # Redis < 7 tells so in scripts
                 raise error  # a demoted primary: the same name may lead to the new one now
 
@@ -184,7 +187,7 @@ class Lane:
         again = []
         for call in self._sent:
             if call.sent_twice or (call.script is not None and call.script.once):
-                call.fail(LOST, error)
+                call.fail(f"{LOST}: {explain(error)}", error)
             else:
                 self._prepare_again(call)
                 again.append(call)

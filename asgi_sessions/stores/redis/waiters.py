@@ -128,8 +128,8 @@ class Waiter:
     async def take(self) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: b"A" absent, b"R" retired, b"X" not a record.
 
-        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once where nobody may wait. How many
-        wait here is known here; in Redis waits one of each process.
+        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once where nobody may wait. (How
+        many do is for each process to count: one of it waits in Redis, the others behind that one.)
         """
         try:
             return await self._take()
