@@ -22,7 +22,10 @@ from .types import Scope
 Pattern: TypeAlias = "str | re.Pattern[str]"
 Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
 
-_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+_REDIS_SCHEMES = (
+    "redis", "rediss", "valkey", "valkeys", "unix",
+    "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
+)  # fmt: skip
 
 
 def resolve_store(store: SessionStore | str | None, prefix: str = "session:") -> SessionStore:

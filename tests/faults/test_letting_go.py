@@ -233,7 +233,7 @@ async def test_an_outage_costs_some_calls_a_second(place: Place) -> None:
             await asyncio.wait([release(engine, f"s{number}") for number in range(300)])
             await place.raw.config_resetstat()
             await anyio.sleep(1)
-            assert 3 <= await scripts(place.raw) <= 16  # four or five, and most of them are sent twice
+            assert 3 <= await scripts(place.raw) <= 40  # what a replica refuses is sent again in 50 ms
             assert len(engine.releases) == 300
         with anyio.fail_after(SOON):
             while len(engine.releases):  # noqa: ASYNC110  # Redis sets no event
@@ -245,13 +245,15 @@ async def test_what_is_refused_for_good_is_given_up(place: Place, caplog: pytest
     await place.raw.lpush("session:{s}:lock", "not a lock")
     await place.raw.set("session:{other}:lock", "other")
     async with engine_at(place.server.url) as engine:
-        await asyncio.wait([release(engine, "s", 0.4)])
+        await asyncio.wait([release(engine, "s", 1.5)])
+        over = asyncio.get_running_loop().time() + 1.5
         async with read_only(place):
             await asyncio.wait([release(engine, "other")])
-        await anyio.sleep(0.3)
-        assert len(engine.releases) == 1
-        await anyio.sleep(0.5)
-        assert len(engine.releases) == 0
+            assert len(engine.releases) == 2
+        await until(lambda: len(engine.releases) == 1)
+        assert asyncio.get_running_loop().time() < over
+        await until(lambda: len(engine.releases) == 0)
+        assert over < asyncio.get_running_loop().time() < over + 1
         assert engine.releases._timer is None
     assert len(caplog.messages) == 1
     assert "is tried again" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Protocol, TypeAlias, Union
 
 from redis.asyncio.connection import AbstractConnection
@@ -74,6 +75,17 @@ class Call:
         self.packed = self.script.by_body + self.packed[len(self.script.by_sha) :]
         return True
 
+    def again(self) -> bool:
+        """Make ready to be sent once more, though it may have been carried out; False where it may not be."""
+        if self.sent_twice or (self.script is not None and self.script.once):
+            return False
+        self.sent_twice = True
+        if self.script is not None and self.script.doubtful:
+            caller = self.future
+            self.future = caller.get_loop().create_future()
+            self.future.add_done_callback(partial(_answer_again, caller, self.script.doubtful))
+        return True
+
     def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
         """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""
         if not self.future.done():
@@ -88,7 +100,7 @@ def forget(future: asyncio.Future[Reply]) -> None:
         future.exception()
 
 
-def answer_again(
+def _answer_again(
     caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
 ) -> None:
     """The reply to a call that was sent again: a refusal may be of the second one alone."""

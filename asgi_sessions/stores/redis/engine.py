@@ -35,7 +35,7 @@ class Engine:
         self._policy: LockPolicy | None = None
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
-        self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
+        self.channel = WakeChannel(self.router.any_lane, name, deployment.timeout)
         self.queues = LockQueues(self)
         self.leases = Leases(self.run, self.queues.leave)
         self.releases = Releases(self._release, self.router.lane)

@@ -38,6 +38,7 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (r"MovedError|AskError", "this is a cluster: redis+cluster://"),
     (r"cluster support disabled", "this is no cluster: redis://"),
     (r"unexpected keyword argument '(\w+)'", "unknown option {1}"),
+    (r"Invalid SSL Certificate Requirements", "ssl_cert_reqs is one of required, optional and none"),
     # how it is
     (r"LOADING|BusyLoadingError|loading the dataset", "Redis is loading its data"),
     (r"READONLY|ReadOnlyError|read only replica", "this is a read-only replica, not the primary"),
