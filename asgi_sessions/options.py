@@ -26,7 +26,10 @@ Pattern: TypeAlias = "str | re.Pattern[str]"
 Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
 
 _LARGEST = 10**9  # seconds: 31 years; more does not fit into every store
-_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster")
+_REDIS_SCHEMES = (
+    "redis", "rediss", "valkey", "valkeys", "unix",
+    "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
+)  # fmt: skip
 
 
 _shared: WeakValueDictionary[tuple[str, str], SessionStore] = WeakValueDictionary()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
+from faults.chaos import ChaosProxy
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -203,6 +204,79 @@ def _copied(replica: RedisServer) -> int:
 def _follows(replica: RedisServer) -> bool:
     """Whether it has a primary and copies what that writes."""
     return bool(command(replica, "INFO", "replication").get("master_link_status") == "up")
+
+
+def _follow(node: RedisServer, primary: RedisServer) -> bool:
+    """Have it copy this primary, if it does not."""
+    if _primary_port(node) == primary.port:
+        return True
+    return bool(command(node, "REPLICAOF", "127.0.0.1", primary.port))
+
+
+class Address(Replicated):
+    """A primary and a replica behind one address that leads to the primary, such as a virtual IP.
+
+    Whoever moves the address to another node leaves the connections alone that were made before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        primary = RedisServer(port=_quiet_port())
+        follow = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
+        self.nodes = [primary, RedisServer(*follow, port=_quiet_port())]
+        self.proxy = ChaosProxy(primary.port)
+        self._stack = ExitStack()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.proxy.port}?socket_timeout=1"
+
+    def __enter__(self) -> Address:
+        with ExitStack() as stack:
+            _start(stack, self.nodes)
+            stack.enter_context(self.proxy)
+            self.settle()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def primary(self) -> RedisServer:
+        """The node that the address leads to."""
+        return next(node for node in self.nodes if node.port == self.proxy.target)
+
+    def primary_of(self, key: str) -> RedisServer:
+        return self.primary()
+
+    def switch(self, after: float = 0.0) -> None:
+        """As planned: the nodes change places without a loss, and `after` seconds later the address moves."""
+        old = self.primary()
+        (new,) = (node for node in self.nodes if node is not old)
+        command(old, "FAILOVER", "TO", "127.0.0.1", new.port)
+        until(lambda: command(old, "ROLE")[0] == "slave", "the nodes change places")
+        time.sleep(after)
+        self.proxy.target = new.port
+
+    def promote(self) -> None:
+        """The primary is dead or as good as dead: the replica takes its place, and the address moves."""
+        old = self.primary()
+        (new,) = (node for node in self.nodes if node is not old)
+        command(new, "REPLICAOF", "NO", "ONE")
+        self.proxy.target = new.port
+
+    def _await_agreement(self) -> None:
+        primary = self.primary()
+        (replica,) = (node for node in self.nodes if node is not primary)
+        until(lambda: _follow(replica, primary), "the replica follows")
+        until(lambda: _follows(replica), "it has copied")
+
+    def empty(self) -> None:
+        """No keys in any node."""
+        command(self.primary(), "FLUSHALL")
+
+    def all_keys(self) -> list[str]:
+        return sorted(command(self.primary(), "KEYS", "*"))
 
 
 class RedisCluster(Replicated):
@@ -399,14 +473,9 @@ class SentinelSet(Replicated):
         primary = self.primary()
         for node in self.nodes:
             if node is not primary:
-                until(lambda node=node: self._follow(node, primary), "a node is back")  # type: ignore[misc]
+                until(lambda node=node: _follow(node, primary), "a node is back")  # type: ignore[misc]
         until(lambda: all(_follows(node) for node in self.nodes if node is not primary), "all have copied")
         until(lambda: all(sentinel.is_content() for sentinel in self.sentinels), "Sentinels are content")
-
-    def _follow(self, node: RedisServer, primary: RedisServer) -> bool:
-        if _primary_port(node) == primary.port:
-            return True
-        return bool(command(node, "REPLICAOF", "127.0.0.1", primary.port))
 
     def empty(self) -> None:
         """No keys in any node."""
@@ -472,7 +541,7 @@ class Sentinel(RedisServer):
         return self._answers()
 
 
-D = TypeVar("D", RedisCluster, SentinelSet)
+D = TypeVar("D", Address, RedisCluster, SentinelSet)
 
 
 class Bed(Generic[D]):

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi import KEY, Browser, Clock, RecordingStore, Site, chunk, page, start
+from asgi import KEY, Browser, Clock, RecordingStore, Site, chunk, empty_body, http_scope, page, start
 from redis.asyncio import Redis
 from redis_server import RedisServer
 
@@ -70,11 +70,37 @@ class TestWithoutHiredis(StoreContract):
         await store.aclose()
 
 
-def test_redis_is_refused_on_trio(redis_url: str) -> None:
-    """With the name of what runs there: redis-py knows asyncio only."""
+@pytest.mark.parametrize("use", ["open", "get", "aclose", "checkout", "lifespan", "request"])
+def test_redis_is_refused_on_trio(redis_url: str, use: str) -> None:
+    """By a sentence that says what runs there, wherever it is met first, without asyncio's own error."""
     store = RedisSessionStore(redis_url)
-    with pytest.raises(RuntimeError, match="use the in-memory store on trio"):
-        anyio.run(store.get, "s", backend="trio")
+    app = SessionMiddleware(page(Session.clear), KEY, store=store)
+    cookie = SessionCookie(KEY).signer.sign("a" * 32)
+
+    async def send(message: object) -> None:
+        raise AssertionError("nothing is to be answered")
+
+    async def serve(kind: str) -> None:
+        if kind == "lifespan":
+            await app({"type": "lifespan"}, empty_body, send)
+        await app(http_scope(headers=[(b"cookie", f"session={cookie}".encode())]), empty_body, send)
+
+    uses: dict[str, Callable[[], Awaitable[object]]] = {
+        "open": store.open,
+        "get": lambda: store.get("s"),
+        "aclose": store.aclose,
+        "checkout": lambda: store.checkout("s", _LOCK, None),
+        "lifespan": lambda: serve("lifespan"),
+        "request": lambda: serve("http"),
+    }
+
+    async def main() -> None:
+        await uses[use]()
+
+    with pytest.raises(RuntimeError, match="use the in-memory store on trio") as caught:
+        anyio.run(main, backend="trio")
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
 
 
 # -- Redis at odd moments -------------------------------------------------------------------------------

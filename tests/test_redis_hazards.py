@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 from asgi import KEY, Answer, empty_body, http_scope, page
-from deployments import binaries, chosen, command
+from deployments import binaries, chosen, command, scripts
 from faults.checkers import count_flaws
 from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, ResponseError
@@ -117,7 +117,7 @@ async def test_calls_in_flight_whose_connection_is_killed(
     results = await asyncio.gather(*commits, return_exceptions=True)
     assert results.count(Outcome.STORED) == stored
     lost = [each for each in results if isinstance(each, SessionStoreError)]
-    assert [str(each) for each in lost] == [LOST] * (20 - stored)
+    assert [str(each) for each in lost] == [f"{LOST}: the connection broke"] * (20 - stored)
     found = await store.get_batch(names)
     kept = [data.metadata for data in found.values() if data is not None]
     assert kept == [{"n": 1} if stored else {}] * 20
@@ -309,11 +309,12 @@ async def test_something_else_at_a_sessions_other_keys(
     await elsewhere.aclose()
 
 
+@pytest.mark.parametrize("rules", [["resetchannels"], ["-publish"], ["-subscribe"]], ids=" ".join)
 async def test_a_user_without_a_right_to_the_wake_channel(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture, rules: list[str]
 ) -> None:
     """Those who wait ask again and again instead of being told: one warning, and every request is served."""
-    url = _user(own_redis, "~*", "+@all", "resetchannels")
+    url = _user(own_redis, "~*", "&*", "+@all", *rules)
     async with counting(url) as site, counting(url) as other_process:
         counted = await site.begin()
         async with crowd(site, [counted], 2), crowd(other_process, [counted], 2):
@@ -322,7 +323,29 @@ async def test_a_user_without_a_right_to_the_wake_channel(
         assert await _kept(site, counted) == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 2, "one for each process"
-    assert all("they poll" in each for each in warnings)
+    assert all("they poll" in each and "the ACL user may not" in each for each in warnings)
+
+
+@pytest.mark.parametrize("rules", [["resetchannels"], ["-publish"]], ids=" ".join)
+async def test_who_cannot_be_told_asks_ten_times_a_second(own_redis: RedisServer, rules: list[str]) -> None:
+    """So a lock that is let go is taken up soon, and not when a whole claim has passed."""
+    url = _user(own_redis, "~*", "&*", "+@all", *rules)
+    store, other = RedisSessionStore(url), RedisSessionStore(url)
+    await store.set("s", SessionData(session_id="s"))
+    for _ in range(3):
+        holder = await _taken(store)
+        waiter = asyncio.create_task(_taken(other))
+        await until(lambda: bool(command(own_redis, "EXISTS", f"{_KEY}:wait")), "it waits")
+        await asyncio.sleep(0.2)
+        command(own_redis, "CONFIG", "RESETSTAT")
+        await asyncio.sleep(0.5)
+        assert 3 <= scripts(own_redis) <= 6
+        began = asyncio.get_running_loop().time()
+        await store.release(holder)
+        taken = await waiter
+        assert asyncio.get_running_loop().time() - began < 0.3
+        await other.release(taken)
+    await asyncio.gather(store.aclose(), other.aclose())
 
 
 async def test_a_user_whose_keys_are_the_stores_own(own_redis: RedisServer) -> None:

@@ -498,7 +498,7 @@ _VALUE = b"asgi2:00000000000000%02d:0000000000000:0000000000000:0000000000000\n{
 _HEAD = (_VALUE % 1)[:50]
 _VERSION = (_VALUE % 1)[6:64]
 _TOKEN = b"t" * 32
-_ENQUEUE = (_TOKEN, b"5000", b"5000", b"-", b"9", b"", b"0", b"0")
+_ENQUEUE = (_TOKEN, b"5000", b"5000", b"-", b"", b"0", b"0")
 _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] = [
     ("take", TAKE, (*_KEYS, _TOKEN, b"5000"), []),
     ("take and tell", TAKE_AND_TELL, (*_KEYS, _TOKEN, b"5000", b"0"), []),
@@ -748,31 +748,38 @@ async def test_a_frozen_waiter_costs_its_claim(
     await store.release(taken)
 
 
-async def test_a_full_queue_refuses_at_once(
+async def test_the_queue_in_redis_has_room_for_every_process(
     store: RedisSessionStore, other: RedisSessionStore, third: RedisSessionStore, raw: Redis
 ) -> None:
-    """Only those whose deadline has not passed count; those whose has are dropped."""
+    """`max_waiters` is each process's own bound. Entries whose deadline has passed are dropped."""
     await _stored(store)
     holder = await _taken(other)
     now = (await raw.time())[0] * 1000
     await raw.rpush(_QUEUE, *(f"{now - 1} - {n:032x}" for n in range(3)))
     policy = LockPolicy(wait=5, max_waiters=1)
-    waiter = asyncio.create_task(_taken(store, policy))
-    await _queued(raw, 1)
-    with pytest.raises(TooManyWaitersError) as caught:
-        await third.checkout("s", policy, _HOUR)
-    assert caught.value.limit == 1
-    await _queued(raw, 1)
+    waiters = []
+    for number, process in enumerate((store, third)):
+        waiters.append((process, asyncio.create_task(_taken(process, policy))))
+        await _queued(raw, number + 1)
+    for process in (store, third):
+        with pytest.raises(TooManyWaitersError) as caught:
+            await process.checkout("s", policy, _HOUR)
+        assert caught.value.limit == 1
     await other.release(holder)
-    await store.release(await waiter)
+    for process, waiter in waiters:
+        await process.release(await waiter)
 
 
-async def test_nobody_may_wait_where_max_waiters_is_none(store: RedisSessionStore) -> None:
-    """`max_waiters=0` refuses every second request."""
+async def test_nobody_may_wait_where_max_waiters_is_none(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """`max_waiters=0` refuses every second request, here and in another process."""
     await _stored(store)
     holder = await _taken(store)
-    with pytest.raises(TooManyWaitersError):
-        await store.checkout("s", LockPolicy(max_waiters=0), _HOUR)
+    for process in (store, other):
+        with pytest.raises(TooManyWaitersError):
+            await process.checkout("s", LockPolicy(max_waiters=0), _HOUR)
+    assert await raw.exists(_QUEUE) == 0
     await store.release(holder)
 
 

@@ -227,7 +227,8 @@ async def ending(world: World, actor: Actor) -> Work:
 Prepare: TypeAlias = Callable[[World, Actor], Awaitable[Work]]
 BESIDE: dict[str, Prepare] = {
     "a move": moving(1), "two moves": moving(2), "a sign-in": signing_in, "a change of user": becoming,
-    "a record of the app's": setting, "one written over": setting_again, "a renewal": rolling, "another sign-out": ending,
+    "a record of the app's": setting, "one written over": setting_again, "a renewal": rolling,
+    "another sign-out": ending,
 }  # fmt: skip
 
 

@@ -214,7 +214,7 @@ async def test_a_refused_port_fails_all_calls_at_once_and_the_next_one_tries_aga
     replies = await asyncio.gather(*[engine.command(b"GET", b"k") for _ in range(3)], return_exceptions=True)
     for reply in replies:
         assert isinstance(reply, SessionStoreError)
-        assert str(reply) == "Redis cannot be reached"
+        assert str(reply).startswith("Redis cannot be reached: nothing listens at 127.0.0.1:")
         assert isinstance(reply.__cause__, exceptions.ConnectionError)
     assert len({id(reply) for reply in replies}) == 3
     with server:
@@ -430,7 +430,7 @@ async def test_a_unix_socket_is_reached(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given_url", "message"),
     [
-        ("http://h", r"redis://, rediss://, unix://, redis\+sentinel://.* or redis\+cluster://"),
+        ("http://h", r"redis://, .*unix://, redis\+sentinel://.* or rediss\+cluster://"),
         ("redis", "scheme must be one of"),
         ("redis+sentinel://h:1", "host:port/service"),
         ("redis+sentinel:///service", "host:port/service"),

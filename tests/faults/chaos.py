@@ -148,10 +148,13 @@ class Plan:
 
 
 class ChaosProxy:
-    """Passes everything on between its clients and the server at `port` of the loopback, but for faults."""
+    """Passes everything on between its clients and the server at `target` of the loopback, but for faults.
+
+    Connections stay with the server that they were made to: a new target is for those that come.
+    """
 
     def __init__(self, port: int) -> None:
-        self._target = port
+        self.target = port
         self._plans: dict[Direction, list[Plan]] = {"request": [], "answer": []}
         self._turn = threading.Lock()
         self._links: set[Link] = set()
@@ -235,7 +238,7 @@ class ChaosProxy:
             except OSError:
                 return
             try:
-                far = socket.create_connection(("127.0.0.1", self._target))
+                far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 near.close()  # as a host answers whose server is down
                 continue

@@ -2,14 +2,14 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': load without a lock)  2 lease (ms; 0 without a lock)
 --       3 wait (ms; 0: do not queue); may be left out: 0, and the caller need not be told the time
---       for those who queue  4 wake channel or '-'  5 max waiters
---       6 the token under which the caller queued before, or ''  7 '1': a lock without record
---       8 idle timeout by the caller's rule (ms; 0: none). A caller who has to queue counts as activity, unless
+--       for those who queue  4 wake channel or '-'
+--       5 the token under which the caller queued before, or ''  6 '1': a lock without record
+--       7 idle timeout by the caller's rule (ms; 0: none). A caller who has to queue counts as activity, unless
 --         the session is over by that; '-': does not count
 -- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0; to two arguments nearly
 --       always the record alone
 --       {'A'} absent  {'R'} retired  {'X'} not a record of ours; nothing is locked
---       {'B', lock's ttl} busy, not queued  {'F'} busy, the queue is full
+--       {'B', lock's ttl} busy, not queued
 --       {'W', lock's ttl, now} queued under the token
 --       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
 -- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
@@ -30,7 +30,7 @@ end
 
 -- include record
 local token, lease, wait = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3] or 0)
-local earlier, bare, state, record, now = ARGV[6] or '', ARGV[7] == '1', 'L', '', clock()
+local earlier, bare, state, record, now = ARGV[5] or '', ARGV[6] == '1', 'L', '', clock()
 if not bare then
   state, record = read(KEYS[1])
 end
@@ -64,29 +64,21 @@ local ttl = redis.call('PTTL', KEYS[2])
 if wait == 0 then
   return {'B', ttl}
 end
-if not bare and ARGV[8] ~= '-' then
-  keep_alive(KEYS[1], record, now, tonumber(ARGV[8]))
+if not bare and ARGV[7] ~= '-' then
+  keep_alive(KEYS[1], record, now, tonumber(ARGV[7]))
 end
-local queue, alive = redis.call('LRANGE', KEYS[3], 0, -1), 0
-for _, entry in ipairs(queue) do
-  local deadline, _, queued = waiter(entry)
+for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  local queued = select(3, waiter(entry))
   if queued == earlier then
     return {'K', ttl, now}
   elseif queued == token then
     return {'W', ttl, now}
-  elseif deadline > now then
-    alive = alive + 1
   end
 end
-if alive >= tonumber(ARGV[5]) then
-  return {'F'}
-end
-if alive < #queue then
-  for _, entry in ipairs(queue) do
-    if waiter(entry) <= now then
-      redis.call('LREM', KEYS[3], 1, entry)
-    end
-  end
+local first = redis.call('LINDEX', KEYS[3], 0)
+while first and waiter(first) <= now do
+  redis.call('LPOP', KEYS[3])
+  first = redis.call('LINDEX', KEYS[3], 0)
 end
 redis.call('RPUSH', KEYS[3], string.format('%.0f %s %s', now + wait, ARGV[4], token))
 redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[3]), wait + 1000))

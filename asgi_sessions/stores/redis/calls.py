@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import Protocol, TypeAlias, Union
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from ...errors import SessionStoreError
@@ -17,6 +19,10 @@ Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recu
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
+
+
+class NotSentError(SessionStoreError):
+    """The call never left, so it has done nothing."""
 
 
 class Connection(Protocol):
@@ -34,6 +40,8 @@ class Connection(Protocol):
 
 class Pool(Protocol):
     """What is used of a connection pool of redis-py."""
+
+    connection_class: type[AbstractConnection]
 
     async def get_connection(self) -> Connection: ...
     async def release(self, connection: Connection) -> None: ...
@@ -67,10 +75,21 @@ class Call:
         self.packed = self.script.by_body + self.packed[len(self.script.by_sha) :]
         return True
 
-    def fail(self, message: str, cause: BaseException | None = None) -> None:
-        """Give the caller a `SessionStoreError` of its own."""
+    def again(self) -> bool:
+        """Make ready to be sent once more, though it may have been carried out; False where it may not be."""
+        if self.sent_twice or (self.script is not None and self.script.once):
+            return False
+        self.sent_twice = True
+        if self.script is not None and self.script.doubtful:
+            caller = self.future
+            self.future = caller.get_loop().create_future()
+            self.future.add_done_callback(partial(_answer_again, caller, self.script.doubtful))
+        return True
+
+    def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
+        """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""
         if not self.future.done():
-            error = SessionStoreError(message)
+            error = SessionStoreError(message) if sent else NotSentError(message)
             error.__cause__ = cause
             self.future.set_exception(error)
 
@@ -81,7 +100,7 @@ def forget(future: asyncio.Future[Reply]) -> None:
         future.exception()
 
 
-def answer_again(
+def _answer_again(
     caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
 ) -> None:
     """The reply to a call that was sent again: a refusal may be of the second one alone."""

@@ -6,21 +6,24 @@ retries are left alone. Retries are ours, for redis-py's would run a script agai
 
 from __future__ import annotations
 
-import copy
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
-from urllib.parse import unquote
 
 from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.connection import ConnectionPool, parse_url
+from redis.asyncio.connection import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from .calls import Pool
+from .faults import explain
+from .sentinels import SentinelClient, Sentinels
+from .urls import Address, read
 
 Client: TypeAlias = Redis | RedisCluster
-Address: TypeAlias = tuple[str, int]
 
 TIMEOUT = 5.0  # seconds, where neither the caller nor the client says another
 _CONNECTIONS = 8  # a lane and a subscription, each with one that is being closed
@@ -37,19 +40,37 @@ _NOT_OURS = (
 # A cluster client that may read from replicas sends READONLY: they would then run our scripts, and refuse the
 # first write in them, instead of naming the primary.
 _READONLY = "redis_connect_func"
-_SCHEMES = "redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service or redis+cluster://"
+# A peer that is gone without a word is noticed within half a minute, also where nobody calls; and who forgets
+# connections that are idle is reminded of them. Not every system has all three, nor under these names.
+_KEEPALIVE = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """How to reach a Redis: one node or the primary that Sentinel names, or a cluster if there are `seeds`.
 
-    `timeout` is the longest that a call may take, in seconds.
+    `timeout` is the longest that a call may take, in seconds. Where the nodes of a cluster give addresses
+    that lead nowhere from here, `remap` tells those that do.
     """
 
     template: ConnectionPool = field(repr=False)  # which shows the password
     timeout: float
     seeds: tuple[Address, ...] = ()
+    remap: Callable[[Address], Address] | None = None
+
+    @property
+    def idle(self) -> float | None:
+        """After so many seconds without a call a connection is to be tried first; None: no wish."""
+        return self.template.connection_kwargs.get("health_check_interval") or None
+
+    @property
+    def connect_within(self) -> float | None:
+        """Seconds in which a node of a cluster has to be there, so that another one can be tried in time."""
+        return self.timeout / (len(self.seeds) + 1) if self.seeds else None
 
     def pool(self, address: Address | None = None) -> Pool:
         """A new pool for the running event loop, to that node of a cluster or to the one node."""
@@ -62,20 +83,50 @@ class Deployment:
 
 
 def deployment(client_or_url: Client | str, timeout: float | None = None) -> Deployment:
-    """What this client or URL describes. `ValueError` for an unknown scheme or a timeout ≤ 0."""
-    client = _client(client_or_url) if isinstance(client_or_url, str) else client_or_url
+    """What this client or URL describes. `ValueError` for what is wrong in a URL, or a timeout ≤ 0."""
     if timeout is not None and not timeout > 0:
         raise ValueError("socket_timeout is a number of seconds above 0")
-    if isinstance(client, RedisCluster):
-        nodes = list(client.nodes_manager.startup_nodes.values())
+    _refuse_stand_ins(client_or_url)
+    remap = None
+    if isinstance(client_or_url, str):
+        template, seeds = read(client_or_url)
+    elif isinstance(client_or_url, RedisCluster):
+        remap = client_or_url.nodes_manager.address_remap
+        nodes = list(client_or_url.nodes_manager.startup_nodes.values())
         settings = {name: value for name, value in nodes[0].connection_kwargs.items() if name != _READONLY}
         template = ConnectionPool(connection_class=nodes[0].connection_class, **settings)
         seeds = tuple((str(node.host), int(node.port)) for node in nodes)
-    elif isinstance(client, Redis):
-        template, seeds = client.connection_pool, ()
+    elif isinstance(client_or_url, Redis):
+        template, seeds = client_or_url.connection_pool, ()
     else:
         raise TypeError("a redis.asyncio client or a URL is needed; redis.Redis blocks the event loop")
-    return Deployment(template, timeout or template.connection_kwargs.get("socket_timeout") or TIMEOUT, seeds)
+    if isinstance(template, SentinelConnectionPool) and not template.is_master:
+        raise ValueError("a store writes: give it what Sentinel.master_for() gives, not slave_for()")
+    patience = timeout or template.connection_kwargs.get("socket_timeout") or TIMEOUT
+    described = Deployment(template, patience, seeds, remap)
+    _require_right_options(described)
+    return described
+
+
+def _require_right_options(described: Deployment) -> None:
+    """Make a connection, which connects to nobody yet, but whose making tells what is wrong."""
+    try:
+        cast(Any, described.pool()).make_connection()
+    except (RedisError, TypeError) as error:
+        raise ValueError(f"a wrong option of the connection to Redis: {explain(error)}") from error
+
+
+def _refuse_stand_ins(client: object) -> None:
+    if any(kind.__module__.partition(".")[0] == "fakeredis" for kind in type(client).__mro__):
+        raise TypeError(
+            "fakeredis has no server to connect to: give InMemorySessionStore() (or memory://) to tests,"
+            " or the URL of a real Redis"
+        )
+
+
+def sentinels_of(pool: Pool) -> Sentinels | None:
+    """Who is asked for the primary that this pool of a `Deployment` leads to."""
+    return cast(Sentinels, pool.sentinel_manager) if isinstance(pool, SentinelConnectionPool) else None
 
 
 async def close(pool: Pool) -> None:
@@ -84,10 +135,13 @@ async def close(pool: Pool) -> None:
     if isinstance(pool, SentinelConnectionPool):
         for sentinel in pool.sentinel_manager.sentinels:
             await sentinel.aclose()
+            await sentinel.listening.aclose()
 
 
 def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> ConnectionPool:
     settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _NOT_OURS}
+    if issubclass(pool.connection_class, Connection):
+        settings |= _keepalive(settings)
     settings |= {
         "connection_class": pool.connection_class,
         "max_connections": _CONNECTIONS,
@@ -99,7 +153,7 @@ def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> Con
         **changes,
     }
     if isinstance(pool, SentinelConnectionPool):
-        sentinels = _clone_sentinels(pool.sentinel_manager, timeout)
+        sentinels = _clone_sentinels(pool, timeout)
         return type(pool)(
             pool.service_name,
             sentinels,
@@ -110,55 +164,32 @@ def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> Con
     return type(pool)(**settings)
 
 
-def _clone_sentinels(manager: Sentinel, timeout: float) -> Sentinel:
+def _keepalive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """On, unless it was turned off; and with times of ours where none are given."""
+    given = settings.get("socket_keepalive_options")
+    options = given if isinstance(given, Mapping) else _KEEPALIVE
+    return {
+        "socket_keepalive": settings.get("socket_keepalive") is not False,
+        "socket_keepalive_options": options,
+    }
+
+
+def _clone_sentinels(pool: SentinelConnectionPool, timeout: float) -> Sentinels:
     """Sentinel clients of our own: the user's may be in use on another event loop.
 
     They are asked one after the other, and each may hang: with the primary they share what a call may take.
     """
+    manager: Sentinel = pool.sentinel_manager
     share = timeout / (len(manager.sentinels) + 1)
-    clone = copy.copy(manager)
-    clone.sentinels = [
-        Redis.from_pool(_clone(client.connection_pool, _bounded(client.connection_pool, share), share))
-        for client in manager.sentinels
-    ]
-    return clone
+    clients = []
+    for theirs in manager.sentinels:
+        bounded = _bounded(theirs.connection_pool, share)
+        client: Any = SentinelClient.from_pool(_clone(theirs.connection_pool, bounded, share))
+        client.listening = _clone(theirs.connection_pool, {**bounded, "socket_timeout": None}, share)
+        clients.append(client)
+    return Sentinels(manager, pool.service_name, clients, share)
 
 
 def _bounded(pool: ConnectionPool, most: float) -> dict[str, Any]:
     given = {name: pool.connection_kwargs.get(name) for name in ("socket_timeout", "socket_connect_timeout")}
     return {name: min(seconds or most, most) for name, seconds in given.items()}
-
-
-def _client(url: str) -> Client:
-    scheme, slashes, rest = url.partition("://")
-    if not slashes:
-        scheme = ""
-    if scheme in ("redis", "rediss", "unix"):
-        return Redis.from_url(url)
-    if scheme == "redis+cluster":
-        return RedisCluster.from_url(f"redis://{rest}")
-    if scheme == "redis+sentinel":
-        return _sentinel_client(rest)
-    raise ValueError(f"the URL's scheme must be one of {_SCHEMES}")
-
-
-def _sentinel_client(rest: str) -> Redis:
-    """For `user:password@host:port,host:port/service/db?options`; the credentials are those of Redis."""
-    location, _, query = rest.partition("?")
-    hosts, _, path = location.partition("/")
-    user, at, hosts = hosts.rpartition("@")
-    service, _, db = path.partition("/")
-    addresses = [_address(host) for host in hosts.split(",") if host]
-    if not addresses or not service:
-        raise ValueError("a Sentinel URL reads redis+sentinel://host:port,host:port/service/db")
-    options: dict[str, Any] = dict(parse_url(f"redis://{user}{at}any/{db}?{query}"))
-    del options["host"]
-    sentinel = Sentinel(addresses, **options)  # type: ignore[no-untyped-call]  # redis-py left it untyped
-    return cast(Redis, sentinel.master_for(unquote(service)))
-
-
-def _address(text: str) -> Address:
-    if text.endswith("]") or ":" not in text:
-        return text.strip("[]"), 26379
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)

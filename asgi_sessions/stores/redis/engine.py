@@ -18,6 +18,7 @@ from .connections import Client, Deployment, deployment
 from .layout import milliseconds
 from .leases import Leases
 from .queues import LockQueues
+from .releases import Releases
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
 from .terms import PASSIVE, Terms
@@ -38,9 +39,10 @@ class Engine:
         self._terms = lru_cache(KNOWN)(self._terms_of)
         self._clock = Clock()
         name = b"%bwake:%b" % (prefix, secrets.token_hex(8).encode())
-        self.channel = WakeChannel(self.router.any_pool, name, deployment.timeout)
+        self.channel = WakeChannel(self.router.any_lane, name, deployment.timeout)
         self.queues = LockQueues(self)
         self.leases = Leases(self.run, self.queues.leave)
+        self.releases = Releases(self._release, self.router.lane)
         self.keeper: AsyncGenerator[None, None] | None = None
         self._later: dict[bytes, asyncio.Task[None]] = {}
         self._closed = False  # makes no calls any more, but lets locks go
@@ -108,7 +110,8 @@ class Engine:
     def let_go(self, keys: Keys, token: bytes, terms: Terms) -> asyncio.Future[Reply]:
         """Release the lock or the place in the queue that has this token; need not be awaited.
 
-        The reply is 1 where the lock was ours, 0 where it was not.
+        Where that fails it is tried again until the lease is over. The reply is the first try's: 1 where the
+        lock was ours, 0 where it was not.
         """
         if self._ended:
             reply = self._refuse()
@@ -117,9 +120,7 @@ class Engine:
         packed = b"%b%b$%d\r\n%b\r\n%b" % (
             RELEASE.by_sha, keys.packed, len(token), token, terms.release,
         )  # fmt: skip
-        reply = self.router.lane(keys.record).run(RELEASE, packed)
-        reply.add_done_callback(forget)
-        return reply
+        return self.releases.post(keys.record, token, packed, terms.lease)
 
     async def written(self, key: bytes) -> None:
         """Return when what was called for this key is on its way, if there is a connection."""
@@ -136,9 +137,15 @@ class Engine:
             task.add_done_callback(lambda _: self._later.pop(name, None))
 
     async def aclose(self) -> None:
-        """Close everything; a call that is made later fails, and who waits for a lock leaves its queue."""
+        """Let go of all that is held, and close everything: within the timeout, also where Redis is away.
+
+        Who waits for a lock leaves its queue. A call that is made later fails; a request that still runs has
+        lost its lock, and its commit is stored only if nobody has come in between.
+        """
         self._closed = True
-        self.leases.close()
+        for lease in self.leases.close():
+            self.let_go(lease.keys, lease.token, lease.terms)
+        self.releases.close()
         for task in self._later.values():
             task.cancel()
         await asyncio.gather(*self._later.values(), return_exceptions=True)
@@ -146,6 +153,9 @@ class Engine:
         await self.channel.aclose()
         self._ended = True
         await self.router.aclose()
+
+    def _release(self, key: bytes, packed: bytes) -> asyncio.Future[Reply]:
+        return self.router.lane(key).run(RELEASE, packed)
 
     def _refuse(self) -> asyncio.Future[Reply]:
         refused: asyncio.Future[Reply] = self.loop.create_future()
@@ -180,19 +190,16 @@ class Engines:
 
     def here(self) -> Engine | None:
         """The engine of the running loop, None where it has none yet."""
-        return self._by_loop.get(asyncio.get_running_loop())
+        return self._by_loop.get(_running_loop())
 
     async def get(self) -> Engine:
         """The engine of the running loop, made if there is none."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise RuntimeError("redis-py runs on asyncio only; use the in-memory store on trio") from error
+        loop = _running_loop()
         return self._by_loop.get(loop) or await self._open(loop)
 
     async def aclose(self) -> None:
         """Close the running loop's engine, if there is one; `get` makes a new one."""
-        engine = self._by_loop.get(asyncio.get_running_loop())
+        engine = self.here()
         if engine is not None and engine.keeper is not None:
             keeper, engine.keeper = engine.keeper, None
             await keeper.aclose()
@@ -212,6 +219,16 @@ class Engines:
         finally:
             self._by_loop.pop(loop, None)
             await engine.aclose()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """`RuntimeError` on trio, where no lock, no record and no connection can be had."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "the Redis store runs on asyncio only, as redis-py does; use the in-memory store on trio"
+        ) from None
 
 
 _shared: weakref.WeakKeyDictionary[Client, Engines] = weakref.WeakKeyDictionary()

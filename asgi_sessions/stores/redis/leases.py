@@ -79,12 +79,13 @@ class Leases:
         """Renew it no more; nothing where it was not held or its `max_hold` is over."""
         self._held.pop(token, None)
 
-    def close(self) -> None:
-        """Renew nothing any more."""
-        self._held.clear()
+    def close(self) -> list[Lease]:
+        """Renew nothing any more; what was held."""
+        held, self._held = list(self._held.values()), {}
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return held
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import CLOSED
+from .calls import CLOSED, NotSentError
 from .names import new_token
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .scripts import Keys
@@ -70,7 +70,8 @@ class LockQueues:
         try:  # nearly always enough: nobody else wants this session
             found = engine.found(await engine.take(keys, token, terms, started), started)
         except BaseException as error:
-            engine.let_go(keys, token, terms)
+            if not isinstance(error, NotSentError):
+                engine.let_go(keys, token, terms)
             self._failed(keys, terms, queue, token, error)
             raise
         if isinstance(found, tuple):

@@ -9,10 +9,11 @@ from typing import Protocol, cast
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
-from .calls import CLOSED, Call, Pool, Reply, forget
-from .connections import Address, Deployment, close
+from .calls import CLOSED, Call, Reply, forget
+from .connections import Deployment, close, sentinels_of
 from .scripts import pack
 from .transport import Lane
+from .urls import Address
 
 _ASKING = pack(b"ASKING")
 HOPS = 5  # redirections of one call, as in redis-py
@@ -32,8 +33,8 @@ class Router(Protocol):
         """A lane to each node that holds records."""
         ...
 
-    def any_pool(self) -> Pool:
-        """A pool to any node: what is published on one is heard on all."""
+    def any_lane(self) -> Lane:
+        """A lane to any node, one that answers if there is one: what is published on one is heard on all."""
         ...
 
     async def aclose(self) -> None:
@@ -48,7 +49,10 @@ class OneNode:
 
     def __init__(self, deployment: Deployment) -> None:
         self._pool = deployment.pool()
-        self._lane = Lane(self._pool, deployment.timeout)
+        self._lane = Lane(self._pool, deployment.timeout, idle=deployment.idle)
+        self._sentinels = sentinels_of(self._pool)
+        if self._sentinels is not None:
+            self._sentinels.watch(self._lane)
 
     def lane(self, key: bytes) -> Lane:
         return self._lane
@@ -56,10 +60,12 @@ class OneNode:
     async def primaries(self) -> list[Lane]:
         return [self._lane]
 
-    def any_pool(self) -> Pool:
-        return self._pool
+    def any_lane(self) -> Lane:
+        return self._lane
 
     async def aclose(self) -> None:
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
         await self._lane.aclose()
         await close(self._pool)
 
@@ -80,19 +86,17 @@ class Cluster:
             lane = self._at(address)
             if lane.reachable:
                 return lane
-        return self._any_lane()
+        return self.any_lane()
 
     async def primaries(self) -> list[Lane]:
-        lane = self._any_lane()
+        lane = self.any_lane()
         reply = await lane.command(b"CLUSTER", b"SLOTS")
         ranges = cast("list[tuple[int, int, tuple[bytes | None, int]]]", reply)
+        origin = next(address for address, other in self._lanes.items() if other is lane)
         for first, last, (host, port, *_), *_ in ranges:
-            address = (host.decode() if host else self._host_of(lane), port)
+            address = self._address(origin, host.decode() if host else "", port)
             self._slots.update(dict.fromkeys(range(first, last + 1), address))
         return [self._at(address) for address in sorted(set(self._slots.values()))]
-
-    def any_pool(self) -> Pool:
-        return self._any_lane().pool
 
     async def aclose(self) -> None:
         lanes, self._lanes = self._lanes, {}
@@ -103,14 +107,20 @@ class Cluster:
     def _at(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
         if lane is None:
-            pool = self._deployment.pool(address)
-            lane = Lane(pool, self._deployment.timeout, partial(self._redirect, address))
+            lane = Lane(
+                self._deployment.pool(address),
+                self._deployment.timeout,
+                idle=self._deployment.idle,
+                connect_within=self._deployment.connect_within,
+                redirect=partial(self._redirect, address),
+                elsewhere=partial(self._elsewhere, address),
+            )
             self._lanes[address] = lane
         return lane
 
-    def _any_lane(self) -> Lane:
+    def any_lane(self) -> Lane:
         """The first node that answered when last asked; without one, each in its turn."""
-        known = [self._at(address) for address in dict.fromkeys([*self._deployment.seeds, *self._lanes])]
+        known = [self._at(address) for address in self._known()]
         for lane in known:
             if lane.reachable:
                 return lane
@@ -118,8 +128,26 @@ class Cluster:
             lane.reachable = True
         return known[0]
 
-    def _host_of(self, lane: Lane) -> str:
-        return next(host for (host, _), other in self._lanes.items() if other is lane)
+    def _address(self, origin: Address, host: str, port: int) -> Address:
+        """What leads from here to a node, of which the one at `origin` gives host and port.
+
+        A node that knows no name of another, or of itself, gives none, or a question mark.
+        """
+        address = (host if host not in ("", "?") else origin[0], port)
+        return address if self._deployment.remap is None else self._deployment.remap(address)
+
+    def _elsewhere(self, origin: Address, call: Call) -> bool:
+        """Send a call whose node cannot be reached to one that may know who has the slot by now."""
+        known = [self._at(address) for address in self._known() if address != origin]
+        lane = next((lane for lane in known if lane.reachable), None)
+        if lane is None or call.hops >= HOPS:
+            return False
+        call.hops += 1
+        lane.put(call)
+        return True
+
+    def _known(self) -> list[Address]:
+        return list(dict.fromkeys([*self._deployment.seeds, *self._lanes]))
 
     def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
         """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
@@ -128,7 +156,7 @@ class Cluster:
         if not isinstance(error, AskError) or call.hops >= HOPS:
             return False
         call.hops += 1
-        address = (error.host or origin[0], error.port)
+        address = self._address(origin, error.host, error.port)
         target = self._at(address)
         if isinstance(error, MovedError):
             self._slots[error.slot_id] = address

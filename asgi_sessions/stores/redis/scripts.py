@@ -74,7 +74,7 @@ def _source(chunk: str) -> bytes:
 
 
 # With `Keys`:
-ACQUIRE = Script("acquire", 4, 8)
+ACQUIRE = Script("acquire", 4, 7)
 TAKE = Script("acquire", 4, 2)  # a single try
 TAKE_AND_TELL = Script("acquire", 4, 3)  # the time too
 COMMIT = Script("commit", 4, 5, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since

@@ -34,8 +34,9 @@ class RedisSessionStore(RedisRecords):
     """Sessions in Redis >= 6.2 or Valkey: one node, Sentinel or a cluster, through redis-py.
 
     `client_or_url` is a `redis.asyncio` client, which serves as a description (its connections are not
-    used), or a URL: redis://, rediss://, unix://, redis+sentinel://host:port,host:port/service,
-    redis+cluster://host:port. `prefix` begins every key. `default_ttl` (seconds) is for records that are
+    used), or a URL: redis:// or valkey://, with TLS rediss:// or valkeys://; unix://;
+    redis+sentinel://host:port,host:port/service; redis+cluster://host:port,host:port; the last two with TLS
+    as rediss+…. `prefix` begins every key. `default_ttl` (seconds) is for records that are
     stored without a ttl. `socket_timeout` (seconds) is the longest that any call takes; None: what the
     client or the URL says, else 5.
 

@@ -12,17 +12,26 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from operator import attrgetter
 
+from redis.asyncio.connection import SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from ...errors import SessionStoreError
-from .calls import CLOSED, LOST, Call, Connection, Pool, Reply, answer_again, give_back
+from .calls import CLOSED, LOST, Call, Connection, Pool, Reply, forget, give_back
+from .faults import explain
 from .polling import BusyPoll
 from .scripts import Script, pack
 from .wire import Wire, can_take_over
 
 FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
+IDLE = 1.0  # seconds without a call, after which a connection is asked whether it still is one
+ANSWER_WITHIN = 0.5  # seconds for its answer
+AGAIN = 0.05  # seconds after which a call is sent again that a replica refused
+TRIES = 20  # of a call, until its name leads to the primary
+_PING = pack(b"PING")
 
 
 class Lane:
@@ -30,22 +39,39 @@ class Lane:
 
     `timeout` (seconds) bounds each call, connecting included: when the oldest call is older, the connection
     is dropped and all calls fail. When the connection is lost, each call is sent once more; when no
-    connection can be made, all calls fail at once and the next call tries again.
+    connection can be made, all calls fail at once and the next call tries again. After `idle` seconds without
+    a call the connection may be gone without a word: calls wait until it has answered a PING, and are sent
+    on another where it does not.
     """
 
     def __init__(
-        self, pool: Pool, timeout: float, redirect: Callable[[Call, ResponseError], bool] | None = None
+        self,
+        pool: Pool,
+        timeout: float,
+        *,
+        idle: float | None = None,
+        connect_within: float | None = None,
+        redirect: Callable[[Call, ResponseError], bool] | None = None,
+        elsewhere: Callable[[Call], bool] | None = None,
     ) -> None:
         self.pool = pool
         self.reachable = True  # False since a connection was lost, given up or could not be made
+        self.on_lost: Callable[[], None] | None = None  # told when a connection is not used any more
         self._timeout = timeout
-        self._redirect = redirect
+        self._connect_within = connect_within
+        self._redirect = redirect  # an error reply may say that another node has the key
+        self._elsewhere = elsewhere  # another node may answer where this one cannot be reached
+        self._idle = idle or IDLE
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[Call] = []
         self._last_flush = 0  # calls in it
         self._sent: deque[Call] = deque()
         self._poll = BusyPoll()
-        self._writer: asyncio.StreamWriter | None = None
+        self._writer: asyncio.StreamWriter | None = None  # None: nothing can be written now
+        self._trusted_until = 0.0  # the loop's time until which a connection need not be asked
+        self._ping: asyncio.Future[Reply] | None = None  # it has been asked
+        self._held: asyncio.TimerHandle | None = None  # until then nothing is written
+        self._leaving = False  # its node is a replica: replies are awaited, then it is given up
         self._wire: Wire[Call]
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,18 +117,49 @@ class Lane:
         """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
         self._flush_scheduled = False
         calls = [call for call in self._outgoing if not call.future.done()]
-        if self._writer is None or self._writer.is_closing():
+        if self._writer is None or self._held is not None or self._writer.is_closing():
             self._outgoing = calls
             if calls and self._task is None:
                 self._task = self._loop.create_task(self._serve())
+            return
+        if calls and not self._sent and calls[-1].since > self._trusted_until:
+            self._outgoing = calls
+            self._ask(self._writer)
             return
         self._outgoing = []
         self._last_flush = len(calls)
         if calls:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
+            self._trusted_until = calls[-1].since + self._idle
             if len(calls) == 1 and len(self._sent) <= FEW and calls[0].is_waited_for:
                 self._poll.begin(calls[0].future)
+
+    def drop(self, reason: str) -> None:
+        """Give this connection up: calls as after a lost one. One that is being made is begun anew.
+
+        Nothing where there is none, or where it is the making that calls: what it makes is new.
+        """
+        task = self._task
+        if task is not None and task is not asyncio.current_task():
+            self._lost(RedisConnectionError(reason))
+            task.cancel()
+        self.resume()
+
+    def hold(self, seconds: float) -> None:
+        """Write nothing for so long, or until `resume` or `drop`: another node is about to take over.
+
+        What has been written is answered, and copied to that node before.
+        """
+        if self._held is None:
+            self._held = self._loop.call_later(seconds, self.resume)
+
+    def resume(self) -> None:
+        """Write on, what was held first."""
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+            self.flush()
 
     # -- the connection's life ------------------------------------------------------------------------------
 
@@ -112,6 +169,7 @@ class Lane:
             connection = await self._connect()
             try:
                 self._writer = connection._writer
+                self._trusted_until = self._loop.time() + self._idle
                 reading = self._reading(connection)
                 self.flush()
                 await reading
@@ -120,17 +178,20 @@ class Lane:
         except SessionStoreError as error:
             self._end(str(error), error.__cause__)
         except asyncio.CancelledError as error:  # by the end of the loop, which waits for `aclose` afterwards
-            self._lost(error)
+            if self._mine():
+                self._lost(error)
             raise
         except Exception as error:
-            self._lost(error)
+            if self._mine():
+                self._lost(error)
 
     async def _connect(self) -> Connection:
         try:
-            connection = await self.pool.get_connection()
+            connection = await asyncio.wait_for(self.pool.get_connection(), self._connect_within)
         except Exception as error:
             self.reachable = False
-            raise SessionStoreError("Redis cannot be reached") from error
+            tls = issubclass(self.pool.connection_class, SSLConnection)
+            raise SessionStoreError(f"Redis cannot be reached: {explain(error, tls=tls)}") from error
         self.reachable = True
         return connection
 
@@ -143,13 +204,10 @@ class Lane:
 
     def _failed(self, reply: Exception) -> None:
         """What arrived is an error: of one call, or of the connection."""
-        if not isinstance(reply, ResponseError):
-            self._wire.end(reply)
-            return
-        try:
+        if isinstance(reply, ResponseError):
             self._refused(self._sent.popleft(), reply)
-        except ResponseError as error:
-            self._wire.end(error)
+        else:
+            self._wire.end(reply)
 
     async def _read(self, connection: Connection) -> None:
         """The same through redis-py's stream, where hiredis is not installed."""
@@ -165,44 +223,62 @@ class Lane:
                 future.set_result(reply)
 
     def _refused(self, call: Call, error: ResponseError) -> None:
-        """An error reply; not the last word where the script is unknown or the key lives elsewhere."""
-        if call.future.done():
-            return
+        """An error reply. A replica's says that the node is a primary no more."""
+        demoted = isinstance(error, ReadOnlyError) or "-READONLY" in str(error)  # in scripts before Redis 7
+        if not call.future.done() and not self._sent_on(call, error, demoted):
+            call.fail(f"Redis refused the call: {explain(error)}", error)
+        if demoted or self._leaving:
+            self._leave()
+
+    def _sent_on(self, call: Call, error: ResponseError, demoted: bool) -> bool:
+        """Whether a call goes its way in spite of an error, which says that it was not carried out."""
         if isinstance(error, NoScriptError) and call.teach():
             self.put(call)
-        elif self._redirect is None or not self._redirect(call, error):
-            call.fail("Redis refused the call", error)
-            if isinstance(error, ReadOnlyError) or "-READONLY" in str(error):  # Redis < 7 tells so in scripts
-                raise error  # a demoted primary: the same name may lead to the new one now
+        elif self._redirect is not None and self._redirect(call, error):
+            pass
+        elif demoted and call.hops < TRIES and self._loop.time() - call.since < self._timeout - AGAIN:
+            call.hops += 1  # the same name may lead to the primary at once, or in a moment
+            if call.hops == 1:
+                self._outgoing.append(call)
+            else:
+                self._loop.call_later(AGAIN, self.put, call)
+        else:
+            return False
+        return True
+
+    def _leave(self) -> None:
+        """Write nothing more on this connection, and drop it when all that was sent is answered."""
+        self._leaving, self._writer = True, None
+        left = partial(self._left, self._task)
+        if self._sent:
+            self._sent[-1].future.add_done_callback(left)
+        else:
+            self._loop.call_soon(left)
+
+    def _left(self, task: asyncio.Task[None] | None, _: object = None) -> None:
+        if task is self._task:
+            self.drop("the node is a replica now")
 
     def _lost(self, error: BaseException) -> None:
         """Every call is sent once more, in order; whether it was carried out, its script finds out."""
-        if not self._mine():
-            return
         self.reachable = False
         self._detach()
         again = []
         for call in self._sent:
-            if call.sent_twice or (call.script is not None and call.script.once):
-                call.fail(LOST, error)
-            else:
-                self._prepare_again(call)
+            if call.again():
                 again.append(call)
+            else:
+                call.fail(f"{LOST}: {explain(error)}", error)
         self._sent.clear()
-        self._outgoing[:0] = again
+        self._outgoing = sorted([*again, *self._outgoing], key=attrgetter("since"))
         self.flush()
 
-    def _prepare_again(self, call: Call) -> None:
-        call.sent_twice = True
-        if call.script is not None and call.script.doubtful:
-            caller = call.future
-            call.future = self._loop.create_future()
-            call.future.add_done_callback(partial(answer_again, caller, call.script.doubtful))
-
     def _end(self, message: str, cause: BaseException | None) -> None:
-        """Every call fails; the next one connects again."""
+        """Every call fails that no other node takes; the next one connects again."""
         if self._mine():
             self._detach()
+            if self._elsewhere is not None:
+                self._outgoing = [call for call in self._outgoing if not self._elsewhere(call)]
             self._fail_all(message, cause)
 
     def _mine(self) -> bool:
@@ -211,13 +287,44 @@ class Lane:
 
     def _detach(self) -> None:
         self._writer = self._task = None
+        self._leaving = False
+        if self._ping is not None:
+            self._ping.cancel()
+            self._ping = None
+        if self.on_lost is not None:
+            self.on_lost()
+
+    # -- whether an idle connection still is one ------------------------------------------------------------
+
+    def _ask(self, writer: asyncio.StreamWriter) -> None:
+        """Nothing is written behind the question until the answer is there: nothing can be in doubt."""
+        self._writer = None
+        ping = self._ping = self._loop.create_future()
+        self._sent.append(Call(None, _PING, ping, self._loop.time()))
+        ping.add_done_callback(partial(self._answered, writer))
+        writer.write(_PING)
+        self._loop.call_later(ANSWER_WITHIN, self._loop.call_later, GRACE, self._not_answered, ping)
+
+    def _answered(self, writer: asyncio.StreamWriter, ping: asyncio.Future[Reply]) -> None:
+        """With an error, perhaps: an answer it is."""
+        forget(ping)
+        if ping is self._ping:
+            self._ping, self._writer = None, writer
+            self._trusted_until = self._loop.time() + self._idle
+            self.flush()
+
+    def _not_answered(self, ping: asyncio.Future[Reply]) -> None:
+        if ping is self._ping:
+            self.drop("the connection to Redis had been idle and does not answer any more")
 
     def _fail_all(self, message: str, cause: BaseException | None) -> None:
-        calls = [*self._sent, *self._outgoing]
+        sent, outgoing = list(self._sent), self._outgoing
         self._sent.clear()
         self._outgoing = []
-        for call in calls:
+        for call in sent:
             call.fail(message, cause)
+        for call in outgoing:
+            call.fail(message, cause, sent=call.sent_twice)
 
     # -- the deadline ---------------------------------------------------------------------------------------
 

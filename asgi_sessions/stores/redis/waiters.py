@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS, NotSentError, Reply
 from .names import new_token
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import NO_CHANNEL, Terms
@@ -18,7 +18,7 @@ POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds
 
 
-_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
+_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"W": 3, b"K": 3}
 
 
 def understood(reply: Reply) -> list[bytes | int]:
@@ -59,7 +59,7 @@ class Place:
     -------  ----------------  --------------------------------------------------------------------------
     L, W     the fresh one     the earlier one: the lock or the place is under the fresh one
     K        the earlier one   the fresh one, which counts for nothing
-    B, F     the earlier one   the fresh one, which Redis did not keep
+    B        the earlier one   the fresh one, which Redis did not keep
     A, R, X  none              both: the queue is gone
     none     the earlier one   nothing: Redis may know both, and both have to be let go in the end
     """
@@ -82,7 +82,7 @@ class Place:
         if kind in (b"L", b"W"):
             self.token = fresh
             return (earlier,)
-        if kind in (b"K", b"B", b"F"):
+        if kind in (b"K", b"B"):
             return (fresh,)
         return earlier, fresh, *self.gone()
 
@@ -131,7 +131,8 @@ class Waiter:
     async def take(self) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: b"A" absent, b"R" retired, b"X" not a record.
 
-        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once when the queue is full.
+        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once where nobody may wait. (How
+        many do is for each process to count: one of it waits in Redis, the others behind that one.)
         """
         try:
             return await self._take()
@@ -148,12 +149,12 @@ class Waiter:
             kind, *rest = await self._ask(last)
             if kind == b"L":
                 return self._acquired(cast(bytes, rest[0]), self._terms.lease)
-            if kind == b"F":
-                raise TooManyWaitersError(self._terms.max_waiters)
             if kind not in (b"B", b"W", b"K"):
                 return cast(bytes, kind)
             if last:
                 raise LockTimeoutError(self._waited())
+            if not self._terms.max_waiters:
+                raise TooManyWaitersError(0)
             if self._message is not None:
                 news = await self._woken(self._message, cast(int, rest[0]))
                 told = None if news is None else self._told(news)
@@ -165,7 +166,7 @@ class Waiter:
     async def _ask(self, last: bool) -> list[bytes | int]:
         """One question; afterwards `_place` and `_message` are those that the answer speaks of."""
         channel, terms, place = self._engine.channel, self._terms, self._place
-        queue = self._address is not None and not last
+        queue = self._address is not None and not last and terms.max_waiters > 0
         fresh = place.ask()
         message = channel.expect(fresh) if queue else None
         asked = self._engine.loop.time()
@@ -175,13 +176,16 @@ class Waiter:
             terms.lease_ms,
             wait,
             self._address or NO_CHANNEL,
-            b"%d" % terms.max_waiters,
             place.token,
             b"1" if terms.bare else b"0",
             terms.activity,
         )
-        reply = await self._engine.call(ACQUIRE, self._keys.record, ACQUIRE.by_sha + self._keys.packed + args)
-        answer = understood(reply)
+        try:
+            call = ACQUIRE.by_sha + self._keys.packed + args
+            answer = understood(await self._engine.call(ACQUIRE, self._keys.record, call))
+        except NotSentError:
+            self._forget(*place.answered(b"B"))
+            raise
         kind = cast(bytes, answer[0])
         if kind == b"L" and self._is_told and self._message is not None and not self._message.done():
             channel.doubt()

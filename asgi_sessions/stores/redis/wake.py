@@ -8,10 +8,15 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, RedisError
 
-from .calls import Connection, Pool, give_back
+from ...errors import SessionStoreError
+from .calls import Connection, give_back
+from .faults import explain
+from .scripts import pack
 from .terms import NO_CHANNEL, POLL
+from .transport import ANSWER_WITHIN, IDLE, Lane
 
 _BREATHER = 0.05  # seconds before a subscription that was just lost is made again
 
@@ -21,16 +26,21 @@ _logger = logging.getLogger("asgi_sessions.redis")
 class WakeChannel:
     """One subscription per event loop, made when somebody waits for the first time.
 
+    It is believed while it is with the node that a lane speaks to: one address may lead to several nodes, and
+    a replica passes on what its primary says to others, which counts no listener here. So the lane publishes
+    to the channel once, to be counted as heard, and the subscription ends with the lane's connection.
+
     When it is lost, all who wait here ask Redis again at once. When Redis refuses it (ACL), waiters poll.
     """
 
-    def __init__(self, pool: Callable[[], Pool], name: bytes, timeout: float) -> None:
+    def __init__(self, lane: Callable[[], Lane], name: bytes, timeout: float) -> None:
         self.name = name
         self.live = False
-        self._pool = pool
+        self._lane = lane
         self._timeout = timeout
         self._refused = False
-        self._lost_at = float("-inf")
+        self._lost_at = self._heard_at = float("-inf")
+        self._connection: Connection | None = None
         self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[bytes] | None = None
@@ -56,6 +66,8 @@ class WakeChannel:
             loop = asyncio.get_running_loop()
             self._opened = loop.create_future()
             self._task = loop.create_task(self._listen(self._opened))
+        elif self.live and asyncio.get_running_loop().time() - self._heard_at > IDLE:
+            self._ask()
         opened = self._opened
         await asyncio.wait((opened,))
         return opened.result()
@@ -63,9 +75,8 @@ class WakeChannel:
     def doubt(self) -> None:
         """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
         age = asyncio.get_running_loop().time() - self._lost_at
-        if self.live and self._task is not None and age > POLL:
-            self.live = False
-            self._task.cancel()
+        if self.live and age > POLL:
+            self._end()
 
     async def aclose(self) -> None:
         """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
@@ -78,42 +89,71 @@ class WakeChannel:
         if self._expected:
             await asyncio.wait((self._drained,), timeout=self._timeout)
 
+    def _end(self) -> None:
+        """Believe nothing more of this subscription."""
+        self.live = False
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ask(self) -> None:
+        """A connection that was idle for long may be gone without a word: to subscribe again is answered."""
+        if self._connection is None or self._connection._writer is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._connection._writer.write(pack(b"SUBSCRIBE", self.name))
+        asked = self._heard_at = loop.time()
+        loop.call_later(ANSWER_WITHIN, self._not_heard, asked)
+
+    def _not_heard(self, asked: float) -> None:
+        if self.live and self._heard_at == asked:
+            self._end()
+
     async def _listen(self, opened: asyncio.Future[bytes]) -> None:
-        pool = self._pool()
+        lane = self._lane()
         try:
-            connection = await asyncio.wait_for(self._subscribe(pool), self._timeout)
+            connection = await asyncio.wait_for(self._subscribe(lane), self._timeout)
             try:
-                self.live = True
+                self.live, self._connection = True, connection
                 opened.set_result(self.name)
                 while True:
                     message = await connection.read_response(disable_decoding=True)
                     self._deliver(cast("list[bytes]", message))
             finally:
-                await give_back(pool, connection)
-        except ResponseError as error:
-            self._refused = True
-            _logger.warning(
-                "Redis refuses the subscription that wakes waiting requests; they poll: %s", error
-            )
-        except (RedisError, OSError, asyncio.TimeoutError) as error:
-            _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
+                await give_back(lane.pool, connection)
+        except (RedisError, SessionStoreError, OSError, asyncio.TimeoutError) as error:
+            self._failed(error.__cause__ if isinstance(error, SessionStoreError) else error)
         finally:
+            lane.on_lost = None
             self._closed(opened)
 
-    async def _subscribe(self, pool: Pool) -> Connection:
+    def _failed(self, error: BaseException | None) -> None:
+        if isinstance(error, NoPermissionError):
+            self._refused = True
+            why = explain(error)
+            _logger.warning("Redis refuses to wake waiting requests; they poll, ten times a second: %s", why)
+        else:
+            _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
+
+    async def _subscribe(self, lane: Lane) -> Connection:
         loop = asyncio.get_running_loop()
         if loop.time() - self._lost_at < 1.0:
             await asyncio.sleep(_BREATHER)
-        connection = await pool.get_connection()
+        lane.on_lost = self._end
+        connection = await lane.pool.get_connection()
         try:
             await connection.send_command("SUBSCRIBE", self.name)
             await connection.read_response(disable_decoding=True)
+            if await lane.command(b"PUBLISH", self.name, b"") == 0:
+                raise RedisConnectionError("it is at another node than that of the calls")
         except BaseException:
-            await give_back(pool, connection)
+            await give_back(lane.pool, connection)
             raise
         return connection
 
     def _deliver(self, message: list[bytes]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if message[0] != b"message":
+            return  # the subscription was confirmed again
         token, _, news = message[2].partition(b":")
         future = self._expected.get(token)
         if future is not None and not future.done():
@@ -121,7 +161,7 @@ class WakeChannel:
 
     def _closed(self, opened: asyncio.Future[bytes]) -> None:
         self.live = False
-        self._task = None
+        self._task = self._connection = None
         with contextlib.suppress(RuntimeError):  # no loop any more
             self._lost_at = asyncio.get_running_loop().time()
         if not opened.done():
