@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from .errors import SessionDataError
 
@@ -45,6 +45,26 @@ def decode(model: type[Record], raw: str | bytes) -> Record:
     """
     record: Record = model.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
     return record
+
+
+def id_of(record: bytes) -> str | None:
+    """The session id that an encoded record bears, whatever its model; None where it bears none."""
+    return _text_in(record, "session_id")
+
+
+def user_of(record: bytes) -> str | None:
+    """Who is signed in, in an encoded record of whatever model; None where it names nobody."""
+    return _text_in(record, "user_id")
+
+
+def _text_in(record: bytes, field: str) -> str | None:
+    """The text under this name; None too where the record is no JSON object."""
+    try:
+        fields = from_json(record)
+    except ValueError:
+        return None
+    text = fields.get(field) if isinstance(fields, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def encode_checked(data: BaseModel) -> bytes:
