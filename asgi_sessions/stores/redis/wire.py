@@ -64,12 +64,13 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
         self._calls = calls
         self._on_error = on_error
         self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
         self._stream = transport.get_protocol()  # redis-py's, which has to learn of the end too
         transport.set_protocol(self)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Where the next bytes go."""
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go. A view: asyncio's TLS writes into slices, which of bytes are copies."""
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on every reply that is whole now."""
