@@ -2,8 +2,8 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': no lock, the version alone is compared)  2 'asgi1:' and the version loaded  3 new value
 --       4 claim of the next holder (ms) where the lock is let go, else ''  5 '1': in a cluster
--- Reply 'STORED' | 'GONE' | 'LOST' | 'CONFLICT'; only STORED wrote. A lock of ours on a record that is gone
---       is let go in any case.
+-- Reply 'STORED' and the nonce of the new value | 'GONE' | 'LOST' | 'CONFLICT'; only STORED wrote. A lock of ours
+--       on a record that is gone is let go in any case.
 -- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
 -- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
 local token, release = ARGV[1], ARGV[4] ~= ''
@@ -14,11 +14,11 @@ if redis.pcall('GETRANGE', KEYS[1], '0', '49') == ARGV[2]
   and (token == '' or redis.call('GET', KEYS[2]) == token) then
   redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
   if token == '' or not release then
-    return 'STORED'
+    return 'STORED' .. string.sub(ARGV[3], 7, 22)
   end
   if redis.call('EXISTS', KEYS[3]) == 0 then
     redis.call('DEL', KEYS[2])
-    return 'STORED'
+    return 'STORED' .. string.sub(ARGV[3], 7, 22)
   end
 end
 
@@ -44,4 +44,4 @@ if ours and (release or outcome == 'GONE') then
   -- include handover
   hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
 end
-return outcome
+return outcome == 'STORED' and outcome .. string.sub(ARGV[3], 7, 22) or outcome

@@ -13,11 +13,11 @@ from ...fields import check_id, is_identifier
 from ...record import encode_checked
 from ..base import SessionStore
 from ..checkout import Lifetime
-from .calls import Reply
 from .connections import Client, deployment
 from .engine import Engine, Engines
 from .layout import KeySpace, milliseconds, unpack
 from .names import new_nonce
+from .replies import Reply, are_records, is_list, is_number, is_record, mark_of
 from .scripts import LINK, REMOVE, SET, UNLINK, pack_args
 from .transport import Lane
 
@@ -54,20 +54,21 @@ class RedisRecords(SessionStore):
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
         record = self._record_key(session_id)
         engine = await self._engines.get()
-        value = cast("bytes | None", await engine.command(b"GET", record))
-        return None if value is None else self.read(unpack(value).record)
+        reply = engine.command(b"GET", record, about=mark_of(session_id), fits=is_record)
+        value = cast("bytes | None", await reply)
+        return None if value is None else self._own(session_id, value)
 
     async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData]:
         wanted = list(session_ids)
         values = await self._values(wanted)
         found = {name: value for name, value in zip(wanted, values, strict=True) if value is not None}
-        return {name: self.read(unpack(value).record) for name, value in found.items()}
+        return {name: self._own(name, value) for name, value in found.items()}
 
     async def exists(self, session_id: str) -> bool:
         """Whether anything lies under this id."""
         record = self._record_key(session_id)
         engine = await self._engines.get()
-        return await engine.command(b"EXISTS", record) == 1
+        return await engine.command(b"EXISTS", record, fits=is_number) == 1
 
     async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
         return await self.set_batch({session_id: data}, ttl) == 1
@@ -129,7 +130,7 @@ class RedisRecords(SessionStore):
         if not user_id:
             return []
         engine = await self._engines.get()
-        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1")
+        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
         linked = sorted(member.decode() for member in cast("list[bytes]", reply))
         found = [data for data in await self._readable(linked) if data.user_id == user_id]
         stale = set(linked) - {data.session_id for data in found}
@@ -177,21 +178,31 @@ class RedisRecords(SessionStore):
     async def _values(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """What lies under each id, None where that is nothing or no text. One round trip."""
         keys = [self._record_key(session_id) for session_id in session_ids]
+        marks = tuple(map(mark_of, session_ids))
         engine = await self._engines.get()
         size = 1 if engine.router.clustered else CHUNK
-        calls = [engine.command(b"MGET", *keys[start : start + size]) for start in range(0, len(keys), size)]
-        replies = await asyncio.gather(*calls)
+        parts = [slice(start, start + size) for start in range(0, len(keys), size)]
+        replies = await asyncio.gather(
+            *[engine.command(b"MGET", *keys[part], about=marks[part], fits=are_records) for part in parts]
+        )
         return [value for reply in replies for value in cast("list[bytes | None]", reply)]
 
     async def _readable(self, session_ids: Sequence[str]) -> list[SessionData]:
         found: list[SessionData] = []
-        for value in await self._values(session_ids):
+        for session_id, value in zip(session_ids, await self._values(session_ids), strict=True):
             if value is not None:
                 with contextlib.suppress(
                     SessionStoreError
                 ):  # not ours, or of another model: not for this list
-                    found.append(self.read(unpack(value).record))
+                    found.append(self._own(session_id, value))
         return found
+
+    def _own(self, session_id: str, value: bytes) -> SessionData:
+        """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
+        data = self.read(unpack(value).record)
+        if data.session_id != session_id:
+            raise SessionStoreError(FOREIGN)
+        return data
 
     async def _scan(self) -> list[str]:
         """The ids of all records, each once: SCAN may give a key twice."""
@@ -205,7 +216,7 @@ class RedisRecords(SessionStore):
         names: list[str] = []
         options = (b"MATCH", self._keys.pattern, b"COUNT", b"%d" % CHUNK, b"TYPE", b"string")
         while True:
-            reply = await lane.command(b"SCAN", cursor, *options)
+            reply = await lane.command(b"SCAN", cursor, *options, fits=is_list)
             cursor, keys = cast("tuple[bytes, list[bytes]]", reply)
             names += [self._keys.session_id(key) for key in keys]
             if cursor == b"0":

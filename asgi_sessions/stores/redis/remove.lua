@@ -2,7 +2,8 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': whoever holds it)  2 version ('': whatever it says)  3 remember as retired (ms; 0: no)
 --       4 claim of the next holder (ms)  5 '1': in a cluster  6 this call's own name
--- Reply 'STORED' deleted | 'GONE' was absent | 'LOST' | 'CONFLICT' | 'X' not a record of ours, left alone
+-- Reply 'STORED' and the call's name: deleted | 'GONE' was absent | 'LOST' | 'CONFLICT' | 'X' not a record of
+--       ours, left alone
 --       With a token our lock is let go, whatever the reply.
 -- Own retry: the retired key remembers the call by its name (others may have loaded the same version). Without
 --       one, a record that this call deleted is 'GONE'.
@@ -33,4 +34,4 @@ if outcome == 'STORED' or outcome == 'GONE' then
 elseif ours then
   hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
 end
-return outcome
+return outcome == 'STORED' and outcome .. ARGV[6] or outcome

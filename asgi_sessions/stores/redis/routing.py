@@ -9,8 +9,9 @@ from typing import Protocol, cast
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
-from .calls import CLOSED, Call, Pool, Reply, forget
+from .calls import CLOSED, Call, Pool, forget
 from .connections import Address, Deployment, close
+from .replies import Reply, is_list
 from .scripts import pack
 from .transport import Lane
 
@@ -84,7 +85,7 @@ class Cluster:
 
     async def primaries(self) -> list[Lane]:
         lane = self._any_lane()
-        reply = await lane.command(b"CLUSTER", b"SLOTS")
+        reply = await lane.command(b"CLUSTER", b"SLOTS", fits=is_list)
         ranges = cast("list[tuple[int, int, tuple[bytes | None, int]]]", reply)
         for first, last, (host, port, *_), *_ in ranges:
             address = (host.decode() if host else self._host_of(lane), port)

@@ -9,7 +9,7 @@ from ...data import SessionData
 from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome
 from ..local import LockPolicy
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS
 from .connections import Client
 from .engine import Engine
 from .layout import (
@@ -19,18 +19,19 @@ from .layout import (
     RETIRED_MS,
     milliseconds,
     next_version,
+    nonce_of,
     pack_value,
 )
 from .leases import Lease
 from .names import new_nonce, new_token
 from .records import RedisRecords
+from .replies import Reply
 from .scripts import COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 _OUTCOMES = {
-    b"STORED": Outcome.STORED,
     b"GONE": Outcome.GONE,
     b"CONFLICT": Outcome.CONFLICT,
     b"LOST": Outcome.LOST,
@@ -92,7 +93,7 @@ class RedisSessionStore(RedisRecords):
         nonce = new_nonce()
         try:
             reply = await engine.run(
-                CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms
+                CREATE, keys.record, keys.lock, nonce, record, *times, token, terms.lease_ms, about=nonce
             )
             version = "" if reply == [b"E"] else _version_of(reply)
         except BaseException:
@@ -117,7 +118,8 @@ class RedisSessionStore(RedisRecords):
         if release and not bequeath:
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
-        reply = engine.call(COMMIT, keys.record, _commit(keys, token, was, version, record, flags))
+        call = _commit(keys, token, was, version, record, flags)
+        reply = engine.call(COMMIT, keys.record, call, nonce_of(version))
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
         outcome = _outcome(await reply)
@@ -163,7 +165,7 @@ class RedisSessionStore(RedisRecords):
         name = new_nonce()  # by which the call knows its own retry
         version = checkout.version.encode()
         args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, name)
         engine.queues.leave(keys, token)
         outcome = _outcome(await reply)
         checkout.token = None
@@ -221,7 +223,9 @@ def _missing(word: bytes) -> Missing:
 
 
 def _outcome(reply: Reply) -> Outcome:
-    """`SessionStoreError` for what no script answers."""
+    """Of a commit or a removal; that a success is theirs was seen when the reply came."""
+    if isinstance(reply, bytes) and reply.startswith(b"STORED"):
+        return _STORED
     if isinstance(reply, bytes) and reply in _OUTCOMES:
         return _OUTCOMES[reply]
     raise SessionStoreError(NOT_OURS)

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS
 from .names import new_token
+from .replies import Reply
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import NO_CHANNEL, Terms
 
@@ -134,7 +135,8 @@ class Turn:
             self._place,
             b"1" if terms.bare else b"0",
         )
-        reply = await self._engine.call(ACQUIRE, self._keys.record, ACQUIRE.by_sha + self._keys.packed + args)
+        packed = ACQUIRE.by_sha + self._keys.packed + args
+        reply = await self._engine.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
         answer = understood(reply)
         if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
             channel.doubt()
@@ -163,14 +165,15 @@ class Turn:
         return news
 
     def _told(self, news: bytes) -> Grant | bytes | None:
-        """What the message says; None where it is so old that the claim may have ended."""
+        """What the message says; None where it is so old that the claim may have ended, or another's."""
         now, _, value = news.partition(b":")
-        if len(value) == 1:
+        if value in (b"A", b"R", b"X"):
             self._forget_place()
             return value
         claim = self._terms.claim
         age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
-        return None if age > claim / 2 else self._granted(value, claim - age)
+        record = self._engine.channel.vetted(value, self._keys.mark)
+        return None if record is None or age > claim / 2 else self._granted(record, claim - age)
 
     def _forget_place(self) -> None:
         """The queue is gone, and with it our place."""

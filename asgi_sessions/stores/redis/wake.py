@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from .calls import Connection, Pool, give_back
+from .calls import OUT_OF_STEP, Connection, Pool, give_back
+from .replies import Reply, WrongRecords, is_record
 from .terms import NO_CHANNEL, POLL
 
 _BREATHER = 0.05  # seconds before a subscription that was just lost is made again
@@ -35,6 +37,8 @@ class WakeChannel:
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[bytes] | None = None
         self._drained: asyncio.Future[None] | None = None  # set once it is closed
+        self._wrong = WrongRecords()
+        self._subscriptions = 0  # made so far
 
     def expect(self, token: bytes) -> asyncio.Future[bytes | None]:
         """The future of this token's message; None as result: the channel broke, ask again."""
@@ -60,10 +64,28 @@ class WakeChannel:
         await asyncio.wait((opened,))
         return opened.result()
 
+    def vetted(self, value: bytes, mark: bytes) -> bytes | None:
+        """A value that was announced to the session whose record begins with this mark.
+
+        None where it is another session's: then nothing that comes this way is believed, and the subscription
+        is made anew. Withheld where that record is wrong whoever is asked.
+        """
+        if not is_record(value, mark):
+            value = cast(bytes, self._wrong.withheld(value, mark, self._subscriptions))
+        if is_record(value, mark):
+            return value
+        _out_of_step()
+        self._drop()
+        return None
+
     def doubt(self) -> None:
         """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
         age = asyncio.get_running_loop().time() - self._lost_at
-        if self.live and self._task is not None and age > POLL:
+        if age > POLL:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self.live and self._task is not None:
             self.live = False
             self._task.cancel()
 
@@ -84,10 +106,10 @@ class WakeChannel:
             connection = await asyncio.wait_for(self._subscribe(pool), self._timeout)
             try:
                 self.live = True
+                self._subscriptions += 1
                 opened.set_result(self.name)
                 while True:
-                    message = await connection.read_response(disable_decoding=True)
-                    self._deliver(cast("list[bytes]", message))
+                    self._deliver(await connection.read_response(disable_decoding=True))
             finally:
                 await give_back(pool, connection)
         except ResponseError as error:
@@ -107,14 +129,21 @@ class WakeChannel:
         connection = await pool.get_connection()
         try:
             await connection.send_command("SUBSCRIBE", self.name)
-            await connection.read_response(disable_decoding=True)
+            reply = await connection.read_response(disable_decoding=True)
+            if not isinstance(reply, list) or reply[:2] != [b"subscribe", self.name]:
+                raise _out_of_step()
         except BaseException:
             await give_back(pool, connection)
             raise
         return connection
 
-    def _deliver(self, message: list[bytes]) -> None:
-        token, _, news = message[2].partition(b":")
+    def _deliver(self, message: Reply) -> None:
+        """To whom it is for; most often it is nobody here any more."""
+        match message:
+            case [b"message", self.name, bytes(payload)]:
+                token, _, news = payload.partition(b":")
+            case _:
+                raise _out_of_step()
         future = self._expected.get(token)
         if future is not None and not future.done():
             future.set_result(news)
@@ -132,3 +161,8 @@ class WakeChannel:
         for future in self._expected.values():
             if not future.done():
                 future.set_result(None)
+
+
+def _out_of_step() -> RedisConnectionError:
+    _logger.error(OUT_OF_STEP)
+    return RedisConnectionError(OUT_OF_STEP)

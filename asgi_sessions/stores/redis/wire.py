@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from .replies import About, Fits, Reply
+
 if TYPE_CHECKING:
     import hiredis
 else:
@@ -23,6 +25,7 @@ else:
 
 _MORE = object()  # the parser's word for a reply that is not whole yet
 _BUFFER_BYTES = 65_536
+_HUNG_UP = "the connection was closed by Redis"
 
 
 class Parser(Protocol):
@@ -36,6 +39,10 @@ class Pending(Protocol):
 
     @property
     def future(self) -> asyncio.Future[Any]: ...
+    @property
+    def fits(self) -> Fits: ...
+    @property
+    def about(self) -> About: ...
 
 
 Call = TypeVar("Call", bound=Pending)
@@ -47,7 +54,9 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
     It reads into a buffer of its own: asyncio makes a new one of 256 KiB for whoever has none, each time, and
     to get that from the system takes as long as a script.
 
-    `on_error` gets error replies as exceptions and does not raise. `lost` gets the reason as an exception.
+    `on_error` gets error replies as exceptions and does not raise. `on_misfit` gets a reply that does not fit
+    the oldest call, or for which there is none, and returns why the connection has to end, if it has to.
+    `lost` gets the reason of the end as an exception.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
         parser: Parser,
         calls: deque[Call],
         on_error: Callable[[Exception], None],
+        on_misfit: Callable[[Reply], Exception | None],
     ) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = hiredis.Reader(
@@ -63,10 +73,13 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
         )
         self._calls = calls
         self._on_error = on_error
+        self._on_misfit = on_misfit
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._stream = transport.get_protocol()  # redis-py's, which has to learn of the end too
         transport.set_protocol(self)
+        if transport.is_closing():  # the stream may have heard of the end already
+            self.end(RedisConnectionError(_HUNG_UP))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go. A view: asyncio's TLS writes into slices, which of bytes are copies."""
@@ -76,22 +89,26 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
         """Hand on every reply that is whole now."""
         if self.lost.done():
             return  # given up: the calls of now belong to another connection
+        calls = self._calls
         try:
             self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # takes any buffer
             while (reply := self._reader.gets(False)) is not _MORE:
                 if isinstance(reply, Exception):
                     self._on_error(reply)
-                    continue
-                future = self._calls.popleft().future
-                if not future.done():
-                    future.set_result(reply)
+                elif calls and (call := calls[0]).fits(reply, call.about):
+                    future = calls.popleft().future
+                    if not future.done():
+                        future.set_result(reply)
+                elif (error := self._on_misfit(reply)) is not None:
+                    self.end(error)
+                    return
         except RedisConnectionError as error:
             self.end(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer hung up, or we did."""
         self._stream.connection_lost(exc)
-        self.end(exc or RedisConnectionError("the connection was closed by Redis"))
+        self.end(exc or RedisConnectionError(_HUNG_UP))
 
     def end(self, error: Exception) -> None:
         """Use this connection no more."""
@@ -103,6 +120,11 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
 
     def resume_writing(self) -> None:
         """The peer reads again."""
+
+
+def has_unread(stream: asyncio.StreamReader | None) -> bool:
+    """Whether bytes have come that redis-py did not ask for, before the connection was taken over."""
+    return stream is not None and bool(stream._buffer)  # type: ignore[attr-defined]  # as redis-py looks at it
 
 
 def can_take_over() -> bool:
