@@ -11,12 +11,17 @@ from redis.exceptions import RedisError
 from ...errors import SessionStoreError
 from .replies import About, Fits, Reply, anything
 from .scripts import Script
-from .wire import Parser
 
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
 OUT_OF_STEP = "the connection to Redis gave a reply that is none to its call, and was dropped"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
+
+
+class Parser(Protocol):
+    """What is used of redis-py's parser: how an error reply becomes an exception."""
+
+    def parse_error(self, response: str) -> Exception: ...
 
 
 class Connection(Protocol):
@@ -59,8 +64,8 @@ class Call:
         self.packed = packed
         self.future = future
         self.since = since
-        self.about = about
-        self.fits = fits
+        self.about: About = about
+        self.fits: Fits = fits
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 

@@ -117,11 +117,18 @@ class WrongRecords:
 
         To blame is the one that gives such a record first; another that gives the same one acquits it.
         """
-        wrong = {mark: other for mark, value in _records(reply, about) if (other := _other_id(value, mark))}
-        known = [self._is_known(mark, other, connection) for mark, other in wrong.items()]
+        parts: Sequence[Reply] = reply if isinstance(reply, list) else [reply]
+        marks = [about] * len(parts) if isinstance(about, bytes) else about
+        wrong = {
+            at: other
+            for at, (mark, part) in enumerate(zip(marks, parts, strict=False))
+            if isinstance(part, bytes) and (other := _other_id(part, mark)) is not None
+        }
+        known = [self._is_known(marks[at], other, connection) for at, other in wrong.items()]
         if not all(known):
             return reply
-        return _without(reply, [value for mark, value in _records(reply, about) if mark in wrong])
+        kept = [WITHHELD if at in wrong else part for at, part in enumerate(parts)]
+        return kept if isinstance(reply, list) else kept[0]
 
     def _is_known(self, mark: bytes, other: str, connection: int) -> bool:
         seen = self._seen.pop(mark, None)
@@ -142,17 +149,3 @@ def _other_id(value: bytes, mark: bytes) -> str | None:
         return None
     session_id = id_of(value[value.find(b"{") :])
     return None if session_id == id_of(mark + b"}") else session_id
-
-
-def _records(reply: Reply, about: About) -> list[tuple[bytes, bytes]]:
-    """The values in a reply, each with the mark that it has to bear before it."""
-    parts: Sequence[Reply] = reply if isinstance(reply, list) else [reply]
-    marks = [about] * len(parts) if isinstance(about, bytes) else about
-    pairs = zip(marks, parts, strict=False)  # a list of another length fits in no case
-    return [(mark, part) for mark, part in pairs if isinstance(part, bytes)]
-
-
-def _without(reply: Reply, values: Sequence[bytes]) -> Reply:
-    if isinstance(reply, list):
-        return [WITHHELD if part in values else part for part in reply]
-    return WITHHELD if reply in values else reply

@@ -53,7 +53,7 @@ class Lane:
         self._sent: deque[Call] = deque()
         self._poll = BusyPoll()
         self._writer: asyncio.StreamWriter | None = None
-        self._wire: Wire[Call]
+        self._wire: Wire
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
@@ -148,8 +148,9 @@ class Lane:
         """What ends, with the reason, when the connection does."""
         if self._writer is None or not can_take_over():
             return self._read(connection)
-        self._wire = Wire(self._writer.transport, connection._parser, self._sent, self._failed, self._misfit)
-        if has_unread(connection._reader):
+        stream, parser = connection._reader, connection._parser
+        self._wire = Wire(self._writer.transport, stream, parser, self._sent, self._failed, self._misfit)
+        if has_unread(stream):
             self._wire.end(self._out_of_step())
         return self._wire.lost
 

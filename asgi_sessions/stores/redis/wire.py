@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from .replies import About, Fits, Reply
+from .calls import Call, Parser
+from .replies import Reply
 
 if TYPE_CHECKING:
     import hiredis
@@ -28,27 +29,7 @@ _BUFFER_BYTES = 65_536
 _HUNG_UP = "the connection was closed by Redis"
 
 
-class Parser(Protocol):
-    """What is used of redis-py's parser: how an error reply becomes an exception."""
-
-    def parse_error(self, response: str) -> Exception: ...
-
-
-class Pending(Protocol):
-    """What is used of a call."""
-
-    @property
-    def future(self) -> asyncio.Future[Any]: ...
-    @property
-    def fits(self) -> Fits: ...
-    @property
-    def about(self) -> About: ...
-
-
-Call = TypeVar("Call", bound=Pending)
-
-
-class Wire(asyncio.BufferedProtocol, Generic[Call]):
+class Wire(asyncio.BufferedProtocol):
     """Parses what arrives, gives each reply to the oldest of the `calls`, and says when the connection ends.
 
     It reads into a buffer of its own: asyncio makes a new one of 256 KiB for whoever has none, each time, and
@@ -62,6 +43,7 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
     def __init__(
         self,
         transport: asyncio.WriteTransport,
+        stream: asyncio.StreamReader | None,
         parser: Parser,
         calls: deque[Call],
         on_error: Callable[[Exception], None],
@@ -78,7 +60,7 @@ class Wire(asyncio.BufferedProtocol, Generic[Call]):
         self._view = memoryview(self._buffer)
         self._stream = transport.get_protocol()  # redis-py's, which has to learn of the end too
         transport.set_protocol(self)
-        if transport.is_closing():  # the stream may have heard of the end already
+        if transport.is_closing() or (stream is not None and stream.at_eof()):  # told once only
             self.end(RedisConnectionError(_HUNG_UP))
 
     def get_buffer(self, sizehint: int) -> memoryview:
