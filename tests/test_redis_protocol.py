@@ -23,8 +23,8 @@ from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.calls import Reply
 from asgi_sessions.stores.redis.layout import milliseconds
+from asgi_sessions.stores.redis.replies import Reply
 from asgi_sessions.stores.redis.scripts import (
     ACQUIRE,
     COMMIT,
@@ -549,7 +549,9 @@ def _kind(reply: Reply) -> Reply:
     """What it says, its details aside; a record alone is the short form of `L`."""
     if isinstance(reply, list):
         return reply[0]
-    return b"L" if isinstance(reply, bytes) and reply.startswith(b"asgi2:") else reply
+    if isinstance(reply, bytes):
+        return b"L" if reply.startswith(b"asgi2:") else reply[: len(b"STORED")]
+    return reply
 
 
 async def test_a_create_recognises_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:

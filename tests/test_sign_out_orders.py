@@ -19,8 +19,8 @@ from redis.asyncio import Redis
 from asgi_sessions import RedisSessionStore, SessionData
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.redis.calls import Reply
 from asgi_sessions.stores.redis.index import LINK_SETTLES
+from asgi_sessions.stores.redis.replies import Reply
 from asgi_sessions.stores.redis.scripts import MARK
 
 pytestmark = pytest.mark.anyio

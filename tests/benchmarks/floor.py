@@ -270,7 +270,7 @@ class Floor:
         one, two, three, four = self._commit[number]
         nonce = b"%016x" % next(self._count)
         reply = await self._call(one + token + two + version + three + nonce + four)
-        if reply != b"STORED":
+        if reply != b"STORED" + nonce:
             raise RuntimeError(f"the commit was refused: {reply}")
 
 

@@ -21,10 +21,10 @@ from asgi_sessions import RedisSessionStore, Session, SessionData, SessionStoreE
 from asgi_sessions.stores.checkout import Checkout
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import releases
-from asgi_sessions.stores.redis.calls import Reply
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines
 from asgi_sessions.stores.redis.layout import KeySpace
+from asgi_sessions.stores.redis.replies import Reply
 from asgi_sessions.stores.redis.terms import Terms
 
 from .chaos import ChaosProxy, cut

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import Protocol, TypeAlias, Union
+from typing import Protocol
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from ...errors import SessionStoreError
+from .replies import About, Fits, Reply, anything
 from .scripts import Script
-from .wire import Parser
-
-Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
+OUT_OF_STEP = "the connection to Redis gave a reply that is none to its call, and was dropped"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
 
 
 class NotSentError(SessionStoreError):
     """The call never left, so it has done nothing."""
+
+
+class Parser(Protocol):
+    """What is used of redis-py's parser: how an error reply becomes an exception."""
+
+    def parse_error(self, response: str) -> Exception: ...
 
 
 class Connection(Protocol):
@@ -32,6 +37,7 @@ class Connection(Protocol):
     # wait for, since the lane's deadline bounds what can pile up.
     _writer: asyncio.StreamWriter | None
     _parser: Parser
+    _reader: asyncio.StreamReader | None
 
     async def read_response(self, disable_decoding: bool = False) -> Reply: ...
     async def send_command(self, *args: str | bytes) -> None: ...
@@ -49,17 +55,25 @@ class Pool(Protocol):
 
 
 class Call:
-    """A command under way and the future of its reply."""
+    """A command under way and the future of its reply, which `fits` what the command is `about`."""
 
-    __slots__ = ("future", "hops", "packed", "script", "sent_twice", "since")
+    __slots__ = ("about", "fits", "future", "hops", "packed", "script", "sent_twice", "since")
 
     def __init__(
-        self, script: Script | None, packed: bytes, future: asyncio.Future[Reply], since: float
+        self,
+        script: Script | None,
+        packed: bytes,
+        future: asyncio.Future[Reply],
+        since: float,
+        about: About = b"",
+        fits: Fits = anything,
     ) -> None:
         self.script = script  # None: a plain command
         self.packed = packed
         self.future = future
         self.since = since
+        self.about: About = about
+        self.fits: Fits = fits
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 
@@ -85,6 +99,11 @@ class Call:
             self.future = caller.get_loop().create_future()
             self.future.add_done_callback(partial(_answer_again, caller, self.script.doubtful))
         return True
+
+    def answer(self, reply: Reply) -> None:
+        """Give the caller its reply, if there still is one."""
+        if not self.future.done():
+            self.future.set_result(reply)
 
     def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
         """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""

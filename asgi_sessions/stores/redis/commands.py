@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from .calls import Reply
 from .engine import Engine
 from .layout import KeySpace
+from .replies import Reply, are_records, mark_of
 from .scripts import REMOVE, pack_args
 
 CHUNK = 500  # records asked for in one command, keys looked at in one step of a scan
@@ -17,9 +17,12 @@ CHUNK = 500  # records asked for in one command, keys looked at in one step of a
 async def values(engine: Engine, keys: KeySpace, session_ids: Sequence[str]) -> list[bytes | None]:
     """What lies under each id, None where that is nothing or no text. One round trip."""
     names = [keys.record(session_id) for session_id in session_ids]
+    marks = tuple(map(mark_of, session_ids))
     size = 1 if engine.router.clustered else CHUNK
-    calls = [engine.command(b"MGET", *names[start : start + size]) for start in range(0, len(names), size)]
-    replies = await asyncio.gather(*calls)
+    parts = [slice(start, start + size) for start in range(0, len(names), size)]
+    replies = await asyncio.gather(
+        *[engine.command(b"MGET", *names[part], about=marks[part], fits=are_records) for part in parts]
+    )
     return [value for reply in replies for value in cast("list[bytes | None]", reply)]
 
 

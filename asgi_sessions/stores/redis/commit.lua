@@ -4,7 +4,8 @@
 -- ARGV  1 token ('': no lock, the version alone is compared)  2 format and version loaded, 50 bytes  3 new value
 --       4 claim of the next holder (ms) where the lock is let go, else ''  5 '1': in a cluster
 --       6 versions of earlier commits of this caller whose outcome it does not know; may be left out
--- Reply 'STORED'  |  'UNHELD' stored, and the lock, which was to stay ours, is free: the lease had run out
+-- Reply 'STORED'  |  'UNHELD' stored, and the lock, which was to stay ours, is free: the lease had run out (both
+--       with the nonce of the new value)
 --       'GONE' | 'LOST' another has the lock | 'CONFLICT': nothing is written. A lock of ours on a record that is
 --       gone is let go in any case.
 -- Own retry: the new version lies there already. (If the next holder has written over it since, the reply is
@@ -17,11 +18,11 @@ if redis.pcall('GETRANGE', KEYS[1], '0', '49') == ARGV[2]
   and (token == '' or redis.call('GET', KEYS[2]) == token) then
   redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
   if token == '' or not release then
-    return 'STORED'
+    return 'STORED' .. string.sub(ARGV[3], 7, 22)
   end
   if redis.call('EXISTS', KEYS[3]) == 0 then
     redis.call('DEL', KEYS[2])
-    return 'STORED'
+    return 'STORED' .. string.sub(ARGV[3], 7, 22)
   end
 end
 
@@ -43,13 +44,14 @@ elseif version ~= version_of(ARGV[3]) then
     redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')
   end
 end
-if token == '' or (holder and holder ~= token) then
-  return outcome
-end
-if release or outcome == 'GONE' then
+local ours = token ~= '' and (not holder or holder == token) -- or nobody's any more
+if ours and (release or outcome == 'GONE') then
   -- include handover
   hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
-elseif outcome == 'STORED' and not holder then
-  return 'UNHELD'
+elseif ours and outcome == 'STORED' and not holder then
+  outcome = 'UNHELD'
+end
+if outcome == 'STORED' or outcome == 'UNHELD' then
+  outcome = outcome .. string.sub(ARGV[3], 7, 22)
 end
 return outcome

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...errors import SessionStoreError
 from ..checkout import Checkout, Outcome
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS
 from .layout import HEADER_SIZE, head_of
+from .replies import Reply
 from .scripts import COMMIT, COMMIT_AGAIN, Keys, pack_args
 
 UNLOCKED = (b"UNHELD", b"GONE", b"LOST")  # the lock is not ours any more
@@ -57,8 +58,14 @@ def known(checkout: Checkout) -> bytes:
     return versions.encode()
 
 
+def word_of(reply: Reply) -> Reply:
+    """The outcome alone, without the name that a success bears: that it is ours was seen when it came."""
+    return reply[:6] if isinstance(reply, bytes) and reply.startswith((b"STORED", b"UNHELD")) else reply
+
+
 def outcome_of(reply: Reply) -> Outcome:
     """`SessionStoreError` for what no script answers."""
-    if isinstance(reply, bytes) and reply in _OUTCOMES:
-        return _OUTCOMES[reply]
+    word = word_of(reply)
+    if isinstance(word, bytes) and word in _OUTCOMES:
+        return _OUTCOMES[word]
     raise SessionStoreError(NOT_OURS)

@@ -12,13 +12,14 @@ from typing import cast
 
 from ...errors import SessionStoreError
 from ..local import LockPolicy
-from .calls import CLOSED, Reply, forget
+from .calls import CLOSED, forget
 from .clock import Clock
 from .connections import Client, Deployment, deployment
 from .layout import milliseconds
 from .leases import Leases
 from .queues import LockQueues
 from .releases import Releases
+from .replies import About, Fits, Reply, anything
 from .routing import Cluster, OneNode, Router
 from .scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
 from .terms import PASSIVE, Terms
@@ -62,17 +63,22 @@ class Engine:
             max_hold=policy.max_hold,
         )
 
-    def run(self, script: Script, *args: bytes) -> asyncio.Future[Reply]:
+    def run(self, script: Script, *args: bytes, about: About = b"") -> asyncio.Future[Reply]:
         """Call a script, keys first; it leaves with everything else of this tick."""
-        return self.call(script, args[0], script.by_sha + pack_args(*args))
+        return self.call(script, args[0], script.by_sha + pack_args(*args), about)
 
-    def call(self, script: Script, key: bytes, packed: bytes) -> asyncio.Future[Reply]:
-        """The same, all of it packed: the script's digest, keys and arguments; `key` is the first of them."""
-        return self._refuse() if self._closed else self.router.lane(key).run(script, packed)
+    def call(self, script: Script, key: bytes, packed: bytes, about: About = b"") -> asyncio.Future[Reply]:
+        """The same, all of it packed: the script's digest, keys and arguments; `key` is the first of them.
 
-    def command(self, *args: bytes) -> asyncio.Future[Reply]:
+        The reply has to bear what the call is `about`.
+        """
+        return self._refuse() if self._closed else self.router.lane(key).run(script, packed, about)
+
+    def command(self, *args: bytes, about: About = b"", fits: Fits = anything) -> asyncio.Future[Reply]:
         """Send a command whose first argument is its key; one that may be sent twice."""
-        return self._refuse() if self._closed else self.router.lane(args[1]).command(*args)
+        if self._closed:
+            return self._refuse()
+        return self.router.lane(args[1]).command(*args, about=about, fits=fits)
 
     def take(self, keys: Keys, token: bytes, terms: Terms, asked: float) -> asyncio.Future[Reply]:
         """Try once to lock and load, or load where there is no token; `found` reads the reply.
@@ -84,7 +90,7 @@ class Engine:
         else:
             script, rest = TAKE, terms.take
         packed = b"%b%b$%d\r\n%b\r\n%b" % (script.by_sha, keys.packed, len(token), token, rest)
-        return self.call(script, keys.record, packed)
+        return self.call(script, keys.record, packed, keys.mark)
 
     def found(self, reply: Reply, asked: float) -> tuple[bytes, float] | bytes:
         """What a take that was asked for then found: the value, and by how much Redis' clock is ahead.

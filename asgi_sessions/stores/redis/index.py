@@ -14,10 +14,11 @@ from typing import NamedTuple, cast
 
 from ...errors import SessionStoreError
 from ...record import id_of, user_of
-from .calls import Reply, forget
+from .calls import forget
 from .commands import remove, values
 from .engine import Engine
 from .layout import KeySpace, milliseconds, unpack
+from .replies import Reply, is_list, is_number
 from .scripts import LINK, MARK, SETTLE, SUCCEED
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
@@ -93,11 +94,13 @@ class UserIndex:
 
     def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
         """Forget an id that nobody was told; written, not waited for."""
-        engine.command(b"ZREM", self._keys.user(user_id), session_id.encode()).add_done_callback(forget)
+        engine.command(
+            b"ZREM", self._keys.user(user_id), session_id.encode(), fits=is_number
+        ).add_done_callback(forget)
 
     async def members(self, engine: Engine, user_id: str) -> list[str]:
         """The ids that are linked, sorted; also of sessions that have ended."""
-        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1")
+        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
         return sorted(member.decode() for member in cast("list[bytes]", reply))
 
     async def end(self, engine: Engine, user_id: str, keep: str | None) -> int:

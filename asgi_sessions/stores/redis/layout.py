@@ -12,6 +12,7 @@ from ...errors import SessionStoreError
 from ...fields import check_id
 from ..checkout import RETIRED_FOR
 from .names import new_nonce
+from .replies import mark_of
 from .scripts import Keys
 
 KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 MB
@@ -83,6 +84,11 @@ def next_version(version: bytes) -> bytes:
     return new_nonce() + version[_NONCE:] + (_UNKNOWN_BEGIN if len(version) == 44 else b"")
 
 
+def nonce_of(version: bytes) -> bytes:
+    """By which no other version is called."""
+    return version[:_NONCE]
+
+
 def milliseconds(seconds: float | None) -> bytes:
     """Whole milliseconds, at least 1; 0 for None."""
     return b"0" if seconds is None else b"%d" % max(math.ceil(min(seconds, _CENTURY) * 1000), 1)
@@ -112,7 +118,7 @@ class KeySpace:
         record = self.record(session_id)
         lock, size = record + b":lock", len(record)
         packed = _PACKED_KEYS % (size, record, size + 5, lock, size + 5, record, size + 8, record)
-        return Keys(record, lock, packed)
+        return Keys(record, lock, packed, mark_of(session_id))
 
     def user(self, user_id: str) -> bytes:
         """The sorted set of a user's session ids."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ...errors import SessionStoreError
-from .calls import Reply
+from .replies import Reply
 from .scripts import RENEW, Keys, Script
 from .terms import Terms
 

@@ -19,6 +19,7 @@ from .engine import Engine, Engines
 from .index import UserIndex
 from .layout import KeySpace, milliseconds, parse, unpack
 from .names import new_nonce
+from .replies import is_list, is_number, is_record, mark_of
 from .scripts import SET
 
 AT_ONCE = 100  # records that are read and parsed before others have their turn
@@ -53,8 +54,9 @@ class RedisRecords(SessionStore):
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
         check_id(session_id)
         engine = await self._engines.get()
-        value = cast("bytes | None", await engine.command(b"GET", self._keys.record(session_id)))
-        return None if value is None else self.read(unpack(value).record)
+        key = self._keys.record(session_id)
+        reply = await engine.command(b"GET", key, about=mark_of(session_id), fits=is_record)
+        return None if reply is None else self._own(session_id, cast(bytes, reply))
 
     async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
         wanted = list(session_ids)
@@ -62,7 +64,7 @@ class RedisRecords(SessionStore):
             check_id(session_id)
         found = await values(await self._engines.get(), self._keys, wanted)
         return {
-            name: None if value is None else self.read(unpack(value).record)
+            name: None if value is None else self._own(name, value)
             for name, value in zip(wanted, found, strict=True)
         }
 
@@ -70,7 +72,7 @@ class RedisRecords(SessionStore):
         """Whether anything lies under this id."""
         check_id(session_id)
         engine = await self._engines.get()
-        return await engine.command(b"EXISTS", self._keys.record(session_id)) == 1
+        return await engine.command(b"EXISTS", self._keys.record(session_id), fits=is_number) == 1
 
     async def set(
         self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
@@ -233,6 +235,13 @@ class RedisRecords(SessionStore):
                 found.append(self.read(record))
         return found
 
+    def _own(self, session_id: str, value: bytes) -> SessionData:
+        """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
+        data = self.read(unpack(value).record)
+        if data.session_id != session_id:
+            raise SessionStoreError(FOREIGN)
+        return data
+
     async def _pages(self, pattern: bytes) -> AsyncGenerator[list[bytes], None]:
         """The keys, of texts only, as SCAN gives them: step by step, and some maybe twice."""
         engine = await self._engines.get()
@@ -240,6 +249,6 @@ class RedisRecords(SessionStore):
         for lane in await engine.router.primaries():
             cursor = b""
             while cursor != b"0":
-                reply = await lane.command(b"SCAN", cursor or b"0", *options)
+                reply = await lane.command(b"SCAN", cursor or b"0", *options, fits=is_list)
                 cursor, names = cast("tuple[bytes, list[bytes]]", reply)
                 yield names

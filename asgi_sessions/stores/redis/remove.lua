@@ -3,9 +3,10 @@
 -- ARGV  1 token ('': whoever holds it)  2 versions that may be deleted ('': whatever it says)
 --       3 remember as retired (ms; 0: no)  4 claim of the next holder (ms)  5 '1': in a cluster
 --       6 this call's own name
--- Reply 'STORED' deleted | 'GONE' was absent | 'LOST' another has the lock | 'CONFLICT' another version
---       'X' not a record of ours, left alone. With a token our lock is let go, whatever the reply. (A lease that has
---       run out is as good as held where nobody took the lock since: the version tells that nothing has changed.)
+-- Reply 'STORED' and the call's name: deleted | 'GONE' was absent | 'LOST' another has the lock
+--       'CONFLICT' another version | 'X' not a record of ours, left alone. With a token our lock is let go, whatever
+--       the reply. (A lease that has run out is as good as held where nobody took the lock since: the version tells
+--       that nothing has changed.)
 -- Own retry: the retired key remembers the call by its name (others may have loaded the same version). Without
 --       one, a record that this call deleted is 'GONE'.
 -- include record
@@ -35,4 +36,4 @@ if outcome == 'STORED' or outcome == 'GONE' then
 elseif token ~= '' and outcome == 'CONFLICT' then
   hand_over(tonumber(ARGV[4]), ARGV[5] == '1', false)
 end
-return outcome
+return outcome == 'STORED' and outcome .. ARGV[6] or outcome

@@ -12,15 +12,16 @@ from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
 from . import commits
-from .calls import NOT_OURS, Reply, forget
+from .calls import NOT_OURS, forget
 from .connections import Client
 from .engine import Engine
 from .index import Link
-from .layout import RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
+from .layout import RETIRED_MS, header_of, milliseconds, next_version, nonce_of, pack_value, parse
 from .leases import Lease
 from .names import new_nonce, new_token
 from .queue import After
 from .records import RedisRecords
+from .replies import Reply
 from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
 from .waiters import Acquired
@@ -166,7 +167,8 @@ class RedisSessionStore(RedisRecords):
         header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
         args = milliseconds(rule.absolute), milliseconds(rule.idle), token, terms.lease_ms, header
         try:
-            reply = await engine.run(CREATE, keys.record, keys.lock, new_nonce(), record, *args)
+            nonce = new_nonce()
+            reply = await engine.run(CREATE, keys.record, keys.lock, nonce, record, *args, about=nonce)
             created = _created(session_id, record, reply)
         except BaseException:
             if token:
@@ -195,10 +197,11 @@ class RedisSessionStore(RedisRecords):
             flags = terms.commit_and_release
         packed = commits.pack(keys, token, was, version, record, flags, unsure)
         checkout.unsure = commits.one_more(unsure, version)  # until there is an answer
-        reply = engine.call(COMMIT if unsure is None else COMMIT_AGAIN, keys.record, packed)
+        script = COMMIT if unsure is None else COMMIT_AGAIN
+        reply = engine.call(script, keys.record, packed, nonce_of(version))
         if after is _HAND_OVER:
             return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
-        word = await reply
+        word = commits.word_of(await reply)
         outcome = commits.noted(checkout, word, version, record, unsure)
         if not release and word in commits.UNLOCKED:
             engine.leases.drop(token)
@@ -221,7 +224,7 @@ class RedisSessionStore(RedisRecords):
         keys, token, terms = self._held(engine, checkout)
         sent = engine.loop.time()
         try:
-            word = await reply
+            word = commits.word_of(await reply)
             outcome = commits.noted(checkout, word, version, record, unsure)
         except BaseException:
             engine.queues.hand_over_failed(keys, token, terms)
@@ -248,7 +251,7 @@ class RedisSessionStore(RedisRecords):
         engine.leases.drop(token)
         name = new_nonce()  # by which the call knows its own retry
         args = pack_args(token, commits.known(checkout), retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, name)
         engine.queues.leave(keys, token)
         return reply
 
@@ -321,7 +324,7 @@ class RedisSessionStore(RedisRecords):
         args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
         packed = REBOUND.by_sha + keys.packed + args
         try:
-            found = engine.found(await engine.call(REBOUND, keys.record, packed), asked)
+            found = engine.found(await engine.call(REBOUND, keys.record, packed, keys.mark), asked)
         except BaseException:
             await self.release(taken)
             raise

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, NotSentError, Reply
+from .calls import NOT_OURS, NotSentError
 from .names import new_token
+from .replies import Reply
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import NO_CHANNEL, Terms
 
@@ -182,7 +183,8 @@ class Waiter:
         )
         try:
             call = ACQUIRE.by_sha + self._keys.packed + args
-            answer = understood(await self._engine.call(ACQUIRE, self._keys.record, call))
+            reply = await self._engine.call(ACQUIRE, self._keys.record, call, self._keys.mark)
+            answer = understood(reply)
         except NotSentError:
             self._forget(*place.answered(b"B"))
             raise
@@ -210,14 +212,15 @@ class Waiter:
         return news
 
     def _told(self, news: bytes) -> Acquired | bytes | None:
-        """What the message says; None where it is so old that the claim may have ended."""
+        """What the message says; None where it is so old that the claim may have ended, or another's."""
         now, _, value = news.partition(b":")
-        if len(value) == 1:
+        if value in (b"A", b"R", b"X"):
             self._forget(*self._place.gone())
             return value
         claim = self._terms.claim
         age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
-        return None if age > claim / 2 else self._acquired(value, claim - age)
+        record = self._engine.channel.vetted(value, self._keys.mark)
+        return None if record is None or age > claim / 2 else self._acquired(record, claim - age)
 
     def _acquired(self, value: bytes, left: float) -> Acquired:
         """What Redis gave, in an answer or by a message; the one place through which a record comes here."""
