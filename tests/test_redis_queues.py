@@ -248,6 +248,23 @@ async def test_a_delete_elsewhere_ends_the_waiting_with_the_next_renewal(
     await _nothing_left(raw, store, other)
 
 
+async def test_a_record_that_expired_under_its_lock_leaves_no_lock(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """The next one here takes it over and finds no record: who waits elsewhere learns that at once."""
+    await _stored(store)
+    holder = await _taken(store)
+    here = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
+    elsewhere = asyncio.create_task(other.checkout("s", _LOCK, _HOUR))
+    await _in_queue(raw, 1)
+    await raw.delete(_RECORD)
+    await store.release(holder)
+    assert await here is Missing.ABSENT
+    assert await asyncio.wait_for(elsewhere, 0.5) is Missing.ABSENT
+    assert await raw.keys() == []
+    await _nothing_left(raw, store, other)
+
+
 async def test_a_refused_commit_passes_the_lock_on(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
