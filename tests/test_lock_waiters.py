@@ -21,7 +21,7 @@ import hiredis
 import pytest
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.layout import NO_IDLE, KeySpace, next_version, pack_value
+from asgi_sessions.stores.redis.layout import NO_IDLE, KeySpace, next_version, pack_value, unpack
 from asgi_sessions.stores.redis.names import new_nonce
 from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
 from asgi_sessions.stores.redis.terms import NO_CHANNEL, Terms
@@ -189,7 +189,10 @@ class World:
         assert all(message.version == result.version for _, message in result.sent), "told an old record"
         reply: Any = result.replies[0] if result.replies else None
         if name in ("asks", "takes_over"):
-            process.does, process.reply = "asks", (reply[0], reply[1][6:50] if reply[0] == b"L" else b"")
+            process.does, process.reply = (
+                "asks",
+                (reply[0], version_of(reply[1]) if reply[0] == b"L" else b""),
+            )
         elif name == "saves" and reply in (b"STORED", b"CONFLICT"):
             process.version = result.version or b"" if reply == b"STORED" else process.version
         elif name != "removed":
@@ -328,7 +331,9 @@ class Redis:
         for first, commands in zip(before, each, strict=True):
             *answers, lock, queue, value, _ = [next(replies) for _ in commands]
             found = tuple(entry.split()[2] for entry in queue)
-            results.append(Result(answers[len(first) :], lock, found, value and value[6:50], self.messages()))
+            results.append(
+                Result(answers[len(first) :], lock, found, value and version_of(value), self.messages())
+            )
         return results
 
     def __enter__(self) -> Redis:
@@ -353,7 +358,11 @@ class Redis:
             if channel == DONE:
                 return found
             token, _, news = text.split(b":", 2)
-            found.append((channel, Message(token, news[6:50] if len(news) > 1 else None)))
+            found.append((channel, Message(token, version_of(news) if len(news) > 1 else None)))
+
+
+def version_of(value: bytes) -> bytes:
+    return unpack(value).version.encode()
 
 
 def restore(world: World) -> list[bytes]:

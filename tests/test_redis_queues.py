@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -19,6 +20,7 @@ from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.calls import CLOSED
 from asgi_sessions.stores.redis.leases import Lease
 from asgi_sessions.stores.redis.queue import TURNS
+from asgi_sessions.stores.redis.waiters import Acquired
 
 pytestmark = pytest.mark.anyio
 
@@ -522,19 +524,24 @@ async def test_a_store_that_is_closed_is_waited_for_by_nobody(store: RedisSessio
     await store.release(holder)
 
 
-async def test_a_request_that_waits_here_is_told_of(store: RedisSessionStore) -> None:
-    """Once for each that begins to wait behind another one of its process, and for no other."""
-    told: list[bytes] = []
+async def test_a_request_that_has_to_wait_here_says_so(store: RedisSessionStore) -> None:
+    """Once, when it begins to wait behind another one of its process, and not where it need not wait."""
+    told: list[int] = []
     await _stored(store)
-    engine = await store._engines.get()
-    engine.queues._on_wait = lambda keys, terms: told.append(keys.record)
-    holder = await _taken(store)
-    waiters = await _behind(store, 2)
-    assert told == [_RECORD.encode()] * 2
-    await store.release(holder)
-    for waiter in waiters:
-        await store.release(await waiter)
-    assert len(told) == 2
+    engine, keys = await store._engines.get(), store._keys.of("s")
+    terms = engine.terms(_LOCK)
+    taken = await engine.queues.acquire(keys, terms, lambda: told.append(0))
+    waiting = [
+        asyncio.create_task(engine.queues.acquire(keys, terms, partial(told.append, number)))
+        for number in (1, 2)
+    ]
+    await asyncio.sleep(0)
+    assert told == [1, 2]
+    for following in [*waiting, None]:
+        assert isinstance(taken, Acquired)
+        engine.queues.release(keys, taken.token, terms)
+        taken = await following if following else taken
+    assert told == [1, 2]
 
 
 async def test_a_fault_of_redis_is_everybodys(own_redis: RedisServer) -> None:
