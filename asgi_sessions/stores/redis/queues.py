@@ -36,15 +36,10 @@ _NONE = _ended()  # stands for the queue of a session that nobody wants; every t
 
 
 class LockQueues:
-    """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it.
+    """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it."""
 
-    `on_wait` is told of each request that begins to wait behind another one of this process: Redis does not
-    hear of it until it has its turn.
-    """
-
-    def __init__(self, engine: Engine, on_wait: Callable[[Keys, Terms], object] | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._on_wait = on_wait
         self._queues: dict[bytes, LockQueue[Member]] = {}
 
     def __len__(self) -> int:
@@ -57,14 +52,13 @@ class LockQueues:
     ) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
 
-        `arrived` is called when the caller has to wait for others of this process.
+        `arrived` is called where the caller has to wait for others of this process: Redis does not hear of it
+        until it has its turn.
         """
         engine, record = self._engine, keys.record
         queue, started = self._queues.get(record), engine.loop.time()
         if queue is not None:
-            if arrived is not None:
-                arrived()
-            return await self._acquire_behind(keys, terms, queue, started)
+            return await self._acquire_behind(keys, terms, queue, started, arrived)
         token = new_token()
         queue = self._queues[record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
@@ -84,13 +78,18 @@ class LockQueues:
         return found
 
     async def _acquire_behind(
-        self, keys: Keys, terms: Terms, queue: LockQueue[Member], started: float
+        self,
+        keys: Keys,
+        terms: Terms,
+        queue: LockQueue[Member],
+        started: float,
+        arrived: Callable[[], None] | None,
     ) -> Acquired | bytes:
         seat: Seat = self._engine.loop.create_future()
         if not queue.join(seat, terms.max_waiters):
             raise TooManyWaitersError(terms.max_waiters)
-        if self._on_wait is not None:
-            self._on_wait(keys, terms)
+        if arrived is not None:
+            arrived()
         try:
             await asyncio.wait((seat,), timeout=terms.wait)
         except BaseException:
