@@ -16,6 +16,7 @@ from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.redis.calls import CLOSED
 from asgi_sessions.stores.redis.leases import Lease
 from asgi_sessions.stores.redis.queue import TURNS
 
@@ -248,6 +249,23 @@ async def test_a_delete_elsewhere_ends_the_waiting_with_the_next_renewal(
     await _nothing_left(raw, store, other)
 
 
+async def test_a_record_that_expired_under_its_lock_leaves_no_lock(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """The next one here takes it over and finds no record: who waits elsewhere learns that at once."""
+    await _stored(store)
+    holder = await _taken(store)
+    here = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
+    elsewhere = asyncio.create_task(other.checkout("s", _LOCK, _HOUR))
+    await _in_queue(raw, 1)
+    await raw.delete(_RECORD)
+    await store.release(holder)
+    assert await here is Missing.ABSENT
+    assert await asyncio.wait_for(elsewhere, 0.5) is Missing.ABSENT
+    assert await raw.keys() == []
+    await _nothing_left(raw, store, other)
+
+
 async def test_a_refused_commit_passes_the_lock_on(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
@@ -472,6 +490,51 @@ async def test_a_release_during_the_commit_of_another_task_passes_the_lock_once(
     assert await store.commit(taken, _record(n=2), release=True) is Outcome.STORED
     await store.release(await asyncio.wait_for(second, 5))
     await _nothing_left(raw, store)
+
+
+async def test_two_commits_of_one_request_hand_the_lock_over_once(
+    store: RedisSessionStore, raw: Redis
+) -> None:
+    """Both are to give it up; the successor of the first has it then, and it is held in Redis too."""
+    await _stored(store)
+    holder = await _taken(store)
+    token = holder.token
+    first, second = await _behind(store, 2)
+    commits = [store.commit(holder, _record(n=n), release=True) for n in (1, 2)]
+    assert await asyncio.gather(*commits) == [Outcome.STORED, Outcome.CONFLICT]
+    taken = await asyncio.wait_for(first, 5)
+    assert (taken.token, _values(taken)) == (token, {"n": 1})
+    assert await raw.get(_HOLDER) == token
+    assert await store.commit(taken, _record(n=3), release=True) is Outcome.STORED
+    await store.release(await asyncio.wait_for(second, 5))
+    await _nothing_left(raw, store)
+
+
+async def test_a_store_that_is_closed_is_waited_for_by_nobody(store: RedisSessionStore) -> None:
+    """Those who wait behind a holder of the same process learn at once that it ends."""
+    await _stored(store)
+    holder = await _taken(store)
+    waiters = [asyncio.create_task(store.checkout("s", _LOCK, _HOUR)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    done, _ = await asyncio.wait(waiters, timeout=5)
+    assert [str(task.exception()) for task in done] == [CLOSED] * 3
+    await store.release(holder)
+
+
+async def test_a_request_that_waits_here_is_told_of(store: RedisSessionStore) -> None:
+    """Once for each that begins to wait behind another one of its process, and for no other."""
+    told: list[bytes] = []
+    await _stored(store)
+    engine = await store._engines.get()
+    engine.queues._on_wait = lambda keys, terms: told.append(keys.record)
+    holder = await _taken(store)
+    waiters = await _behind(store, 2)
+    assert told == [_RECORD.encode()] * 2
+    await store.release(holder)
+    for waiter in waiters:
+        await store.release(await waiter)
+    assert len(told) == 2
 
 
 async def test_a_fault_of_redis_is_everybodys(own_redis: RedisServer) -> None:

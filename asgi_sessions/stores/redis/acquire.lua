@@ -42,12 +42,14 @@ end
 
 -- include handover
 if state ~= 'L' then
-  if earlier ~= '' then
-    leave(earlier)
-  end
   if state == 'A' then
     require_primary(KEYS[1])
     state = redis.call('EXISTS', KEYS[4]) == 1 and 'R' or 'A'
+  end
+  if earlier ~= '' and redis.call('GET', KEYS[2]) == earlier then
+    dismiss(state, now)
+  elseif earlier ~= '' then
+    leave(earlier)
   end
   return {state}
 end

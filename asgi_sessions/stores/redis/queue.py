@@ -104,14 +104,14 @@ class LockQueue(Generic[M]):
     process takes one of the turns; they begin anew when it is let go.
     """
 
-    __slots__ = ("_asker", "_successor", "_taken", "_token", "_waiting", "state", "turns")
+    __slots__ = ("_asker", "_successor", "_taken", "_waiting", "state", "token", "turns")
 
     def __init__(self, first: M, turns: int = TURNS) -> None:
         self.state = State.ASKING
         self.turns = turns
         self._taken = 0  # of the turns
         self._asker: M | None = first
-        self._token: bytes | None = None  # of the lock that is held
+        self.token: bytes | None = None  # of the lock that is held
         self._successor: M | None = None  # gets the lock when the commit that is under way is stored
         self._waiting: OrderedDict[M, None] | None = None  # made when somebody waits: hardly ever
 
@@ -140,7 +140,7 @@ class LockQueue(Generic[M]):
         """The asker has the lock."""
         if self._asker != member:
             return [LetGo(token)]
-        self._asker, self._token, self.state = None, token, _HELD
+        self._asker, self.token, self.state = None, token, _HELD
         return _NOTHING
 
     def fault(self, member: M) -> Sequence[Tell[M]]:
@@ -167,7 +167,7 @@ class LockQueue(Generic[M]):
 
     def release(self, token: bytes) -> Sequence[Action[M]]:
         """The holder is done, without a commit or after one that kept the lock."""
-        if token != self._token:
+        if token != self.token:
             return [LetGo(token)]
         if self.state is not _HELD:
             self.state = State.LEAVING
@@ -182,7 +182,7 @@ class LockQueue(Generic[M]):
         The successor is chosen before the commit is sent: who comes later could be given a record that is
         older than its request.
         """
-        if token != self._token:
+        if token != self.token:
             return _LET_GO, _NOTHING
         if self.state is not _HELD:
             self.state = State.LEAVING
@@ -195,7 +195,7 @@ class LockQueue(Generic[M]):
 
     def committed(self, token: bytes, *, fresh: bool) -> Sequence[Action[M]]:
         """It is known what became of the commit; `fresh`: it is stored, and its lease is young."""
-        if token != self._token:
+        if token != self.token:
             return [LetGo(token)]
         successor = self._successor
         if not fresh or successor is None:
@@ -207,7 +207,7 @@ class LockQueue(Generic[M]):
 
     def unknown(self, token: bytes) -> Sequence[Action[M]]:
         """What became of the commit is not known: the holder may try again, unless it has gone."""
-        if token != self._token or self.state is State.LEAVING:
+        if token != self.token or self.state is State.LEAVING:
             return self.committed(token, fresh=False)
         self._put_back()
         self.state = _HELD
@@ -215,11 +215,11 @@ class LockQueue(Generic[M]):
 
     def ended(self, token: bytes) -> Sequence[Ask[M]]:
         """The lock is not ours any more, or is being let go by a call that is on its way."""
-        return self.deleted() if token == self._token else _NOTHING
+        return self.deleted() if token == self.token else _NOTHING
 
     def deleted(self) -> Sequence[Ask[M]]:
         """The record is being deleted by a call that is on its way: nobody need wait for who holds it."""
-        if self._token is None:
+        if self.token is None:
             return _NOTHING
         self._put_back()
         return self._next()
@@ -247,7 +247,7 @@ class LockQueue(Generic[M]):
 
     def _next(self, token: bytes = b"") -> Sequence[Ask[M]]:
         """The first who waits asks, anew or to take over the lock with this token."""
-        self._token = self._asker = None
+        self.token = self._asker = None
         self._taken = self._taken + 1 if token else 0
         if not self._waiting:
             self.state = _FREE

@@ -93,6 +93,14 @@ class Place:
         return [token for token in (self.fresh, self.token) if token]
 
 
+def question(keys: Keys, terms: Terms, place: Place, address: bytes | None, wait: float) -> bytes:
+    """A call of `ACQUIRE`, packed; it queues where there are seconds to wait."""
+    wait_ms = b"%d" % max(round(wait * 1000), 1) if wait else b"0"
+    bare = b"1" if terms.bare else b"0"
+    args = pack_args(place.fresh, terms.lease_ms, wait_ms, address or NO_CHANNEL, place.token, bare)
+    return ACQUIRE.by_sha + keys.packed + args
+
+
 class Waiter:
     """One caller's way to a lock. Whatever ends it but success, it leaves no lock and no place in the queue.
 
@@ -167,18 +175,9 @@ class Waiter:
         fresh = place.ask()
         message = channel.expect(fresh) if queue else None
         asked = self._engine.loop.time()
-        wait = b"%d" % max(round(self._left() * 1000), 1) if queue else b"0"
-        args = pack_args(
-            fresh,
-            terms.lease_ms,
-            wait,
-            self._address or NO_CHANNEL,
-            place.token,
-            b"1" if terms.bare else b"0",
-        )
+        packed = question(self._keys, terms, place, self._address, self._left() if queue else 0.0)
         try:
-            call = ACQUIRE.by_sha + self._keys.packed + args
-            answer = understood(await self._engine.call(ACQUIRE, self._keys.record, call))
+            answer = understood(await self._engine.call(ACQUIRE, self._keys.record, packed))
         except NotSentError:
             self._forget(*place.answered(b"B"))
             raise
