@@ -458,3 +458,25 @@ async def test_a_cluster_that_is_away_is_asked_again(lone_node: RedisServer) -> 
     lone_node.start()
     await _until_works(lambda: store.set("s", SessionData(session_id="s")))
     await store.aclose()
+
+
+async def test_a_release_that_met_a_dead_primary_is_made_at_its_successor(cluster: RedisCluster) -> None:
+    """The replica that takes over has the locks too: the next requests do not wait for the leases' end."""
+    victim, other, _ = cluster.primaries()
+    names = [f"{n}" for n in range(1000) if cluster.primary_of(_key(f"{n}")) is victim][:5]
+    replica = cluster.replica_of(_key(names[0]))
+    store, elsewhere = RedisSessionStore(cluster.url_at(other)), RedisSessionStore(cluster.url_at(replica))
+    for name in names:
+        await store.set(name, SessionData(session_id=name))
+    held = [await _taken(store, name) for name in names]
+    await until(lambda: len(command(replica, "KEYS", "*:lock")) == len(names), "the locks are copied")
+    await run_sync(victim.kill)
+    for taken in held:
+        await store.release(taken)
+    await until(lambda: command(replica, "ROLE")[0] == "master", "the replica takes over")
+    await _until_works(lambda: elsewhere.set("other", SessionData(session_id="other")))
+    began = time.monotonic()
+    for name in names:
+        await elsewhere.release(await _taken(elsewhere, name))
+    assert time.monotonic() - began < 1  # of ten that are a lease
+    await asyncio.gather(store.aclose(), elsewhere.aclose())

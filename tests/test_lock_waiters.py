@@ -21,13 +21,15 @@ import hiredis
 import pytest
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.layout import NO_IDLE, KeySpace, next_version, pack_value, unpack
+from asgi_sessions.stores.redis.commits import word_of
+from asgi_sessions.stores.redis.layout import KeySpace, head_of, next_version, pack_value, unpack
 from asgi_sessions.stores.redis.names import new_nonce
 from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
 from asgi_sessions.stores.redis.terms import NO_CHANNEL, Terms
 from asgi_sessions.stores.redis.waiters import Place, question
 
 KEYS = KeySpace("turn:").of("s")
+NONE = b":" + b"0" * 13  # no end, no idle timeout, an unknown begin
 QUEUE = KEYS.record + b":wait"
 TERMS = Terms(30, 60)
 LATER = b"9999999999999"  # ms
@@ -85,7 +87,7 @@ class World:
     processes: tuple[Process, ...]
     lock: bytes | None = None
     queue: tuple[bytes, ...] = ()
-    version: bytes | None = b"0" * 16 + 2 * NO_IDLE  # of the record, if there is one
+    version: bytes | None = b"0" * 16 + 3 * NONE  # of the record, if there is one
 
     def copy(self) -> World:
         return replace(self, processes=tuple(self.copied(each) for each in self.processes))
@@ -173,7 +175,7 @@ class World:
         self.version = None
 
     def created(self, process: Process) -> None:
-        self.version = next_version(b"1" * 16 + 2 * NO_IDLE)
+        self.version = next_version(b"1" * 16 + 3 * NONE)
 
     # -- it happens, in the scripts -----------------------------------------------------------------------
 
@@ -187,7 +189,9 @@ class World:
         for each in self.processes:
             each.messages += tuple(message for channel, message in result.sent if channel == each.channel)
         assert all(message.version == result.version for _, message in result.sent), "told an old record"
-        reply: Any = result.replies[0] if result.replies else None
+        reply: Any = word_of(result.replies[0]) if result.replies else None
+        if reply == b"UNHELD":
+            reply = b"STORED"
         if name in ("asks", "takes_over"):
             process.does, process.reply = (
                 "asks",
@@ -218,11 +222,12 @@ class World:
     def successor(self, name: str, process: Process, after: World) -> tuple[bytes | None, list[bytes]]:
         """Who should have the lock when this process has given up what it had, and the queue then."""
         tokens = process.place.left() if name != "removed" else []
-        gone = after.version is None and (name in ("removed", "discards") or self.lock in tokens)
+        nobodys = self.lock is None and name in ("commits", "discards")  # the lease had run out
+        gone = after.version is None and (name in ("removed", "discards") or self.lock in tokens or nobodys)
         queue = [token for token in self.queue if token not in tokens and not self.deaf(token)]
         if gone:
             return None, []
-        if self.lock in tokens:
+        if self.lock in tokens or nobodys:
             return (queue.pop(0) if queue else None), queue
         return self.lock, queue
 
@@ -362,7 +367,7 @@ class Redis:
 
 
 def version_of(value: bytes) -> bytes:
-    return unpack(value).version.encode()
+    return unpack(value).version
 
 
 def restore(world: World) -> list[bytes]:
@@ -386,7 +391,7 @@ def call_of(process: Process, move: str) -> list[bytes]:
         return [question(KEYS, TERMS, place, process.channel, 60)]
     if move in ("commits", "saves"):
         flags = TERMS.commit_and_release if move == "commits" else TERMS.commit
-        args = pack_args(place.token, b"asgi1:" + version, pack_value(next_version(version), b"{}"))
+        args = pack_args(place.token, head_of(version), pack_value(next_version(version), b"{}"))
         return [COMMIT.by_sha + KEYS.packed + args + flags]
     if move in ("discards", "removed"):
         who = (place.token, version) if move == "discards" else (b"", b"")

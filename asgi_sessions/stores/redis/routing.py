@@ -100,10 +100,10 @@ class Cluster:
         return [self._at(address) for address in sorted(set(self._slots.values()))]
 
     async def aclose(self) -> None:
+        """All at once: several nodes may be away, and each is waited for."""
         lanes, self._lanes = self._lanes, {}
-        for lane in lanes.values():
-            await lane.aclose()
-            await close(lane.pool)
+        await asyncio.gather(*[lane.aclose() for lane in lanes.values()])
+        await asyncio.gather(*[close(lane.pool) for lane in lanes.values()])
 
     def _at(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
