@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 import anyio
 
 from .changes import Change
 from .data import SessionData
-from .errors import LockTimeoutError, SessionClosedError, SessionConflictError
+from .errors import LockTimeoutError, SessionClosedError, SessionConflictError, SessionError
 from .holding import Holding
 from .session import Mode, Session
 from .stores.checkout import Missing, raise_for
@@ -26,10 +26,12 @@ class Unit(Holding):
     """What a session's handle calls: `save`, `release`, `transaction`.
 
     The tasks of a request share its handle. One of them at a time transacts; what the others change
-    meanwhile is refused. `refused` says that the app's last `save` or `release` failed.
+    meanwhile is refused. `refused` says that the app's last `save` or `release` failed; `refusal` is what
+    the last of them or of its transactions raised.
     """
 
     refused = False
+    refusal: SessionError | None = None
     _turn: anyio.Lock | None = None
     _transaction: object | None = None  # the one under way that took a turn of its own
 
@@ -45,7 +47,8 @@ class Unit(Holding):
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
         self.refused = True
-        raise_for(await self.store_changes(release=release))
+        with self._noted():
+            raise_for(await self.store_changes(release=release))
         self.refused = False
         if release and not self._is_busy_elsewhere():
             self.session.mode = Mode.CLOSED
@@ -53,6 +56,22 @@ class Unit(Holding):
     @asynccontextmanager
     async def transaction(self, session: Session) -> AsyncIterator[SessionData]:
         """See `Session.transaction`; `session` is the handle, which may outlive its request."""
+        with self._noted():
+            async with self._transacting(session) as data:
+                yield data
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Remember why the app was refused: a framework may make an answer of its own of the error."""
+        try:
+            yield
+        except SessionError as error:
+            self.refusal = error
+            raise
+        self.refusal = None
+
+    @asynccontextmanager
+    async def _transacting(self, session: Session) -> AsyncIterator[SessionData]:
         self.session = session
         if self.session.is_open():
             around = _inside.get()

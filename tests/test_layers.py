@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"session", "stores.requests"},
     {"stores.base"},
     {"stores.memory", "stores.redis"},
-    {"locks", "holding", "answers", "options"},
+    {"locks", "holding", "answers", "options", "replacement"},
     {"unit"},
     {"exchange"},
     {"middleware"},
