@@ -34,6 +34,7 @@ LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
 CONFLICT = "conflict"  # the version moved; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
 UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
+UNCAUGHT_ERROR = "uncaught_error"  # one of ours, which closed a WebSocket whose app did not catch it
 ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
 COOKIE_CLASH = "cookie_clash"  # somebody inside sets a cookie of our name; told once
 UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, and no proxy is trusted; told once

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from .answers import Answers, status_of
+from .answers import Answers, no_body, status_of
 from .caching import Sharing, restrain, sharing, vary_cookie
 from .cookie import Presented, SessionCookie
 from .duplicates import settle
+from .errors import SessionError
 from .events import AMBIGUOUS_COOKIE, BAD_SIGNATURE, COOKIE_CLASH
 from .fingerprint import FingerprintReader
 from .headers import ByName
 from .holding import Rules
+from .replacement import take_replaced
 from .routes import path_requested
 from .session import Mode, Session
 from .stores.checkout import Outcome, raise_for
@@ -84,6 +86,9 @@ class Exchange:
         if self._started or status_of(error) is None:
             raise error
         self._started = True
+        await self._explain(error, receive)
+
+    async def _explain(self, error: Exception, receive: Receive) -> None:
         session_id = self._presented.session_id
         await self._settings.answers.explain(self._scope, receive, self._send_own, error, session_id)
 
@@ -175,11 +180,18 @@ class HTTPExchange(Exchange):
 
     _held_start: Message | None = None
     _failure: Exception | None = None
+    _replaced = False  # the app's answer, by ours
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
         kind = message["type"]
+        if self._replaced:
+            return  # what is left of an answer that was replaced
         if kind == "http.response.start":
+            refused = self._failure or self.unit.refusal
+            if refused is not None and self._is_frameworks_page(message, refused):
+                await self._replace(refused)
+                return
             if type(message.get("headers")) not in _READ_AGAIN:
                 message = {**message, "headers": list(message.get("headers", ()))}
             if not self._holds_back(message):
@@ -187,7 +199,7 @@ class HTTPExchange(Exchange):
             return
         if kind in _BODY:
             last = not message.get("more_body", False)
-            if self._held_start is not None or (last and self._started and self.unit.is_open):
+            if self._held_start is not None or (last and self._started and self._may_have_changed()):
                 await self._store(last=last)
             elif not self._started:
                 self._raise_failure()
@@ -198,12 +210,27 @@ class HTTPExchange(Exchange):
         self._raise_failure()
         if self._held_start is not None:
             await self._store(last=True)
+        take_replaced(self._scope, self.session)  # after the last message: too late
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """A commit that failed is what counts, whatever the app made of it on the way up."""
         if self._failure is not None and not self._started:
             error = self._failure
+        if self._replaced and status_of(error) is not None:
+            return  # answered already
         await super().fail(error, receive)
+
+    def _is_frameworks_page(self, start: Message, refused: Exception) -> bool:
+        """Whether a framework made a 500 of its own of an error that we answer: the app's own page passes."""
+        status = status_of(refused)
+        handled = self._failure is None and status == 500  # what `save` raised, answered as an app may
+        return bool(start["status"] == 500 and status is not None and not handled)
+
+    async def _replace(self, refused: Exception) -> None:
+        """Give our own answer in place of the app's."""
+        await self.unit.roll_back()
+        self._started = self._replaced = True
+        await self._explain(refused, no_body)
 
     def _raise_failure(self) -> None:
         """A commit that failed is not forgotten because the app swallowed its error and went on."""
@@ -227,6 +254,7 @@ class HTTPExchange(Exchange):
             raise self._failure
         if self._is_error_page(start):
             await self.unit.roll_back()  # a failed request changes nothing
+            self._scope["session"] = self.session
             if self._refreshes:
                 await self._check_refresh()
             await self._send(self._dressed(start))
@@ -237,15 +265,16 @@ class HTTPExchange(Exchange):
     async def _store(self, *, last: bool) -> None:
         """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
         session, unit = self.session, self.unit
-        release = last or self._settings.early_release or not session.accessed
-        if session.accessed or unit.is_loaded:
-            try:
+        try:
+            take_replaced(self._scope, session)
+            release = last or self._settings.early_release or not session.accessed
+            if session.accessed or unit.is_loaded:
                 outcome = await unit.store_changes(release=release)
                 if outcome is not _STORED:
                     raise_for(outcome)
-            except Exception as error:
-                self._failure, self._held_start = error, None
-                raise
+        except Exception as error:
+            self._failure, self._held_start = error, None
+            raise
         if unit.is_open and (release or not unit.keeps_record):
             unit.end()
         start, self._held_start = self._held_start, None
@@ -253,6 +282,9 @@ class HTTPExchange(Exchange):
             if self._refreshes:
                 await self._check_refresh()
             await self._send(self._dressed(start))
+
+    def _may_have_changed(self) -> bool:
+        return self.unit.is_open or self._scope.get("session") is not self.session
 
     def _ends_at_once(self, start: Message) -> bool:
         """Whether the body is of known length, so that its first message may be the last."""
@@ -265,21 +297,37 @@ class HTTPExchange(Exchange):
 class WebSocketExchange(Exchange):
     """Loads without a lock; changes go through `Session.transaction()`. A new cookie rides on the accept."""
 
+    _open = False  # accepted, and not closed by the app
+
     async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """As for HTTP, always without the lock."""
         await super().open(read_only=True, passive=passive)
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
+        if message["type"] != "websocket.send":
+            take_replaced(self._scope, self.session)
         if message["type"] in ("websocket.accept", "websocket.http.response.start"):
             if self._refreshes:
                 await self._check_refresh()
+            self._open = message["type"] == "websocket.accept"
             message = self._dressed(message)
         elif message["type"] == "websocket.close":
-            self._started = True
+            self._started, self._open = True, False
             self.unit.deliverable = False
         await self._send(message)
 
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """An error of ours closes an open connection; any other one rises."""
+        if self._open and isinstance(error, SessionError):
+            await self.unit.roll_back()
+            self._open = False
+            session_id = self._presented.session_id
+            await self._settings.answers.hang_up(self._scope, self._send, error, session_id)
+        else:
+            await super().fail(error, receive)
+
     async def finish(self) -> None:
         """A change that no transaction stored is an error of the app."""
+        take_replaced(self._scope, self.session)
         self.unit.refuse_unseen_change()

@@ -634,7 +634,7 @@ class StoreContract:
             for data in sessions:
                 tasks.start_soon(keep_moving, data.session_id)
             await anyio.sleep(0.02)
-            assert await store.delete_for_user(user) > 0
+            await store.delete_for_user(user)  # some end by themselves, when they find that they may not move
         assert await store.list_for_user(user) == []
         assert await store.find(SessionFilter(user_id=user)) == []
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 import anyio
 
 from .changes import Change
 from .data import SessionData
-from .errors import LockTimeoutError, SessionClosedError, SessionConflictError
+from .errors import LockTimeoutError, SessionClosedError, SessionConflictError, SessionError
 from .holding import Holding
 from .session import Mode, Session
 from .stores.checkout import Missing, Outcome, raise_for
@@ -53,10 +53,12 @@ class Unit(Holding):
 
     The tasks of a request share its handle. One of them at a time transacts, whether the request holds the
     lock or not; what the others change meanwhile is refused, so that a roll-back takes back the block's own
-    changes and nothing else. `refused` says that the app's last `save` or `release` failed.
+    changes and nothing else. `refused` says that the app's last `save` or `release` failed; `refusal` is what
+    the last of them or of its transactions raised.
     """
 
     refused = False
+    refusal: SessionError | None = None
     _turns: _Turn | None = None  # the outermost, of transactions that stand in no other
     _block: _Turn | None = None  # the innermost transaction under way
     _below = Mode.OPEN  # what the request may do when no transaction is under way
@@ -85,7 +87,8 @@ class Unit(Holding):
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
         self.refused = True
-        raise_for(await self.store_changes(release=release))
+        with self._noted():
+            raise_for(await self.store_changes(release=release))
         self.refused = False
         if release:
             self.end()
@@ -120,6 +123,22 @@ class Unit(Holding):
 
         Without `store` the changes are left to the request, which holds the lock.
         """
+        with self._noted():
+            async with self._transacting(session, store) as data:
+                yield data
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Remember why the app was refused: a framework may make an answer of its own of the error."""
+        try:
+            yield
+        except SessionError as error:
+            self.refusal = error
+            raise
+        self.refusal = None
+
+    @asynccontextmanager
+    async def _transacting(self, session: Session, store: bool) -> AsyncIterator[SessionData]:
         self.session = session
         around, outer = _inside.get(), self._turn_here()
         async with self._one_at_a_time(outer):

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"session", "stores.requests"},
     {"stores.base"},
     {"stores.memory", "stores.redis"},
-    {"locks", "holding", "answers", "options", "duplicates"},
+    {"locks", "holding", "answers", "options", "duplicates", "replacement"},
     {"unit"},
     {"exchange"},
     {"middleware"},

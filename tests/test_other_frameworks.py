@@ -1,0 +1,278 @@
+"""What frameworks make of the session and of its errors, each where it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from asgi import CLIENT, FIREFOX, KEY, empty_body, http_scope
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_sessions import (
+    InMemorySessionStore,
+    SessionConflictError,
+    SessionData,
+    SessionMiddleware,
+    SessionStoreError,
+    get_session,
+)
+from asgi_sessions.stores.checkout import Checkout, Outcome
+from asgi_sessions.types import ASGIApp, Message
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[[Any], ASGIApp]
+
+
+class Refusing(InMemorySessionStore):
+    """A store whose commits are refused, or fail, when told to."""
+
+    fails: Outcome | Exception | None = None
+
+    async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
+        if isinstance(self.fails, Exception):
+            raise self.fails
+        return self.fails or await super().commit(checkout, record, release=release)
+
+
+def litestar_app(session_middleware: Any) -> ASGIApp:
+    """Routes that change the session, sign in, sign out as the framework has it, and save early."""
+    litestar = pytest.importorskip("litestar")
+
+    @litestar.post("/change")
+    async def change(request: litestar.Request) -> str:
+        request.session["n"] = request.session.get("n", 0) + 1
+        return "fine"
+
+    @litestar.post("/save")
+    async def save(request: litestar.Request) -> str:
+        request.session["n"] = 7
+        await request.session.save()
+        return "fine"
+
+    @litestar.post("/transact")
+    async def transact(request: litestar.Request) -> str:
+        async with request.session.transaction():
+            request.session["n"] = 7
+        return "fine"
+
+    @litestar.post("/set")
+    async def replace(request: litestar.Request) -> str:
+        request.set_session({"n": 5})
+        return str(request.session["n"])
+
+    @litestar.post("/wrong")
+    async def wrong(request: litestar.Request) -> str:
+        request.set_session(SessionData(session_id="s"))
+        return "fine"
+
+    @litestar.post("/clear")
+    async def clear(request: litestar.Request) -> str:
+        request.clear_session()
+        return "out"
+
+    @litestar.get("/")
+    async def show(request: litestar.Request) -> dict[str, Any]:
+        return dict(request.session)
+
+    for each in (change, save, transact, replace, wrong, clear, show):
+        each.fn.__annotations__["request"] = litestar.Request
+    app: ASGIApp = litestar.Litestar([change, save, transact, replace, wrong, clear, show])
+    return session_middleware(app)  # type: ignore[no-any-return]  # the middleware is an app
+
+
+def litestar_inside(session_middleware: Any) -> ASGIApp:
+    """The same with the middleware among the framework's own."""
+    litestar = pytest.importorskip("litestar")
+    outer: ASGIApp = litestar_app(lambda app: app)
+    routes = outer.routes  # type: ignore[attr-defined]  # it is a Litestar
+    handlers = [
+        handler for route in routes for handler in route.route_handlers if handler.fn.__module__ == __name__
+    ]
+    return litestar.Litestar(handlers, middleware=[session_middleware])  # type: ignore[no-any-return]
+
+
+def quart_app(session_middleware: Any) -> ASGIApp:
+    """The same routes but for those that only the other framework has."""
+    quart = pytest.importorskip("quart")
+    app = quart.Quart(__name__)
+
+    @app.post("/change")
+    async def change() -> str:
+        session = quart.request.scope["session"]
+        session["n"] = session.get("n", 0) + 1
+        return "fine"
+
+    @app.post("/save")
+    async def save() -> str:
+        session = quart.request.scope["session"]
+        session["n"] = 7
+        await session.save()
+        return "fine"
+
+    @app.post("/transact")
+    async def transact() -> str:
+        session = quart.request.scope["session"]
+        async with session.transaction():
+            session["n"] = 7
+        return "fine"
+
+    @app.post("/set")
+    async def replace() -> str:
+        quart.request.scope["session"] = {"n": 5}
+        return "5"
+
+    @app.post("/wrong")
+    async def wrong() -> str:
+        quart.request.scope["session"] = SessionData(session_id="s")
+        return "fine"
+
+    @app.post("/clear")
+    async def clear() -> str:
+        quart.request.scope["session"] = {}
+        return "out"
+
+    @app.get("/")
+    async def show() -> dict[str, Any]:
+        return dict(quart.request.scope["session"])
+
+    app.asgi_app = session_middleware(app.asgi_app)
+    return app  # type: ignore[no-any-return]  # untyped here
+
+
+def starlette_app(session_middleware: Any) -> ASGIApp:
+    """The middleware around the finished app, whose own error handler comes first then."""
+
+    async def change(request: Request) -> Response:
+        request.session["n"] = request.session.get("n", 0) + 1
+        return Response("fine")
+
+    async def save(request: Request) -> Response:
+        request.session["n"] = 7
+        await get_session(request).save()
+        return Response("fine")
+
+    async def transact(request: Request) -> Response:
+        async with get_session(request).transaction():
+            request.session["n"] = 7
+        return Response("fine")
+
+    async def replace(request: Request) -> Response:
+        request.scope["session"] = {"n": 5}
+        return Response("5")
+
+    async def wrong(request: Request) -> Response:
+        request.scope["session"] = SessionData(session_id="s")
+        return Response()
+
+    async def clear(request: Request) -> Response:
+        request.scope["session"] = {}
+        return Response()
+
+    async def show(request: Request) -> Response:
+        return JSONResponse(dict(request.session))
+
+    paths = {
+        "change": change,
+        "save": save,
+        "transact": transact,
+        "set": replace,
+        "wrong": wrong,
+        "clear": clear,
+    }
+    routes = [Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in paths.items()]
+    return session_middleware(Starlette(routes=[*routes, Route("/", show)]))  # type: ignore[no-any-return]
+
+
+MAKERS = [starlette_app, litestar_app, litestar_inside, quart_app]
+
+
+async def ask(
+    app: ASGIApp, method: str, path: str, cookie: str | None = None
+) -> tuple[int, bytes, dict[bytes, bytes]]:
+    """Status, body and headers; the server takes it as an error if the answer is not one whole answer."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    body_read = False
+
+    async def receive() -> Message:
+        nonlocal body_read
+        if body_read:
+            await anyio.sleep_forever()  # the client stays; whoever waits for it to leave is cancelled
+        body_read = True
+        return await empty_body()
+
+    headers = [(b"user-agent", FIREFOX.encode()), (b"host", b"shop.example")]
+    if cookie is not None:
+        headers.append((b"cookie", f"session={cookie}".encode()))
+    scope = http_scope(method=method, path=path, raw_path=path.encode(), headers=headers, client=CLIENT)
+    with anyio.fail_after(20):
+        await app(scope, receive, send)
+    starts = [message for message in sent if message["type"] == "http.response.start"]
+    assert len(starts) == 1
+    assert not sent[-1].get("more_body")
+    body = b"".join(message.get("body", b"") for message in sent)
+    return starts[0]["status"], body, dict(starts[0]["headers"])
+
+
+def cookie_of(headers: dict[bytes, bytes]) -> str | None:
+    line = headers.get(b"set-cookie", b"session=").decode()
+    return line.partition("=")[2].partition(";")[0] or None
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_sessions_work_and_may_be_replaced(make: Make) -> None:
+    """What the framework's own ways of replacing and clearing mean is done."""
+    store = InMemorySessionStore()
+    app = make(lambda app: SessionMiddleware(app, KEY, store=store))
+    _, _, headers = await ask(app, "POST", "/change")
+    cookie = cookie_of(headers)
+    assert (await ask(app, "GET", "/", cookie))[1] in (b'{"n":1}', b'{"n":1}\n')
+    assert (await ask(app, "POST", "/set", cookie))[:2] in ((201, b"5"), (200, b"5"))
+    assert b'{"n":5}' in (await ask(app, "GET", "/", cookie))[1]
+    status, body, headers = await ask(app, "POST", "/wrong", cookie)
+    assert (status, body) == (500, b"The session could not be stored.")
+    assert b'{"n":5}' in (await ask(app, "GET", "/", cookie))[1]
+    status, _, headers = await ask(app, "POST", "/clear", cookie)
+    assert status in (200, 201)
+    assert cookie_of(headers) == "null"
+    assert await store.list_active() == []
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("path", ["/change", "/save", "/transact", "/transact on a read-only route"])
+@pytest.mark.parametrize(
+    ("fails", "status"),
+    [
+        (Outcome.CONFLICT, 409),
+        (Outcome.LOST, 409),
+        (Outcome.GONE, 409),
+        (SessionConflictError("raised by hand"), 409),
+        (SessionStoreError("the backend is down"), 503),
+    ],
+    ids=["conflict", "lost", "gone", "raised", "down"],
+)
+async def test_a_refused_commit_is_answered_by_us(
+    make: Make, path: str, fails: Outcome | Exception, status: int
+) -> None:
+    """Whatever the framework makes of the error that rises: its own 500 does not tell to try again."""
+    store = Refusing()
+    path, _, read_only = path.partition(" ")
+    app = make(lambda app: SessionMiddleware(app, KEY, store=store, read_only=path if read_only else ()))
+    cookie = cookie_of((await ask(app, "POST", "/change"))[2])
+    store.fails = fails
+    if fails is Outcome.GONE and path == "/change":
+        pytest.skip("an answer like any other, so far")
+    answered, body, headers = await ask(app, "POST", path, cookie)
+    assert (answered, headers[b"cache-control"]) == (status, b"no-store")
+    assert body.startswith(b"The session ")
+    assert headers[b"content-type"].startswith(b"text/plain")
+    assert len(store._locks) == 0
