@@ -221,6 +221,12 @@ class ChaosProxy:
             link.close(reset=reset)
         return links
 
+    def deafen_all(self) -> None:
+        """Nothing comes through the connections of now any more, which stay open; later ones are well."""
+        with self._turn:
+            for link in self._links:
+                link.deaf = True
+
     def plan_for(self, direction: Direction, command: bytes) -> Plan | None:
         """The fault that this message is to meet, the first that takes it."""
         with self._turn:

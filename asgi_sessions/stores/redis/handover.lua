@@ -14,6 +14,13 @@ local function leave(token)
   end
 end
 
+-- Whether somebody listens at this node; true where that cannot be known. Who listens at a replica hears what is
+-- published here too, but is not counted, and must not take for its own what goes to the next one.
+local function listens(channel)
+  local count = channel ~= '-' and redis.pcall('PUBSUB', 'NUMSUB', channel)
+  return not count or count.err ~= nil or count[2] > 0
+end
+
 -- The number of those who heard it; nil where that cannot be known (channel '-', or PUBLISH is forbidden).
 local function tell(channel, token, now, news)
   if channel == '-' then
@@ -50,7 +57,7 @@ local function hand_over(claim, cluster, bare)
   local entry = redis.call('LPOP', KEYS[3])
   while entry do
     local deadline, channel, token = waiter(entry)
-    if deadline > now then
+    if deadline > now and (cluster or listens(channel)) then
       redis.call('SET', KEYS[2], token, 'PX', claim)
       if tell(channel, token, now, news) ~= 0 or cluster then
         return

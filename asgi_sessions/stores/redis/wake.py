@@ -93,7 +93,7 @@ class WakeChannel:
         """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
         age = asyncio.get_running_loop().time() - self._lost_at
         if self.live and age > POLL:
-            self._end()
+            self._drop()
 
     async def aclose(self) -> None:
         """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
@@ -106,7 +106,7 @@ class WakeChannel:
         if self._expected:
             await asyncio.wait((self._drained,), timeout=self._timeout)
 
-    def _end(self) -> None:
+    def _drop(self) -> None:
         """Believe nothing more of this subscription."""
         self.live = False
         if self._task is not None:
@@ -123,7 +123,7 @@ class WakeChannel:
 
     def _not_heard(self, asked: float) -> None:
         if self.live and self._heard_at == asked:
-            self._end()
+            self._drop()
 
     async def _listen(self, opened: asyncio.Future[bytes]) -> None:
         lane = self._lane()
@@ -155,7 +155,7 @@ class WakeChannel:
         loop = asyncio.get_running_loop()
         if loop.time() - self._lost_at < 1.0:
             await asyncio.sleep(_BREATHER)
-        lane.on_lost = self._end
+        lane.on_lost = self._drop
         connection = await lane.pool.get_connection()
         try:
             await connection.send_command("SUBSCRIBE", self.name)
