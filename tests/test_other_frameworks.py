@@ -1,9 +1,10 @@
-"""What frameworks make of the session and of its errors, each where it is installed."""
+"""What other frameworks make of the session and of its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -26,6 +27,14 @@ from asgi_sessions.types import ASGIApp, Message
 
 pytestmark = pytest.mark.anyio
 
+# Any: their types know no session but their own
+litestar: Any = import_module("litestar")
+quart: Any = import_module("quart")
+if TYPE_CHECKING:
+    LitestarRequest = Any
+else:
+    LitestarRequest = litestar.Request
+
 Make = Callable[[Any], ASGIApp]
 
 
@@ -42,42 +51,41 @@ class Refusing(InMemorySessionStore):
 
 def litestar_app(session_middleware: Any) -> ASGIApp:
     """Routes that change the session, sign in, sign out as the framework has it, and save early."""
-    litestar = pytest.importorskip("litestar")
 
     @litestar.post("/change")
-    async def change(request: litestar.Request) -> str:
+    async def change(request: LitestarRequest) -> str:
         request.session["n"] = request.session.get("n", 0) + 1
         return "fine"
 
     @litestar.post("/save")
-    async def save(request: litestar.Request) -> str:
+    async def save(request: LitestarRequest) -> str:
         request.session["n"] = 7
         await request.session.save()
         return "fine"
 
     @litestar.post("/transact")
-    async def transact(request: litestar.Request) -> str:
+    async def transact(request: LitestarRequest) -> str:
         async with request.session.transaction():
             request.session["n"] = 7
         return "fine"
 
     @litestar.post("/set")
-    async def replace(request: litestar.Request) -> str:
+    async def replace(request: LitestarRequest) -> str:
         request.set_session({"n": 5})
         return str(request.session["n"])
 
     @litestar.post("/wrong")
-    async def wrong(request: litestar.Request) -> str:
+    async def wrong(request: LitestarRequest) -> str:
         request.set_session(SessionData(session_id="s"))
         return "fine"
 
     @litestar.post("/clear")
-    async def clear(request: litestar.Request) -> str:
+    async def clear(request: LitestarRequest) -> str:
         request.clear_session()
         return "out"
 
     @litestar.get("/")
-    async def show(request: litestar.Request) -> dict[str, Any]:
+    async def show(request: LitestarRequest) -> dict[str, Any]:
         return dict(request.session)
 
     for each in (change, save, transact, replace, wrong, clear, show):
@@ -88,7 +96,6 @@ def litestar_app(session_middleware: Any) -> ASGIApp:
 
 def litestar_inside(session_middleware: Any) -> ASGIApp:
     """The same with the middleware among the framework's own."""
-    litestar = pytest.importorskip("litestar")
     outer: ASGIApp = litestar_app(lambda app: app)
     routes = outer.routes  # type: ignore[attr-defined]  # it is a Litestar
     handlers = [
@@ -99,7 +106,6 @@ def litestar_inside(session_middleware: Any) -> ASGIApp:
 
 def quart_app(session_middleware: Any) -> ASGIApp:
     """The same routes but for those that only the other framework has."""
-    quart = pytest.importorskip("quart")
     app = quart.Quart(__name__)
 
     @app.post("/change")

@@ -86,7 +86,7 @@ class WakeChannel:
         if is_record(value, mark):
             return value
         _out_of_step()
-        self._end()
+        self._drop()
         return None
 
     def doubt(self) -> None:
