@@ -19,7 +19,7 @@ class LockPolicy:
 
     timeout: float = 10.0  # the lease, renewed while the request runs
     wait: float = 15.0  # longest wait for others, then LockTimeoutError
-    max_waiters: int = 64  # of one session in one process, then TooManyWaitersError
+    max_waiters: int = 1024  # of one session in one process, then TooManyWaitersError
     max_hold: float = 300.0  # after this the lease is not renewed any more
 
 
