@@ -25,7 +25,6 @@ from .types import Scope
 Pattern: TypeAlias = "str | re.Pattern[str]"
 Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
 
-_LARGEST = 10**9  # seconds: 31 years; more does not fit into every store
 _REDIS_SCHEMES = (
     "redis", "rediss", "valkey", "valkeys", "unix",
     "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
@@ -193,6 +192,9 @@ def check_flags(**given: object) -> None:
     for name, value in given.items():
         if isinstance(value, str):
             raise TypeError(f"{name} is True or False, not the text {value!r}, which would count as yes")
+
+
+_LARGEST = 10**9  # seconds: 31 years; more does not fit into every store
 
 
 def _require_numbers(**given: object) -> None:
