@@ -84,6 +84,7 @@ class EventSink:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
         self._complained: set[str] = set()
+        self._kinds: set[tuple[str, ...]] = set()
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -98,6 +99,12 @@ class EventSink:
             self._log(event, level)
         if self._on_event is not None:
             self._call(self._on_event, event)
+
+    def is_first(self, *kind: str) -> bool:
+        """Whether this was not asked of the same kind before. Kinds are few: names in the app's code."""
+        known = kind in self._kinds
+        self._kinds.add(kind)
+        return not known
 
     def flush(self) -> None:
         """Logs how many lines were left out so far; for the shut-down."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..data import SessionData
 from ..errors import SessionStoreError
 from ..fields import check_id
-from ..record import decode, encode
+from ..record import decode, encode, misfit
 from .checkout import Checkout, Lifetime, Missing, Outcome
 from .local import LocalLocks, LockPolicy, RetiredIds
 
@@ -180,8 +180,7 @@ class RequestOperations(abc.ABC):
         try:
             return decode(self.model, record)
         except ValueError as error:
-            name = self.model.__name__
-            raise SessionStoreError(f"the record cannot be read as {name}; it is left as it is") from error
+            raise SessionStoreError(str(misfit(self.model, error))) from error
 
     def note_response(self, seconds: float) -> None:
         """Count a request's duration for `get_metrics`."""
