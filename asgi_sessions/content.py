@@ -10,7 +10,7 @@ from .data import SessionData, stamp
 from .errors import SessionStoreError
 from .fields import LiveMetadata, new_session_id
 from .plain import PlainRecord, parse_plain
-from .record import decode, encode, encode_checked
+from .record import decode, encode, encode_checked, misfit
 
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
@@ -165,7 +165,7 @@ class Content(LiveMetadata):
         try:
             return decode(self._model, record or b"")
         except ValueError as error:
-            raise SessionStoreError("the session's record cannot be read") from error
+            raise SessionStoreError(str(misfit(self._model, error))) from error
 
     def _bind(self, data: SessionData) -> None:
         dict.clear(self)

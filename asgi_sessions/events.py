@@ -101,7 +101,7 @@ class EventSink:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
         self._complained: set[str] = set()
-        self._told: set[str] = set()
+        self._kinds: set[tuple[str, ...]] = set()
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -117,10 +117,15 @@ class EventSink:
         if self._on_event is not None:
             self._call(self._on_event, event)
 
+    def is_first(self, *kind: str) -> bool:
+        """Whether this was not asked of the same kind before. Kinds are few: names in the app's code."""
+        known = kind in self._kinds
+        self._kinds.add(kind)
+        return not known
+
     def warn_once(self, name: str, remedy: str) -> None:
         """`emit` as a warning, the first time only: for what is wrong with the set-up and stays so."""
-        if name not in self._told:
-            self._told.add(name)
+        if self.is_first(name):
             self.emit(name, level=logging.WARNING, remedy=remedy)
 
     def flush(self) -> None:

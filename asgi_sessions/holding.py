@@ -6,7 +6,7 @@ import hmac
 import math
 import time
 from dataclasses import dataclass
-from logging import WARNING
+from logging import INFO, WARNING
 
 import anyio
 
@@ -25,6 +25,7 @@ from .events import (
     EventSink,
 )
 from .fields import new_session_id
+from .record import Misfit, misfit
 from .session import Mode, Session
 from .stores.base import SessionStore
 from .stores.checkout import Checkout, Lifetime, Missing, Outcome
@@ -73,6 +74,7 @@ class Holding:
     _began = 0.0  # of the checkout
     _known_user: str | None = None
     _refusal: Outcome | None = None  # of a commit: what this request changes is not stored any more
+    _misfit: Misfit | None = None  # why the record that was loaded last could not be read
     _retired = False  # the id was replaced: the client has, or will have, another cookie
     _is_over = False  # the request has ended, or was rolled back
     _storing = False  # a commit is under way
@@ -103,18 +105,23 @@ class Holding:
     async def _refuse(self, refusal: str, taken: Checkout) -> None:
         """Hold nothing: this client must not see the record."""
         self.session.forget()
-        self.rules.events.emit(refusal, taken.session_id)
+        if self._misfit is None:
+            self.rules.events.emit(refusal, taken.session_id)
+        else:
+            tell_misfit(self.rules.events, taken.session_id, self._misfit)
         await self.abandon()
         self._checkout = None
 
     def _show(self, taken: Checkout) -> str | None:
         """Load the handle; the name of an event where the record must not be shown to this client."""
-        self._checkout, self._began, self._refusal = taken, time.monotonic(), None
+        self._checkout, self._began = taken, time.monotonic()
+        self._refusal = self._misfit = None
         try:
             self.session.load(taken.record)
             identity = self.session.identity()
             session_id, bound_to, user_id = identity.session_id, identity.fingerprint, identity.user_id
-        except ValueError:
+        except ValueError as error:
+            self._misfit = misfit(self.rules.model, error)
             return UNREADABLE_RECORD
         if session_id != taken.session_id:
             return UNREADABLE_RECORD
@@ -355,6 +362,15 @@ class Holding:
             except SessionStoreError as error:
                 taken.token = None
                 self.rules.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))
+
+
+def tell_misfit(events: EventSink, session_id: str, why: Misfit) -> None:
+    """Raise the event: a warning once for each model and field, for every such user is signed out."""
+    level = WARNING if events.is_first(UNREADABLE_RECORD, why.model, why.field) else INFO
+    events.emit(UNREADABLE_RECORD, session_id, level=level, **why._asdict(), remedy=_OLD_RECORDS)
+
+
+_OLD_RECORDS = "let the model read old records: a validator (mode='before') or another name for what changed"
 
 
 def _same(bound_to: str, client: str) -> bool:

@@ -7,7 +7,7 @@ fields are left out: they come back by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import from_json, to_json
@@ -86,6 +86,33 @@ def _fields_of(record: bytes) -> dict[str, object]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+class Misfit(NamedTuple):
+    """Why a record does not fit a model: which fields, and pydantic's names of what is wrong with them."""
+
+    model: str
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"the record cannot be read as {self.model}: {self.field} ({self.problem}); it is left as it is"
+        )
+
+
+def misfit(model: type[BaseModel], error: ValueError) -> Misfit:
+    """What `decode` found wrong, without any value of the record; what lies within a field is not named."""
+    found = (
+        error.errors(include_url=False, include_context=False, include_input=False)
+        if isinstance(error, ValidationError)
+        else []
+    )
+    fields = [str(each["loc"][0]) for each in found if each["loc"] and each["loc"][0] in model.model_fields]
+    problems = dict.fromkeys(each["type"] for each in found)
+    return Misfit(
+        model.__name__, ", ".join(dict.fromkeys(fields)) or "record", ", ".join(problems) or "other"
+    )
 
 
 def encode_checked(data: BaseModel) -> bytes:

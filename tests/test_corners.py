@@ -418,7 +418,7 @@ async def test_a_record_with_a_forbidden_name_is_unreadable(site: Site) -> None:
     """The fast way takes no record that the model refuses, and nothing of it is overwritten."""
     browser = site.browser()
     await browser.begin(n=1)
-    record = _rewrite(browser, b'"thread_id":null', b'"thread_id":"a;b"')
+    record = _rewrite(browser, b'"user_id":null', b'"user_id":"a; b"')
     seen: list[dict[str, Any]] = []
     await browser.open(page(lambda session: seen.append(dict(session))))
     assert (seen, site.events) == ([{}], ["unreadable_record"])

@@ -454,7 +454,20 @@ async def test_an_error_page_for_a_late_request_brings_no_cookie() -> None:
     assert (answer.status, answer.cookies) == (404, [])
 
 
-@pytest.mark.parametrize("status", [404, 409, 503])
+async def test_a_500_is_not_the_apps_own(site: Site, browser: Browser) -> None:
+    """Frameworks make one of any error that rises: the client hears that it may try again."""
+    await browser.begin(n=0)
+    page_of_framework = [
+        start(500, [(b"x-app", b"1")]),
+        chunk(b"Internal ", more=True),
+        chunk(b"Server Error"),
+    ]
+    answer = await browser.open(swallowing(during(browser, overwrite, write), page_of_framework))
+    assert answer.messages == own_answer(409)
+    assert site.locks == 0
+
+
+@pytest.mark.parametrize("status", [404, 409, 501, 503])
 async def test_the_apps_own_error_page_goes_through(site: Site, browser: Browser, status: int) -> None:
     """An app may answer a refused commit itself, as long as it does not call it a success."""
     await browser.begin(n=0)

@@ -1,10 +1,10 @@
-"""What other frameworks make of the session and of its errors."""
+"""What frameworks make of the session and of its errors, each where it is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -30,10 +30,6 @@ pytestmark = pytest.mark.anyio
 # Any: their types know no session but their own
 litestar: Any = import_module("litestar")
 quart: Any = import_module("quart")
-if TYPE_CHECKING:
-    LitestarRequest = Any
-else:
-    LitestarRequest = litestar.Request
 
 Make = Callable[[Any], ASGIApp]
 
@@ -49,106 +45,118 @@ class Refusing(InMemorySessionStore):
         return self.fails or await super().commit(checkout, record, release=release)
 
 
-def litestar_app(session_middleware: Any) -> ASGIApp:
-    """Routes that change the session, sign in, sign out as the framework has it, and save early."""
+def litestar_routes() -> list[Any]:
+    """Routes that change the session, store it early, replace it and end it in the framework's ways."""
 
-    @litestar.post("/change")
-    async def change(request: LitestarRequest) -> str:
+    async def change(request: Any) -> str:
         request.session["n"] = request.session.get("n", 0) + 1
         return "fine"
 
-    @litestar.post("/save")
-    async def save(request: LitestarRequest) -> str:
+    async def save(request: Any) -> str:
         request.session["n"] = 7
         await request.session.save()
         return "fine"
 
-    @litestar.post("/transact")
-    async def transact(request: LitestarRequest) -> str:
+    async def transact(request: Any) -> str:
         async with request.session.transaction():
             request.session["n"] = 7
         return "fine"
 
-    @litestar.post("/set")
-    async def replace(request: LitestarRequest) -> str:
+    async def replace(request: Any) -> str:
         request.set_session({"n": 5})
         return str(request.session["n"])
 
-    @litestar.post("/wrong")
-    async def wrong(request: LitestarRequest) -> str:
+    async def wrong(request: Any) -> str:
         request.set_session(SessionData(session_id="s"))
         return "fine"
 
-    @litestar.post("/clear")
-    async def clear(request: LitestarRequest) -> str:
+    async def clear(request: Any) -> str:
         request.clear_session()
         return "out"
 
-    @litestar.get("/")
-    async def show(request: LitestarRequest) -> dict[str, Any]:
+    async def show(request: Any) -> dict[str, Any]:
         return dict(request.session)
 
     for each in (change, save, transact, replace, wrong, clear, show):
-        each.fn.__annotations__["request"] = litestar.Request
-    app: ASGIApp = litestar.Litestar([change, save, transact, replace, wrong, clear, show])
-    return session_middleware(app)  # type: ignore[no-any-return]  # the middleware is an app
+        each.__annotations__["request"] = litestar.Request
+    posted = {
+        "change": change,
+        "save": save,
+        "transact": transact,
+        "set": replace,
+        "wrong": wrong,
+        "clear": clear,
+    }
+    return [
+        *(litestar.post(f"/{name}")(endpoint) for name, endpoint in posted.items()),
+        litestar.get("/")(show),
+    ]
+
+
+def litestar_app(session_middleware: Any) -> ASGIApp:
+    """The middleware around the finished app."""
+    routes = litestar_routes()
+    app: ASGIApp = session_middleware(litestar.Litestar(routes))
+    return app
 
 
 def litestar_inside(session_middleware: Any) -> ASGIApp:
-    """The same with the middleware among the framework's own."""
-    outer: ASGIApp = litestar_app(lambda app: app)
-    routes = outer.routes  # type: ignore[attr-defined]  # it is a Litestar
-    handlers = [
-        handler for route in routes for handler in route.route_handlers if handler.fn.__module__ == __name__
-    ]
-    return litestar.Litestar(handlers, middleware=[session_middleware])  # type: ignore[no-any-return]
+    """The middleware among the framework's own."""
+    routes = litestar_routes()
+    app: ASGIApp = litestar.Litestar(routes, middleware=[session_middleware])
+    return app
 
 
 def quart_app(session_middleware: Any) -> ASGIApp:
-    """The same routes but for those that only the other framework has."""
-    app = quart.Quart(__name__)
+    """The same routes, with the scope's way of replacing."""
 
-    @app.post("/change")
+    def session() -> Any:
+        return quart.request.scope["session"]
+
     async def change() -> str:
-        session = quart.request.scope["session"]
-        session["n"] = session.get("n", 0) + 1
+        session()["n"] = session().get("n", 0) + 1
         return "fine"
 
-    @app.post("/save")
     async def save() -> str:
-        session = quart.request.scope["session"]
-        session["n"] = 7
-        await session.save()
+        session()["n"] = 7
+        await session().save()
         return "fine"
 
-    @app.post("/transact")
     async def transact() -> str:
-        session = quart.request.scope["session"]
-        async with session.transaction():
-            session["n"] = 7
+        async with session().transaction():
+            session()["n"] = 7
         return "fine"
 
-    @app.post("/set")
     async def replace() -> str:
         quart.request.scope["session"] = {"n": 5}
         return "5"
 
-    @app.post("/wrong")
     async def wrong() -> str:
         quart.request.scope["session"] = SessionData(session_id="s")
         return "fine"
 
-    @app.post("/clear")
     async def clear() -> str:
         quart.request.scope["session"] = {}
         return "out"
 
-    @app.get("/")
     async def show() -> dict[str, Any]:
-        return dict(quart.request.scope["session"])
+        return dict(session())
 
+    app = quart.Quart(__name__)
+    posted = {
+        "change": change,
+        "save": save,
+        "transact": transact,
+        "set": replace,
+        "wrong": wrong,
+        "clear": clear,
+    }
+    for name, endpoint in posted.items():
+        app.post(f"/{name}")(endpoint)
+    app.get("/")(show)
     app.asgi_app = session_middleware(app.asgi_app)
-    return app  # type: ignore[no-any-return]  # untyped here
+    made: ASGIApp = app
+    return made
 
 
 def starlette_app(session_middleware: Any) -> ASGIApp:
@@ -192,7 +200,8 @@ def starlette_app(session_middleware: Any) -> ASGIApp:
         "clear": clear,
     }
     routes = [Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in paths.items()]
-    return session_middleware(Starlette(routes=[*routes, Route("/", show)]))  # type: ignore[no-any-return]
+    app: ASGIApp = session_middleware(Starlette(routes=[*routes, Route("/", show)]))
+    return app
 
 
 MAKERS = [starlette_app, litestar_app, litestar_inside, quart_app]

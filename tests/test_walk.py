@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -40,7 +41,9 @@ from asgi_sessions import (
     SessionClosedError,
     SessionConflictError,
     SessionData,
+    SessionEvent,
     SessionMiddleware,
+    SessionStoreError,
     get_session,
     get_session_data,
 )
@@ -889,6 +892,43 @@ async def test_a_record_with_one_impossible_value_is_not_ours(
 
 
 # -- 8. save, release, transaction, routes -------------------------------------------------------------
+
+
+class Before(SessionData):
+    """A release's model."""
+
+    cart: list[int] = []  # noqa: RUF012  # pydantic copies defaults
+    plan: str = ""
+
+
+class After(SessionData):
+    """The next one's, which cannot read that."""
+
+    cart: dict[str, int] = {}  # noqa: RUF012  # pydantic copies defaults
+    plan: str = ""
+
+
+async def test_a_model_that_cannot_read_old_records_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Everybody is signed out: a warning with model and field, once, and an event each time; no value."""
+    told: list[SessionEvent] = []
+    old = Site({"model": Before})
+    browsers = [old.browser() for _ in range(3)]
+    for browser in browsers:
+        await browser.open(page(lambda session: setattr(session.data, "cart", [4711])))
+    new = old.option(model=After, on_event=told.append)
+    caplog.set_level("INFO", "asgi_sessions")
+    for browser in browsers:
+        await replace(browser, site=new).open(page(lambda session: session.get("n")))
+    details = {"model": "After", "field": "cart", "problem": "dict_type"}
+    assert [event.name for event in told] == ["unreadable_record"] * 3
+    assert [details.items() <= event.details.items() for event in told] == [True] * 3
+    lines = [record for record in caplog.records if "unreadable_record" in record.message]
+    assert [record.levelname for record in lines] == ["WARNING", "INFO", "INFO"]
+    assert "model='After' field='cart'" in lines[0].message
+    assert "4711" not in caplog.text
+    new.store.model = After
+    with pytest.raises(SessionStoreError, match=r"cannot be read as After: cart \(dict_type\)"):
+        await new.store.get(browsers[0].session_id)
 
 
 async def test_save_stores_now_and_keeps_the_lock(site: Site, browser: Browser) -> None:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from ..data import SessionData
 from ..errors import SessionStoreError
 from ..fields import check_id
-from ..record import decode, encode_checked, user_of
+from ..record import decode, encode_checked, misfit, user_of
 from .checkout import Checkout, Lifetime, Missing, Outcome
 from .local import Latches, LocalLocks, LockPolicy, RetiredIds
 from .primitives import Values
@@ -372,8 +372,7 @@ class RequestOperations:
         try:
             return decode(self.model, record)
         except ValueError as error:
-            name = self.model.__name__
-            raise SessionStoreError(f"the record cannot be read as {name}; it is left as it is") from error
+            raise SessionStoreError(str(misfit(self.model, error))) from error
 
     def note_response(self, seconds: float) -> None:
         """Count a request's duration for `get_metrics`."""
