@@ -104,9 +104,16 @@ class Relay:
             for carrier in carriers:
                 carrier.cancel()
             await asyncio.gather(*carriers, return_exceptions=True)
-            for end in (writer, far_writer):
-                end.transport.abort()
+            await asyncio.gather(_close(writer), _close(far_writer))
             self._links.discard(task)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """In good order, with TLS's own goodbye; a peer that does not answer it is left."""
+    writer.close()
+    with contextlib.suppress(OSError, asyncio.TimeoutError):
+        await asyncio.wait_for(writer.wait_closed(), 0.2)
+    writer.transport.abort()
 
 
 class Authority:

@@ -18,8 +18,8 @@ from .scripts import Keys
 KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 MB
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
 HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
-_NONCE = 16
-HEADER_SIZE = len("asgi1:") + _NONCE + 2 * len(":0000000000000") + len(":")
+NONCE = 16  # digits, with which a version begins
+HEADER_SIZE = len("asgi1:") + NONCE + 2 * len(":0000000000000") + len(":")
 _GLOB = re.compile(rb"([*?\[\]\\])")
 
 NO_IDLE = b":0000000000000"  # what the version of a record without an idle timeout ends with
@@ -50,12 +50,7 @@ def pack_value(version: bytes, record: bytes) -> bytes:
 
 def next_version(version: bytes) -> bytes:
     """A new version that keeps the timeouts of the old one."""
-    return new_nonce() + version[_NONCE:]
-
-
-def nonce_of(version: bytes) -> bytes:
-    """By which no other version is called."""
-    return version[:_NONCE]
+    return new_nonce() + version[NONCE:]
 
 
 def milliseconds(seconds: float | None) -> bytes:

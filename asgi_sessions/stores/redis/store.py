@@ -16,16 +16,16 @@ from .layout import (
     HEADER,
     HEADER_SIZE,
     NO_IDLE,
+    NONCE,
     RETIRED_MS,
     milliseconds,
     next_version,
-    nonce_of,
     pack_value,
 )
 from .leases import Lease
 from .names import new_nonce, new_token
 from .records import RedisRecords
-from .replies import Reply
+from .replies import STORED, Reply
 from .scripts import COMMIT, CREATE, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
 
@@ -119,7 +119,7 @@ class RedisSessionStore(RedisRecords):
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
         call = _commit(keys, token, was, version, record, flags)
-        reply = engine.call(COMMIT, keys.record, call, nonce_of(version))
+        reply = engine.call(COMMIT, keys.record, call, STORED + version[:NONCE])
         if bequeath:
             return await self._bequeath(engine, checkout, reply, version, record)
         outcome = _outcome(await reply)
@@ -165,7 +165,7 @@ class RedisSessionStore(RedisRecords):
         name = new_nonce()  # by which the call knows its own retry
         version = checkout.version.encode()
         args = pack_args(token, version, retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, name)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
         engine.queues.leave(keys, token)
         outcome = _outcome(await reply)
         checkout.token = None
@@ -224,7 +224,7 @@ def _missing(word: bytes) -> Missing:
 
 def _outcome(reply: Reply) -> Outcome:
     """Of a commit or a removal; that a success is theirs was seen when the reply came."""
-    if isinstance(reply, bytes) and reply.startswith(b"STORED"):
+    if isinstance(reply, bytes) and reply.startswith(STORED):
         return _STORED
     if isinstance(reply, bytes) and reply in _OUTCOMES:
         return _OUTCOMES[reply]
