@@ -191,10 +191,10 @@ class Crowd:
         for _ in range(acts):
             await self.chance.choice(ways)(self.chance.choice(list(self.sizes)))
 
-    async def assert_whole(self) -> None:
+    async def assert_whole(self, wait: float = 2) -> None:
         """Nothing that was acknowledged is lost, nobody holds a lock, and every record is its own."""
         for name in self.sizes:
-            taken = await self.store.checkout(name, LockPolicy(wait=2), _HOUR)
+            taken = await self.store.checkout(name, LockPolicy(wait=wait), _HOUR)
             assert isinstance(taken, Checkout)
             assert self.told[name] <= self.check(name, self.store.read(taken.record)) <= self.tried[name]
             await self.store.release(taken)
@@ -281,5 +281,5 @@ async def test_connections_that_end_in_mid_flight(store: RedisSessionStore, serv
         for _ in range(CLIENTS):
             group.start_soon(client)
         await anyio.to_thread.run_sync(servers.hang_up)
-    assert {message for message in refused if "lost" not in message} == set()
-    await crowd.assert_whole()
+    assert not [message for message in refused if "lost" not in message and "reached" not in message]
+    await crowd.assert_whole(wait=12)  # a release whose connection ended twice is over with its lease
