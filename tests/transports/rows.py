@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from deployments import RedisCluster as ClusterNodes
-from deployments import SentinelSet
+from deployments import SentinelSet, command
 from redis import Redis as BlockingRedis
 from redis._parsers import _AsyncRESP2Parser
 from redis.asyncio import Redis, RedisCluster
@@ -22,6 +22,7 @@ from relays import Authority, Relay, in_pieces
 Client: TypeAlias = Redis | RedisCluster | str
 
 PASSWORD = "s3cret:/@ü"
+PATIENCE_MS = 60_000
 QUOTED = "s3cret%3A%2F%40%C3%BC"
 
 _LUA = files("asgi_sessions.stores.redis")
@@ -70,13 +71,19 @@ class Servers:
 
     @cached_property
     def sentinels(self) -> SentinelSet:
+        """Nothing happens to them here: who is slow for a while is not taken for dead."""
         found = self._stack.enter_context(SentinelSet())
+        for each in found.sentinels:
+            command(each, "SENTINEL", "SET", found.name, "down-after-milliseconds", PATIENCE_MS)
         self._administer(found.primary())
         return found
 
     @cached_property
     def cluster(self) -> ClusterNodes:
+        """As patient."""
         found = self._stack.enter_context(ClusterNodes())
+        for node in found.nodes:
+            command(node, "CONFIG", "SET", "cluster-node-timeout", PATIENCE_MS)
         for node in found.primaries():
             self._administer(node)
         return found

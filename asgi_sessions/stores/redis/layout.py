@@ -19,7 +19,7 @@ KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
 _HEADER = re.compile(rb"asgi(?:2:([0-9a-f]{16}(?::[0-9]{13}){3})\n|1:([0-9a-f]{16}(?::[0-9]{13}){2}):)")
 HEADER_SIZE = len(b"asgi2:0123456789abcdef:0000000000000:0000000000000:0000000000000\n")
-_NONCE = 16
+NONCE = 16  # digits, with which a version begins
 _ENDS, _IDLE, _BEGAN = slice(17, 30), slice(31, 44), slice(45, 58)  # in a version
 _FORMATS = {58: b"2", 44: b"1"}  # by the length of a version
 _UNKNOWN_BEGIN = b":0000000000000"
@@ -81,12 +81,7 @@ def head_of(version: bytes) -> bytes:
 
 def next_version(version: bytes) -> bytes:
     """A new version that keeps the timeouts of the old one, and the begin as far as it is known."""
-    return new_nonce() + version[_NONCE:] + (_UNKNOWN_BEGIN if len(version) == 44 else b"")
-
-
-def nonce_of(version: bytes) -> bytes:
-    """By which no other version is called."""
-    return version[:_NONCE]
+    return new_nonce() + version[NONCE:] + (_UNKNOWN_BEGIN if len(version) == 44 else b"")
 
 
 def milliseconds(seconds: float | None) -> bytes:

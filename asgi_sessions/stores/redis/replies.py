@@ -13,16 +13,19 @@ from ...record import id_of
 
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 About: TypeAlias = bytes | tuple[bytes, ...]
-"""What a reply has to bear: the mark of a record (of each, for several), a nonce, a name; empty: nothing."""
+"""What a reply has to bear: the mark of a record (of each, for several), a nonce; or what it has to be, if it
+tells of success; empty: nothing."""
 Fits: TypeAlias = Callable[[Reply, Any], bool]  # each knows what its calls ask about
 
 WITHHELD = b"asgi2:"  # in the place of a record that nobody gets: it has no header, so it cannot be read
+STORED = b"STORED"  # and the nonce or the name of what was done
+UNHELD = b"UNHELD"  # the same, and the lock is free
 MOST_KNOWN = 1024  # ids whose record is wrong, about 300 kB
 
 _OURS = b"asgi"  # how a value of ours begins, in every version of its header
+_BODY = 65  # where its record begins, in the version that is written; of others it is looked for
 _TAKEN = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
 _REFUSALS = (b"GONE", b"LOST", b"CONFLICT")
-_STORED = (b"STORED", b"UNHELD")  # six letters each
 
 
 def bears(value: bytes, mark: bytes) -> bool:
@@ -73,7 +76,7 @@ def are_records(reply: Reply, marks: tuple[bytes, ...]) -> bool:
 def is_taken(reply: Reply, mark: bytes) -> bool:
     """What `acquire.lua` says; a record bears this id."""
     if type(reply) is bytes:  # nearly always
-        return bears(reply, mark) or (reply.startswith(_OURS) and _is_own(reply, mark))
+        return reply.startswith(mark, _BODY) or (reply.startswith(_OURS) and _is_own(reply, mark))
     if type(reply) is not list or not reply:
         return False
     kind, *rest = reply
@@ -82,16 +85,18 @@ def is_taken(reply: Reply, mark: bytes) -> bool:
     return kind != b"L" or (type(rest[0]) is bytes and type(rest[1]) is int and _is_own(rest[0], mark))
 
 
-def is_stored(reply: Reply, name: bytes) -> bool:
-    """An outcome; a success names what it acknowledges."""
+def is_stored(reply: Reply, success: bytes) -> bool:
+    """An outcome: a refusal, or this success, which names what it acknowledges."""
     if type(reply) is not bytes:
         return False
-    return reply in _REFUSALS or (reply.startswith(_STORED) and (not name or reply[6:] == name))
+    if reply == success or reply in _REFUSALS:
+        return True
+    return reply[:6] == UNHELD and reply[6:] == success[6:] if success else reply.startswith((STORED, UNHELD))
 
 
-def is_removed(reply: Reply, name: bytes) -> bool:
+def is_removed(reply: Reply, success: bytes) -> bool:
     """The same, or that something else lies there."""
-    return reply == b"X" or is_stored(reply, name)
+    return reply == b"X" or is_stored(reply, success)
 
 
 def is_created(reply: Reply, nonce: bytes) -> bool:

@@ -16,12 +16,12 @@ from .calls import NOT_OURS, forget
 from .connections import Client
 from .engine import Engine
 from .index import Link
-from .layout import RETIRED_MS, header_of, milliseconds, next_version, nonce_of, pack_value, parse
+from .layout import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from .leases import Lease
 from .names import new_nonce, new_token
 from .queue import After
 from .records import RedisRecords
-from .replies import Reply
+from .replies import STORED, Reply
 from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
 from .terms import Terms
 from .waiters import Acquired
@@ -198,7 +198,7 @@ class RedisSessionStore(RedisRecords):
         packed = commits.pack(keys, token, was, version, record, flags, unsure)
         checkout.unsure = commits.one_more(unsure, version)  # until there is an answer
         script = COMMIT if unsure is None else COMMIT_AGAIN
-        reply = engine.call(script, keys.record, packed, nonce_of(version))
+        reply = engine.call(script, keys.record, packed, STORED + version[:NONCE])
         if after is _HAND_OVER:
             return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
         word = commits.word_of(await reply)
@@ -251,7 +251,7 @@ class RedisSessionStore(RedisRecords):
         engine.leases.drop(token)
         name = new_nonce()  # by which the call knows its own retry
         args = pack_args(token, commits.known(checkout), retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, name)
+        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
         engine.queues.leave(keys, token)
         return reply
 

@@ -77,7 +77,7 @@ class Wire(asyncio.BufferedProtocol):
             while (reply := self._reader.gets(False)) is not _MORE:
                 if isinstance(reply, Exception):
                     self._on_error(reply)
-                elif calls and (call := calls[0]).fits(reply, call.about):
+                elif calls and (reply == (call := calls[0]).about != b"" or call.fits(reply, call.about)):
                     future = calls.popleft().future
                     if not future.done():
                         future.set_result(reply)
