@@ -496,7 +496,6 @@ def test_every_order_of_what_processes_do(
 @pytest.mark.parametrize(
     ("wrong", "instead"),
     [
-        ("tell(channel, token, now, news) ~= 0", "tell(channel, token, now, news) ~= -1"),
         ("redis.call('LPOP', KEYS[3])", "redis.call('RPOP', KEYS[3])"),
         ("redis.call('LREM', KEYS[3], 1, entry)", ""),
         ("tell(channel, token, now, state)", ""),

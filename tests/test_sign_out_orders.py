@@ -53,9 +53,9 @@ class Actor:
             setattr(engine, name, self._gate(getattr(engine, name)))
 
     def _gate(self, call: Callable[..., Awaitable[Reply]]) -> Callable[..., asyncio.Future[Reply]]:
-        def wait(*args: Any) -> asyncio.Future[Reply]:
+        def wait(*args: Any, **about: Any) -> asyncio.Future[Reply]:
             reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._waiting.append((lambda: call(*args), reply))
+            self._waiting.append((lambda: call(*args, **about), reply))
             return reply
 
         return wait
@@ -114,8 +114,8 @@ class World:
         assert await self.store.create("old", record("old"), _HOUR, None, "ada")
         assert await self.store.create("visitor", record("visitor", None), _HOUR, None)
         await self.store.link_user("ada", "visitor", _HOUR)
-        for name in ("old", "visitor"):
-            await self.raw.zincrby(_INDEX, -2000 * LINK_SETTLES, name)
+        await self.raw.zincrby(_INDEX, -2000 * LINK_SETTLES, "old")
+        await self.raw.zincrby(_INDEX, -3000 * LINK_SETTLES, "visitor")
 
     async def records(self) -> set[str]:
         """Of ada's."""
@@ -202,7 +202,8 @@ async def setting(world: World, actor: Actor) -> Work:
 
 async def setting_again(world: World, actor: Actor) -> Work:
     """It was there before."""
-    await world.store.set("made", SessionData(session_id="made", user_id="ada"))
+    assert await world.store.create("made", record("made"), _HOUR, None)
+    await world.raw.zadd(_INDEX, {"made": 1e12})
     return await setting(world, actor)
 
 
@@ -343,10 +344,10 @@ async def test_the_exploration_finds_what_is_wrong(world: World, monkeypatch: py
     engine: Any = await world.actors[0].store._engines.get()
     call = engine.call
 
-    def without_marks(script: Any, key: bytes, packed: bytes) -> Any:
+    def without_marks(script: Any, key: bytes, packed: bytes, about: Any = b"") -> Any:
         if script is MARK:
             return engine.command(b"EVAL", body, b"1", key)
-        return call(script, key, packed)
+        return call(script, key, packed, about)
 
     monkeypatch.setattr(engine, "call", without_marks)
     with pytest.raises(AssertionError, match="survived"):

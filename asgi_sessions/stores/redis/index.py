@@ -8,7 +8,7 @@ is signed in when `end` marks the links is either marked under the id that it ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -26,8 +26,8 @@ LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may stil
 LOOKS = 4  # links that a sign-in has looked at: as many as go at least for the one that comes
 AT_ONCE = 200  # sessions of a user that are ended in one step
 
-LIVES, ENDED, NOT_THEIRS = b"K", b"E", b"N"  # the words of settle.lua
-LEFT_ALONE = b""
+LIVES, NOTHING, MOVED = b"K", b"N", b"M"  # the words of settle.lua
+TO_END, LEFT_ALONE = b"E", b""
 
 _SETTLES = milliseconds(LINK_SETTLES)
 _LOOKS = b"%d" % LOOKS
@@ -58,7 +58,9 @@ class UserIndex:
     def __init__(self, keys: KeySpace) -> None:
         self._keys = keys
 
-    async def link(self, engine: Engine, user_id: str, session_id: str, absolute: float | None) -> None:
+    async def link(
+        self, engine: Engine, user_id: str, session_id: str, absolute: float | None, *, tidy: bool = True
+    ) -> None:
         """Note that the session is this user's, or still is; one that is being ended stays so.
 
         A record that is new comes before its link, a change of user in a record after it: whoever dies in
@@ -67,10 +69,17 @@ class UserIndex:
         to end and did not finish is ended.
         """
         key = self._keys.user(user_id)
-        reply = await engine.run(LINK, key, session_id.encode(), _lives(absolute), _SETTLES, _LOOKS)
-        links = _links(reply)
+        looks = _LOOKS if tidy else b"0"
+        links = _links(await engine.run(LINK, key, session_id.encode(), _lives(absolute), _SETTLES, looks))
         if links:
             engine.later(key, partial(self._look, engine, user_id, links))
+
+    async def link_all(
+        self, engine: Engine, users: Mapping[str, str], absolute: float | None, *, tidy: bool = True
+    ) -> None:
+        """`link` for many: users by session id. One round trip."""
+        links = [self.link(engine, user, name, absolute, tidy=tidy) for name, user in users.items()]
+        await asyncio.gather(*links)
 
     async def succeed(
         self, engine: Engine, old: str, new: str, was: str | None, user: str | None, absolute: float | None
@@ -89,8 +98,8 @@ class UserIndex:
         return cast("bytes | None", reply)
 
     def unlink(self, engine: Engine, user_id: str, link: Link) -> None:
-        """Forget a session that was ended; written, not waited for. A link made anew meanwhile stays."""
-        self._settle(engine, user_id, [(link, ENDED)]).add_done_callback(forget)
+        """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
+        self._settle(engine, user_id, [(link, MOVED)]).add_done_callback(forget)
 
     def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
         """Forget an id that nobody was told; written, not waited for."""
@@ -128,10 +137,10 @@ class UserIndex:
         """See what lies at these links, end what is to be ended, and note in the index what was found."""
         found = await values(engine, self._keys, [link.session_id for link in links])
         verdicts = [(link, verdict(value, link, user_id)) for link, value in zip(links, found, strict=True)]
-        doomed = [link.session_id for link, word in verdicts if word == ENDED]
-        replies = await remove(engine, self._keys, doomed)
-        foreign = {session_id for session_id, reply in zip(doomed, replies, strict=True) if reply == b"X"}
-        settled = [(link, word) for link, word in verdicts if word and link.session_id not in foreign]
+        doomed = [link for link, word in verdicts if word == TO_END]
+        replies = await remove(engine, self._keys, [link.session_id for link in doomed])
+        settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
+        settled += [(link, NOTHING) for link, reply in zip(doomed, replies, strict=True) if reply != b"X"]
         if settled:
             await self._settle(engine, user_id, settled)
         return Ended(replies.count(b"STORED"), len(links) - len(settled))
@@ -144,20 +153,21 @@ class UserIndex:
 
 
 def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
-    """What a link comes to by what lies at its record, whatever the model: a word of settle.lua.
+    """What a link comes to by what lies at its record, whatever the model.
 
-    ENDED: the record is to be deleted first. A record that says nothing of its user is taken for what the
-    link says: it may be one of another release. LEFT_ALONE: it is of no format that is known here.
+    TO_END: the record is to be deleted, and NOTHING is there then. A record that does not say whose it is, is
+    taken for what the link says: it may be one of another release. LEFT_ALONE: it is of no format that is
+    known here.
     """
     if value is None:
-        return NOT_THEIRS
+        return NOTHING
     try:
         record = unpack(value).record
     except SessionStoreError:
         return LEFT_ALONE if link.is_marked else LIVES
     if id_of(record) == link.session_id and user_of(record) != user_id:
-        return NOT_THEIRS
-    return ENDED if link.is_marked else LIVES
+        return NOTHING
+    return TO_END if link.is_marked else LIVES
 
 
 def _links(reply: Reply) -> list[Link]:

@@ -24,7 +24,7 @@ from .scripts import SET
 
 AT_ONCE = 100  # records that are read and parsed before others have their turn
 FOREIGN = "what lies under this id is not a session record; it is left alone"
-STORED, LEFT_ABSENT = 1, 2  # replies of set.lua
+LEFT_ABSENT, CREATED = 2, 3  # replies of set.lua
 
 
 class RedisRecords(SessionStore):
@@ -48,7 +48,7 @@ class RedisRecords(SessionStore):
         self._index = UserIndex(self._keys)
         self._engines = Engines(deployment(client_or_url, socket_timeout), self._keys.prefix)
 
-    # -- single records and batches: one round trip, two where users are to be linked -----------------------
+    # -- single records and batches: one round trip, some more to write where users are to be linked --------
 
     async def get(self, session_id: str) -> SessionData | None:
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
@@ -87,22 +87,27 @@ class RedisRecords(SessionStore):
     async def _set(
         self, records: Mapping[str, SessionData], ttl: float | None, create: bool
     ) -> dict[str, bool]:
-        """Links come first: who dies in between leaves one that leads to nothing of the user's."""
+        """Links come first: who dies in between leaves one that leads to nothing of the user's.
+
+        The link of a record that was not there comes once more: a sign-out may have seen that it was not.
+        """
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
         encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
         engine = await self._engines.get()
-        users = [(data.user_id, name) for name, data in records.items() if data.user_id is not None]
-        await asyncio.gather(*[self._index.link(engine, user_id, name, ttl) for user_id, name in users])
+        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
+        await self._index.link_all(engine, users, ttl)
         rest = milliseconds(ttl), milliseconds(self.default_ttl), b"1" if create else b"0"
         writes = [
             engine.run(SET, self._keys.record(name), new_nonce(), record, *rest)
             for name, record in encoded.items()
         ]
-        replies = await asyncio.gather(*writes)
-        if not {STORED, LEFT_ABSENT}.issuperset(cast("list[int]", replies)):
+        replies = dict(zip(encoded, await asyncio.gather(*writes), strict=True))
+        created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
+        await self._index.link_all(engine, created, ttl, tidy=False)
+        if 0 in replies.values():
             raise SessionStoreError(FOREIGN)
-        return {name: reply == STORED for name, reply in zip(encoded, replies, strict=True)}
+        return {name: reply != LEFT_ABSENT for name, reply in replies.items()}
 
     async def delete(self, session_id: str) -> bool:
         return (await self.delete_batch([session_id]))[session_id]

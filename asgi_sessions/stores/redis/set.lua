@@ -3,7 +3,8 @@
 -- ARGV  1 nonce  2 JSON  3 ttl (ms; 0: an existing record keeps what is left of its life)
 --       4 ttl of a new record (ms)  5 '0': never bring back a record that is absent
 --       The ttl bounds the life absolutely; the idle timeout of an existing record stays, and when it began.
--- Reply 1 stored  |  0 not a record of ours, left alone  |  2 absent, and so it stays
+-- Reply 1 stored over another  |  3 stored where there was none
+--       0 not a record of ours, left alone  |  2 absent, and so it stays
 -- Own retry: the nonce lies there already.
 -- include record
 local state, head = read(KEYS[1], true, true)
@@ -27,4 +28,4 @@ else
   ttl = ttl > 0 and ttl or tonumber(ARGV[4])
   redis.call('SET', KEYS[1], header(ARGV[1], now + ttl, idle, began) .. ARGV[2], 'PX', sooner(ttl, idle))
 end
-return 1
+return state == 'L' and 1 or 3
