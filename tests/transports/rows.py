@@ -28,13 +28,19 @@ QUOTED = "s3cret%3A%2F%40%C3%BC"
 _LUA = files("asgi_sessions.stores.redis")
 _CALL = re.compile(r"redis\.p?call\('(\w+)'")
 DIRECT = {"eval", "evalsha", "get", "mget", "exists", "scan", "zrange", "subscribe"}
-"""What is sent by itself; a database takes SELECT too, a cluster CLUSTER SLOTS."""
+"""What is sent without a script; a database takes SELECT too, a cluster CLUSTER SLOTS."""
 
 
 def commands() -> set[str]:
     """All that a Redis user has to be allowed: what our scripts call, and what is sent without one."""
     scripts = [each.read_text("utf-8") for each in _LUA.iterdir() if each.name.endswith(".lua")]
     return DIRECT | {name.lower() for script in scripts for name in _CALL.findall(script)}
+
+
+def _user(name: str, *more: str) -> list[str]:
+    """The command that makes a user with no other rights than needed. (A new one may use all channels.)"""
+    needed = ["~session:*", "resetchannels", "&session:*", *(f"+{each}" for each in sorted(commands()))]
+    return ["ACL", "SETUSER", name, "on", f">{PASSWORD}", *needed, *more]
 
 
 class Servers:
@@ -58,8 +64,8 @@ class Servers:
         server = RedisServer("--bind", "127.0.0.1", "-::1", "--unixsocket", str(self.socket))
         self._stack.enter_context(server)
         admin = self._administer(server)
-        rights = ["~session:*", "resetchannels", "&session:*", *(f"+{name}" for name in sorted(commands()))]
-        admin.execute_command("ACL", "SETUSER", "app", "on", f">{PASSWORD}", *rights)  # type: ignore[no-untyped-call]  # in redis-py
+        for user, more in (("app", []), ("app-of-a-database", ["+select"])):
+            admin.execute_command(*_user(user, *more))  # type: ignore[no-untyped-call]  # in redis-py
         return server
 
     @cached_property
@@ -84,6 +90,7 @@ class Servers:
         found = self._stack.enter_context(ClusterNodes())
         for node in found.nodes:
             command(node, "CONFIG", "SET", "cluster-node-timeout", PATIENCE_MS)
+            command(node, *_user("app", "+cluster|slots"))
         for node in found.primaries():
             self._administer(node)
         return found
@@ -199,6 +206,10 @@ def _cluster_client(servers: Servers) -> Client:
     return RedisCluster(host="127.0.0.1", port=first.port, protocol=3, decode_responses=True)
 
 
+def _cluster_user(servers: Servers) -> Client:
+    return servers.cluster.url.replace("://", f"://app:{QUOTED}@")
+
+
 ROWS = [
     *_each("plain", _plain),
     *_each("TLS", _tls),
@@ -212,10 +223,16 @@ ROWS = [
     Row("another database", lambda servers: f"redis://127.0.0.1:{servers.plain.port}/3"),
     Row("password", lambda servers: f"redis://:{QUOTED}@127.0.0.1:{servers.locked.port}"),
     Row("ACL user", lambda servers: f"redis://app:{QUOTED}@127.0.0.1:{servers.plain.port}"),
+    Row(
+        "ACL user of a database",
+        lambda servers: f"redis://app-of-a-database:{QUOTED}@127.0.0.1:{servers.plain.port}/3",
+        whole=False,
+    ),
     Row("a client that talks RESP3", _talking(protocol=3)),
     Row("a client that decodes", _talking(decode_responses=True)),
     Row("a client that decodes RESP3", _talking(protocol=3, decode_responses=True), hiredis=False),
     Row("Sentinel", lambda servers: servers.sentinels.url),
     Row("Cluster", lambda servers: servers.cluster.url),
     Row("Cluster, by a client", _cluster_client),
+    Row("Cluster, ACL user", _cluster_user, whole=False),
 ]
