@@ -76,6 +76,8 @@ class Content(LiveMetadata):
 
     def stored_values(self) -> dict[str, Any]:
         """The values as the store has them, whatever the app did to them; {} where it has none."""
+        if self._plain is not None:
+            return self._plain.stored_values()
         return {} if self.loaded is None else from_json(self.loaded).get("metadata") or {}
 
     def identity(self) -> PlainRecord | SessionData:

@@ -56,6 +56,11 @@ class PlainRecord:
         self._compared: tuple[bytes, dict[str, Any]] | None = None
         self._sealed: tuple[bytes, dict[str, Any], dict[str, Any]] | None = None
 
+    def stored_values(self) -> dict[str, Any]:
+        """The metadata as they are stored; `metadata` may share nested values with what an app changes."""
+        values: dict[str, Any] = from_json(self._json)
+        return values
+
     def differs(self, values: dict[str, Any]) -> bool:
         """Whether these values are not the stored ones. `ValueError` if JSON has none such.
 

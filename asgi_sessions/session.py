@@ -277,8 +277,9 @@ class Session(TrackedDict):
         names = self.rotate_on
         if self.fate is _SIGN_IN or self.fate is _END or not names:
             return
-        if not dict.keys(self).isdisjoint(names):
-            fate = fate_of(self.stored_values(), self, names)
+        there = names & dict.keys(self)
+        if there:
+            fate = fate_of(self.stored_values(), self, there)
             if fate is not _KEEP:
                 self.fate = fate
         user_id = self.identity().user_id

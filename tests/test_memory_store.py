@@ -609,3 +609,19 @@ async def test_a_third_partys_store_forgets_retired_ids() -> None:
     clock.now += 60
     assert await store.checkout("s19", LOCK, None) is Missing.ABSENT
     assert len(store._retired) == 0
+
+
+async def test_a_record_in_a_transaction_keeps_its_id() -> None:
+    """Stored under one id and saying another, it could not be read any more."""
+    store = InMemorySessionStore()
+    await store.set("a", SessionData(session_id="a", metadata={"n": 1}))
+
+    async def rename() -> None:
+        async with store.transaction("a") as data:
+            assert data is not None
+            data.session_id = "b"
+
+    with pytest.raises(ValueError, match="another session"):
+        await rename()
+    assert (await store.get("a") or SessionData(session_id="none")).metadata == {"n": 1}
+    assert len(store._locks) == 0

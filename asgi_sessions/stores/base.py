@@ -219,6 +219,7 @@ class SessionStore(RequestOperations):
             user_id = data.user_id
             yield data
             if encode(data) != taken.record:
+                self.check(session_id, data, None)  # under another's id it could not be read any more
                 stamp(data)
                 record = encode_checked(data)
                 if data.user_id is not None and data.user_id != user_id:

@@ -200,7 +200,7 @@ BAD_UPDATES: list[dict[str, Any]] = [
     {"n": 1, "message_count": -1},
     {"n": 1, "session_id": "another"},
     {"n": {1, 2}},
-    {"user_id": "no name"},
+    {"user_id": "no name; --"},
 ]
 filters: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
