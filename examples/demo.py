@@ -117,7 +117,7 @@ async def sign_in(request: Request) -> Response:
     try:
         session.login((await field(request, "name")).strip() or "guest")
     except ValueError:
-        error = "That name cannot be used: letters, digits, dots and dashes, please, and no spaces."
+        error = "That name cannot be used: a plain one of at most 255 characters, please."
         return page(request, "sign-in", "Welcome", 422, error=error)
     data.previous_id, data.device = before, device_of(request.headers.get("user-agent", ""))
     return RedirectResponse("/", 303)

@@ -122,7 +122,7 @@ def test_old_cookie_is_dead_after_sign_in(client: TestClient) -> None:
     assert facts(thief)["cart"] == "0"
 
 
-@pytest.mark.parametrize("name", ["x' OR '1'='1", "admin'--", "a; b", "delete everything", "x" * 300])
+@pytest.mark.parametrize("name", ["ann -- lee", '"ann"', "ann;", "delete everything", "x" * 300])
 def test_unusable_names_are_refused(client: TestClient, name: str) -> None:
     """A name that cannot be a user id gives the form again with the reason, and signs nobody in."""
     answer = client.post("/sign-in", data={"name": name})

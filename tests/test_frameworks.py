@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from enum import Enum
 from importlib import import_module
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from asgi_sessions import (
     Session,
     SessionConflictError,
     SessionData,
+    SessionEvent,
     SessionMiddleware,
     get_session,
     get_session_data,
@@ -355,6 +357,30 @@ def test_patterns_are_the_apps_own_under_a_mount() -> None:
 
 async def show_session(request: StarletteRequest) -> PlainTextResponse:
     return PlainTextResponse("a session" if "session" in request.scope else "none")
+
+
+def test_a_value_that_cannot_be_stored_is_told_with_its_route() -> None:
+    """The event names the route as the app declared it (a path may hold what is private), and the remedy."""
+    told: list[SessionEvent] = []
+    own = FastAPI()
+
+    @own.post("/orders/{order}")
+    async def order(request: Request, order: str) -> None:
+        request.session["when"] = {"ordered": datetime.now(timezone.utc), "order": order}
+
+    @own.post("/nan/{order}")
+    async def nan(request: Request, order: str) -> None:
+        request.session["n"] = float("nan")
+
+    client = TestClient(SessionMiddleware(own, KEY, on_event=told.append))
+    assert client.post("/orders/4711").status_code == 500
+    assert client.post("/nan/4711").status_code == 500
+    first, second = [dict(event.details) for event in told if event.name == "unstorable_value"]
+    assert (first["path"], first["route"]) == ("metadata.when.ordered", "POST /orders/{order}")
+    assert "of type datetime" in str(first["reason"])
+    assert "a field of your own model" in str(first["remedy"])
+    assert (second["path"], second["route"]) == ("metadata.n", "POST /nan/{order}")
+    assert "remedy" not in second
 
 
 # --- what a handler returns -------------------------------------------------------------------------
