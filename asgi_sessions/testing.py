@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
@@ -353,6 +354,10 @@ class StoreContract:
         assert listed == {data.session_id for data in records[1:]}
         assert [data.session_id for data in await store.list_for_user(other)] == [records[0].session_id]
         assert await store.delete_for_user(user, keep=records[1].session_id) == 1
+        number = uuid4().int
+        counted = _new(user_id=str(number))
+        await store.set(counted.session_id, counted)
+        assert len(await store.list_for_user(number)) == await store.delete_for_user(number) == 1
         assert [data.session_id for data in await store.list_for_user(user)] == [records[1].session_id]
 
     async def test_figures_and_health(self, store: SessionStore) -> None:

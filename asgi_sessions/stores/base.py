@@ -12,10 +12,11 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from ..data import SessionData, SessionFilter, SessionMetrics, stamp
 from ..errors import SessionDataError, SessionStoreError
-from ..fields import check_id, new_session_id
+from ..fields import check_id, new_session_id, user_text
 from ..record import counts_of, encode, encode_checked
 from ..session import held_session
 from .checkout import Checkout, Lifetime, raise_for
@@ -131,9 +132,25 @@ class SessionStore(RequestOperations):
                     break
         return [found[session_id] for session_id in sorted(found)]
 
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
-        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none."""
-        return await self.find(SessionFilter(user_id=user_id)) if user_id else []
+    async def list_for_user(self, user_id: str | int | UUID) -> list[SessionData]:
+        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none.
+
+        A number or a UUID counts as its text, as in `login()`. What the model cannot read is left out.
+        """
+        user = user_text(user_id) if user_id is not None else ""
+        return await self._sessions_of(user) if user else []
+
+    async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
+        """Sign a user out everywhere but in the session `keep`; how many sessions ended by this call.
+
+        Ends every session that was signed in as this user when it was called: one that is about to get a new
+        id ends instead. One that this process's model cannot read is ended too. Nobody (None, "") has none.
+        """
+        user = user_text(user_id) if user_id is not None else ""
+        return await self._end_all_of(user, keep) if user else 0
+
+    async def _sessions_of(self, user: str) -> list[SessionData]:
+        return await self.find(SessionFilter(user_id=user))
 
     async def get_metrics(self) -> SessionMetrics:
         """Figures over the active sessions; response times are those of this process's middleware."""

@@ -156,23 +156,23 @@ class InMemorySessionStore(SessionStore):
             await anyio.lowlevel.checkpoint()
         return dropped
 
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
+    async def _sessions_of(self, user: str) -> list[SessionData]:
         found = []
-        for session_id in sorted(self._index.get(user_id, ())):
+        for session_id in sorted(self._index.get(user, ())):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(await self.get(session_id))
-        return [data for data in found if data is not None and data.user_id == user_id]
+        return [data for data in found if data is not None and data.user_id == user]
 
-    async def delete_for_user(self, user_id: str, keep: str | None = None) -> int:
-        ending = sorted(self._index.get(user_id, set()) - {keep})
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        ending = sorted(self._index.get(user, set()) - {keep})
         for session_id in ending:
-            self._unlink(user_id, session_id)  # all at once: from now on none of them gets a new id
+            self._unlink(user, session_id)  # all at once: from now on none of them gets a new id
         ended = 0
         for count, session_id in enumerate(ending):
             if count % _CHUNK == _CHUNK - 1:
                 await anyio.lowlevel.checkpoint()
             entry = self._find(session_id)
-            if entry is not None and user_of(entry.record) == user_id:
+            if entry is not None and user_of(entry.record) == user:
                 ended += await self.delete(session_id)
         return ended
 

@@ -152,21 +152,11 @@ class RequestOperations:
             [await self._primitives.drop_expired(known) for known in [each async for each in self.iter_ids()]]
         )
 
-    async def delete_for_user(self, user_id: str, keep: str | None = None) -> int:
-        """Sign a user out everywhere but in the session `keep`; how many sessions ended.
-
-        Ends every session that was signed in as this user when it was called: no session of theirs gets a new
-        id meanwhile. One that this process's model cannot read is ended too. Nobody ("") has none.
-        """
-        ended = 0
-        if not user_id:
-            return ended
-        async with self._users.hold(user_id):
-            known = [session_id async for session_id in self.iter_ids()]
-            for session_id in known:
-                if session_id != keep:
-                    ended += await self._end_if_of(user_id, session_id)
-        return ended
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        """See `SessionStore.delete_for_user`: no session of this user's gets a new id meanwhile."""
+        async with self._users.hold(user):
+            known = [session_id async for session_id in self.iter_ids() if session_id != keep]
+            return sum([await self._end_if_of(user, session_id) for session_id in known])
 
     async def _end_if_of(self, user_id: str, session_id: str) -> bool:
         async with self._primitives.hold(session_id):

@@ -175,27 +175,22 @@ class RedisRecords(SessionStore):
 
     # -- the sessions of a user -----------------------------------------------------------------------------
 
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
-        """See `SessionStore.list_for_user`; a session whose record cannot be read is left out."""
-        if not user_id:
-            return []
+    async def _sessions_of(self, user: str) -> list[SessionData]:
         engine = await self._engines.get()
-        linked = await self._index.members(engine, user_id)
+        linked = await self._index.members(engine, user)
         found: list[SessionData] = []
         for start in range(0, len(linked), AT_ONCE):
             found += await self._readable(engine, linked[start : start + AT_ONCE])
-        return [data for data in found if data.user_id == user_id]
+        return [data for data in found if data.user_id == user]
 
-    async def delete_for_user(self, user_id: str, keep: str | None = None) -> int:
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
         """See `SessionStore.delete_for_user`.
 
         `keep` is ended too where an earlier call that did not keep it was cut off. `SessionStoreError` where
         something cannot be told to be a session or not: all others have ended then, and that one can no
         longer get a new id.
         """
-        if not user_id:
-            return 0
-        return await self._index.end(await self._engines.get(), user_id, keep)
+        return await self._index.end(await self._engines.get(), user, keep)
 
     async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
         await self._index.link(await self._engines.get(), user_id, session_id, lifetime.absolute)
