@@ -75,7 +75,7 @@ def test_commands_are_packed_as_redis_reads_them(args: list[bytes]) -> None:
     assert reader.gets() == args
 
 
-@given(st.tuples(*[st.binary(max_size=20)] * 5))
+@given(st.tuples(*[st.binary(max_size=20)] * 6))
 def test_scripts_are_packed_as_redis_reads_them(args: tuple[bytes, ...]) -> None:
     """A script call, by digest or with its body, carries keys and arguments as they were."""
     for head, command in ((SET.by_sha, b"EVALSHA"), (SET.by_body, b"EVAL")):
