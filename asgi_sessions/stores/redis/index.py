@@ -113,8 +113,9 @@ class UserIndex:
         return sorted(member.decode() for member in cast("list[bytes]", reply))
 
     async def end(self, engine: Engine, user_id: str, keep: str | None) -> int:
-        """End all sessions of a user but `keep`; how many have ended by this call.
+        """End all sessions of a user but `keep`; how many were ended by this call.
 
+        (What another call, or a sign-in that finishes its work, ends at the same time counts there.)
         The links are marked first, then the records deleted, then the links forgotten. Whoever dies in
         between leaves marks: sessions that can no longer move, and that the next call ends, or the next
         sign-ins do.
