@@ -21,7 +21,7 @@ import hiredis
 import pytest
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.layout import NO_IDLE, KeySpace, next_version, pack_value, unpack
+from asgi_sessions.stores.redis.layout import KeySpace, next_version, pack_value, unpack
 from asgi_sessions.stores.redis.names import new_nonce
 from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
 from asgi_sessions.stores.redis.terms import NO_CHANNEL, Terms
@@ -33,6 +33,7 @@ TERMS = Terms(30, 60)
 LATER = b"9999999999999"  # ms
 CHANNELS = b"wake-0", b"wake-1", b"wake-2"
 DEAF, DONE = b"deaf", b"done"
+NO_END = b":0000000000000"  # of a record, in its version
 AT_ONCE = 400  # moves in one batch
 SCRIPTS = ACQUIRE, COMMIT, RELEASE, REMOVE
 
@@ -85,7 +86,7 @@ class World:
     processes: tuple[Process, ...]
     lock: bytes | None = None
     queue: tuple[bytes, ...] = ()
-    version: bytes | None = b"0" * 16 + 2 * NO_IDLE  # of the record, if there is one
+    version: bytes | None = b"0" * 16 + 2 * NO_END  # of the record, if there is one
 
     def copy(self) -> World:
         return replace(self, processes=tuple(self.copied(each) for each in self.processes))
@@ -173,7 +174,7 @@ class World:
         self.version = None
 
     def created(self, process: Process) -> None:
-        self.version = next_version(b"1" * 16 + 2 * NO_IDLE)
+        self.version = next_version(b"1" * 16 + 2 * NO_END)
 
     # -- it happens, in the scripts -----------------------------------------------------------------------
 
