@@ -64,8 +64,9 @@ class LetGo:
 
 Action: TypeAlias = Ask[M] | Give[M] | Tell[M] | LetGo
 _NOTHING = ()
-_FREE, _HELD = State.FREE, State.HELD  # bound once: looking up an Enum's member is slow on Python 3.11
-_LET_GO = After.LET_GO
+# Bound once: looking up an Enum's member is slow on Python 3.11.
+_FREE, _ASKING, _QUEUED, _HELD, _HANDING, _LEAVING = State
+_LET_GO, _HAND_OVER, _KEEP = After
 
 
 class LockQueue(Generic[M]):
@@ -107,7 +108,7 @@ class LockQueue(Generic[M]):
     __slots__ = ("_asker", "_successor", "_taken", "_waiting", "state", "token", "turns")
 
     def __init__(self, first: M, turns: int = TURNS) -> None:
-        self.state = State.ASKING
+        self.state = _ASKING
         self.turns = turns
         self._taken = 0  # of the turns
         self._asker: M | None = first
@@ -118,7 +119,7 @@ class LockQueue(Generic[M]):
     @property
     def waiters(self) -> int:
         """How many wait; the asker does as well once it has found the lock taken."""
-        return len(self._waiting or ()) + (self.state is State.QUEUED)
+        return len(self._waiting or ()) + (self.state is _QUEUED)
 
     # -- to the lock --------------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class LockQueue(Generic[M]):
     def found_taken(self, member: M) -> None:
         """Others hold the lock: the asker queues in Redis."""
         if self._asker == member:
-            self.state = State.QUEUED
+            self.state = _QUEUED
 
     def granted(self, member: M, token: bytes) -> Sequence[LetGo]:
         """The asker has the lock."""
@@ -170,9 +171,12 @@ class LockQueue(Generic[M]):
         if token != self.token:
             return [LetGo(token)]
         if self.state is not _HELD:
-            self.state = State.LEAVING
+            self.state = _LEAVING
             return _NOTHING
-        if self._waiting and self._taken < self.turns:
+        if not self._waiting:  # nearly always
+            self.token, self.state = None, _FREE
+            return [LetGo(token)]
+        if self._taken < self.turns:
             return self._next(token)
         return [LetGo(token), *self._next()]
 
@@ -185,12 +189,15 @@ class LockQueue(Generic[M]):
         if token != self.token:
             return _LET_GO, _NOTHING
         if self.state is not _HELD:
-            self.state = State.LEAVING
-            return After.KEEP, _NOTHING
-        if self._waiting and self._taken < self.turns:
+            self.state = _LEAVING
+            return _KEEP, _NOTHING
+        if not self._waiting:  # nearly always
+            self.token, self.state = None, _FREE
+            return _LET_GO, _NOTHING
+        if self._taken < self.turns:
             self._successor, _ = self._waiting.popitem(last=False)
-            self.state = State.HANDING
-            return After.HAND_OVER, _NOTHING
+            self.state = _HANDING
+            return _HAND_OVER, _NOTHING
         return _LET_GO, self._next()
 
     def committed(self, token: bytes, *, fresh: bool) -> Sequence[Action[M]]:
@@ -207,7 +214,7 @@ class LockQueue(Generic[M]):
 
     def unknown(self, token: bytes) -> Sequence[Action[M]]:
         """What became of the commit is not known: the holder may try again, unless it has gone."""
-        if token != self.token or self.state is State.LEAVING:
+        if token != self.token or self.state is _LEAVING:
             return self.committed(token, fresh=False)
         self._put_back()
         self.state = _HELD
@@ -253,5 +260,5 @@ class LockQueue(Generic[M]):
             self.state = _FREE
             return _NOTHING
         self._asker, _ = self._waiting.popitem(last=False)
-        self.state = State.QUEUED
+        self.state = _QUEUED
         return [Ask(self._asker, token)]

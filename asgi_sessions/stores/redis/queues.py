@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from .calls import CLOSED, NotSentError
@@ -70,7 +70,8 @@ class LockQueues:
             raise
         if isinstance(found, tuple):
             queue.granted(token, token)
-            return Acquired(token, *found, terms.lease, 0.0)
+            value, ahead = found
+            return Acquired(token, value, ahead, terms.lease, 0.0)
         if found == b"B":
             queue.found_taken(token)
             return await self._ask(keys, terms, queue, token, started)
@@ -140,7 +141,7 @@ class LockQueues:
         """The asker has failed, and let go of what it had in Redis."""
         if isinstance(error, SessionStoreError):
             _tell(queue.fault(member), error)
-            self._clear(keys, queue)
+            self._end(keys, queue)
         else:
             self._do(keys, terms, queue, queue.leave(member, b""))
 
@@ -154,12 +155,12 @@ class LockQueues:
     def leave(self, keys: Keys, token: bytes) -> None:
         """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
         queue = self._queues.get(keys.record, _NONE)
-        self._wake(keys, queue, queue.ended(token))
+        self._do_asks(keys, queue, queue.ended(token))
 
     def dismiss(self, keys: Keys) -> None:
         """The record is deleted by a call that is on its way: nobody need wait for who holds it."""
         queue = self._queues.get(keys.record, _NONE)
-        self._wake(keys, queue, queue.deleted())
+        self._do_asks(keys, queue, queue.deleted())
 
     def commit_begins(self, keys: Keys, token: bytes) -> After:
         """What the commit that follows has to do with the lock.
@@ -168,7 +169,10 @@ class LockQueues:
         """
         queue = self._queues.get(keys.record, _NONE)
         after, asks = queue.commit_begins(token)
-        self._wake(keys, queue, asks)
+        if asks:
+            self._do_asks(keys, queue, asks)
+        elif queue.state is _FREE:
+            self._end(keys, queue)
         return after
 
     def handed_over(self, keys: Keys, token: bytes, terms: Terms, stored: Acquired | None) -> None:
@@ -206,19 +210,28 @@ class LockQueues:
                 self._engine.let_go(keys, action.token, terms)
             elif isinstance(action, Ask):
                 self._engine.leases.drop(action.token)
-                _seat(action.member).set_result(action.token)
+                _wake(action.member, action.token)
             elif isinstance(action, Give) and stored is not None:
-                _seat(action.member).set_result(stored)
-        self._clear(keys, queue)
+                _wake(action.member, stored)
+        if queue.state is _FREE:
+            self._end(keys, queue)
 
-    def _wake(self, keys: Keys, queue: LockQueue[Member], asks: Iterable[Ask[Member]]) -> None:
+    def _do_asks(self, keys: Keys, queue: LockQueue[Member], asks: Iterable[Ask[Member]]) -> None:
         for ask in asks:
-            _seat(ask.member).set_result(ask.token)
-        self._clear(keys, queue)
+            _wake(ask.member, ask.token)
+        if queue.state is _FREE:
+            self._end(keys, queue)
 
-    def _clear(self, keys: Keys, queue: LockQueue[Member]) -> None:
-        if queue.state is _FREE and self._queues.get(keys.record) is queue:
+    def _end(self, keys: Keys, queue: LockQueue[Member]) -> None:
+        """The queue has ended; there may be another one already."""
+        if self._queues.get(keys.record) is queue:
             del self._queues[keys.record]
+
+
+def _wake(member: Member, given: Acquired | bytes) -> None:
+    """Only who waits is woken, and who waits has a seat."""
+    if not isinstance(member, bytes):
+        member.set_result(given)
 
 
 def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
@@ -226,9 +239,5 @@ def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
     for tell in tells:
         fault = SessionStoreError(*error.args)
         fault.__cause__ = error.__cause__
-        _seat(tell.member).set_exception(fault)
-
-
-def _seat(member: Member) -> Seat:
-    """Only who waits is woken, and who waits has a seat."""
-    return cast(Seat, member)
+        if not isinstance(tell.member, bytes):
+            tell.member.set_exception(fault)
