@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 
 import anyio
 import pytest
 import redis.asyncio
 from anyio.to_thread import run_sync
-from deployments import NODE_TIMEOUT, SLOTS, Bed, RedisCluster, command, scripts
+from deployments import NODE_TIMEOUT, SLOTS, Bed, RedisCluster, binaries, chosen, command, scripts
+from faults.chaos import ChaosProxy, Fault, Link, Send, anything
 from faults.checkers import count_flaws
 from moves import retire
+from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.exceptions import TryAgainError
-from redis_server import RedisServer, free_cluster_port
+from redis_server import RedisServer, free_cluster_port, free_port
 from visitors import (
     PATIENCE,
     Counted,
@@ -40,6 +44,7 @@ from asgi_sessions import (
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.redis.routing import Cluster
 from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
@@ -392,6 +397,118 @@ def test_event_loops_come_and_go(cluster: RedisCluster) -> None:
             return [await store.increment_counter(each, "n") for each in ids]
 
         assert asyncio.run(count()) == [n + 1] * 3
+
+
+# -- the way in, and from node to node -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["URL", "client"])
+async def test_one_seed_that_answers_is_enough(cluster: RedisCluster, way: str) -> None:
+    """Also for the very first call, whichever it is and whatever the others do: refuse, or say nothing."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    ports = free_port(), silent.getsockname()[1], cluster.nodes[0].port
+    addresses = ",".join(f"127.0.0.1:{port}" for port in ports)
+    nodes = [ClusterNode("127.0.0.1", port) for port in ports]
+    client = redis.asyncio.RedisCluster(startup_nodes=nodes) if way == "client" else None
+    store = RedisSessionStore(client or f"redis+cluster://{addresses}", socket_timeout=2)
+    with silent:
+        for name in ("a", "b", "c"):
+            assert await store.set(name, SessionData(session_id=name))
+        assert await store.list_active() == ["a", "b", "c"]
+        await store.aclose()
+
+
+async def test_a_call_is_not_lost_with_its_node(cluster: RedisCluster) -> None:
+    """When a replica has taken over already, the first call that finds the node silent is served by it."""
+    store = RedisSessionStore(cluster.url, socket_timeout=3)
+    await store.set("s", SessionData(session_id="s"))
+    await store.list_active()
+    primary = cluster.primary_of(_key("s"))
+    await run_sync(cluster.copy, primary)
+    cluster.freeze(primary)
+    await until(lambda: cluster.primary_of(_key("s")) is not primary, "the replica takes over")
+    assert await store.increment_counter("s", "n") == 1
+    await store.aclose()
+
+
+async def test_addresses_that_lead_nowhere_are_mapped(cluster: RedisCluster) -> None:
+    """`address_remap` of the client: whatever the nodes say of each other, connections go where it says."""
+    with ExitStack() as stack:
+        ways = {node.port: stack.enter_context(ChaosProxy(node.port)) for node in cluster.nodes}
+
+        def remap(address: tuple[str, int]) -> tuple[str, int]:
+            return "127.0.0.1", ways[address[1]].port if address[1] in ways else address[1]
+
+        entrance = ways[cluster.nodes[0].port].port
+        client = redis.asyncio.RedisCluster(host="127.0.0.1", port=entrance, address_remap=remap)
+        store = RedisSessionStore(client)
+        records = {f"s{n}": SessionData(session_id=f"s{n}") for n in range(20)}
+        await store.set_batch(records)
+        assert await store.list_active() == sorted(records)
+        assert await store.get_batch(records) == records
+        for node in cluster.primaries():
+            assert ways[node.port].links > 0, "this node is reached by its way"
+        await store.aclose()
+        await client.aclose()
+
+
+def _said_otherwise(replacements: dict[bytes, bytes]) -> Fault:
+    def say(link: Link, message: bytes, send: Send) -> None:
+        for said, instead in replacements.items():
+            message = message.replace(said, instead)
+        send(message)
+
+    return say
+
+
+_ADDRESS = b"$9\r\n127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {b" 127.0.0.1:": b" localhost:", _ADDRESS: b"$9\r\nlocalhost\r\n"},
+        {b" 127.0.0.1:": b" ?:", _ADDRESS: b"$1\r\n?\r\n"},
+        {b" 127.0.0.1:": b" :", _ADDRESS: b"$-1\r\n"},
+    ],
+    ids=["host name", "no host name", "unknown"],
+)
+async def test_nodes_may_be_announced_by_name(cluster: RedisCluster, said: dict[bytes, bytes]) -> None:
+    """As Redis 7 does it where it is told to; a node without a name is where the one is that speaks of it."""
+    with (
+        ChaosProxy(cluster.nodes[0].port) as proxy,
+        proxy.injecting(_said_otherwise(said), anything, "answer"),
+    ):
+        store = RedisSessionStore(f"redis+cluster://127.0.0.1:{proxy.port}")
+        records = {f"s{n}": SessionData(session_id=f"s{n}") for n in range(20)}
+        for name, record in records.items():
+            assert await store.set(name, record)
+        assert await store.list_active() == sorted(records)
+        host = "localhost" if b"localhost" in said[_ADDRESS] else "127.0.0.1"
+        router = (await store._engines.get()).router
+        assert isinstance(router, Cluster)
+        assert {address[0] for address in router._slots.values()} == {host}
+        await store.aclose()
+
+
+_NAMED = next((path for version, path in binaries().items() if not version.startswith("Redis 6")), None)
+
+
+@pytest.mark.skipif(_NAMED is None, reason="nodes have host names from Redis 7 and Valkey on")
+async def test_a_node_that_announces_a_host_name() -> None:
+    """The real thing, where there is a server that can do it."""
+    assert _NAMED is not None
+    named = "--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"
+    server = RedisServer("--cluster-enabled", "yes", *named, port=free_cluster_port())
+    with chosen(_NAMED), server:
+        command(server, "CLUSTER", "ADDSLOTS", *range(SLOTS))
+        store = RedisSessionStore(f"redis+cluster://127.0.0.1:{server.port}")
+        await _until_works(lambda: store.set("s", SessionData(session_id="s")))
+        assert await store.list_active() == ["s"]
+        router = (await store._engines.get()).router
+        assert isinstance(router, Cluster)
+        assert set(router._slots.values()) == {("localhost", server.port)}
+        await store.aclose()
 
 
 # -- replicas ---------------------------------------------------------------------------------------------

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
 import pytest
 from anyio.to_thread import run_sync
-from deployments import DOWN_AFTER, Bed, SentinelSet, is_stopped, scripts
+from deployments import DOWN_AFTER, Bed, Sentinel, SentinelSet, command, is_stopped, scripts
+from faults.checkers import count_flaws
 from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import RedisError
 from redis_server import RedisServer
 from visitors import PATIENCE, counting, crowd, failover_flaws, note_copies, served, until
 
@@ -20,6 +24,7 @@ from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis.connections import deployment
+from asgi_sessions.stores.redis.sentinels import AGAIN
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +82,105 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
     assert await store.increment_counter("s", "n") == 2
     assert nodes.all_keys() == ["session:{s}"]
     await store.aclose()
+
+
+@pytest.mark.parametrize("known", [3, 1])
+async def test_a_planned_switch_loses_nothing(nodes: SentinelSet, known: int) -> None:
+    """Sentinel leaves the old primary in the belief that it is one for ten seconds: nobody writes there.
+
+    It is enough to know the one that does it, though it names the new primary to the others first.
+    """
+    addresses = [f"127.0.0.1:{sentinel.port}" for sentinel in nodes.sentinels[:known]]
+    url = f"redis+sentinel://{','.join(addresses)}/{nodes.name}"
+    old = nodes.primary()
+    async with counting(url) as site, counting(url) as other_process:
+        sessions = [await site.begin() for _ in range(8)]
+        async with crowd(site, sessions, 1), crowd(other_process, sessions, 1):
+            await served(sessions)
+            await run_sync(nodes.fail_over)
+            await until(lambda: nodes.primary() is not old, "there is a new primary")
+            await served(sessions, 20)
+        assert command(old, "ROLE")[0] == "master", "it has not been told"
+    async with counting(nodes.url) as later:
+        for counted in sessions:
+            assert set(counted.answers) <= {200, 409}
+            assert counted.answers[409] <= 1, "a lock that was handed over just before lasts one second"
+            assert count_flaws(counted.attempts, await later.final(counted)) == []
+
+
+async def test_a_switch_is_heard_of_from_any_sentinel(nodes: SentinelSet) -> None:
+    """Those that are listened to may die and come back; a call goes to the new primary without an error."""
+    store = RedisSessionStore(nodes.url)
+    await store.set("s", SessionData(session_id="s"))
+    await _listened_to(nodes.sentinels)
+    nodes.kill(nodes.sentinels[0])
+    nodes.kill(nodes.sentinels[2])
+    old, new = await _switched(nodes, nodes.sentinels[1])
+    assert await store.increment_counter("s", "n") == 1
+    assert [_count(node) for node in (old, new)] == [0, 1]
+    await run_sync(nodes.settle)
+    await _listened_to(nodes.sentinels)
+    nodes.kill(nodes.sentinels[1])
+    old, new = await _switched(nodes, nodes.sentinels[0])
+    assert await store.increment_counter("s", "n") == 2
+    assert [_count(node) for node in (old, new)] == [1, 2]
+    await store.aclose()
+
+
+async def _listened_to(sentinels: list[Sentinel]) -> None:
+    def listeners(sentinel: Sentinel) -> int:
+        return len(command(sentinel, "CLIENT", "LIST", "TYPE", "pubsub").splitlines())
+
+    await until(lambda: all(listeners(each) == 1 for each in sentinels), "the store listens")
+
+
+async def _switched(nodes: SentinelSet, by: Sentinel) -> tuple[RedisServer, RedisServer]:
+    """The old and the new primary, when this Sentinel has changed them over and said so."""
+    old = by.primary_port()
+    await run_sync(command, by, "SENTINEL", "FAILOVER", nodes.name)
+    await until(lambda: by.primary_port() != old, "there is a new primary")
+    new = by.primary_port()
+    first, *_ = [node for node in nodes.nodes if node.port == old]
+    await asyncio.sleep(0.3)  # until the news is everywhere; the old one is told in ten seconds
+    return first, next(node for node in nodes.nodes if node.port == new)
+
+
+def _count(node: RedisServer) -> int:
+    """What is counted at this node."""
+    value = str(command(node, "GET", "session:{s}"))
+    return int(json.loads(value[value.index("{") :])["metadata"].get("n", 0))
+
+
+@pytest.mark.parametrize("forbidden", ["-subscribe", "resetchannels"])
+async def test_sentinels_that_do_not_tell_are_asked(
+    nodes: SentinelSet, forbidden: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Again and again, each second; one warning says so."""
+    for sentinel in nodes.sentinels:
+        command(sentinel, "ACL", "SETUSER", "store", "on", "nopass", "allchannels", "+@all", forbidden)
+    store = RedisSessionStore(f"{nodes.url}&sentinel_username=store&sentinel_password=any")
+    await store.set("s", SessionData(session_id="s"))
+    old = nodes.primary()
+    await run_sync(nodes.fail_over)
+    await until(lambda: nodes.primary() is not old, "there is a new primary")
+    await asyncio.sleep(AGAIN + 0.3)
+    assert await store.increment_counter("s", "n") == 1
+    assert _count(old) == 0
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    await store.aclose()
+
+
+async def test_sentinels_may_have_a_password(nodes: SentinelSet) -> None:
+    """It stands in the URL, and is none of Redis itself; a wrong one is a fault that says so."""
+    for sentinel in nodes.sentinels:
+        command(sentinel, "ACL", "SETUSER", "store", "on", ">se/cret", "allchannels", "+@all")
+    url = f"{nodes.url}&sentinel_username=store&sentinel_password="
+    stores = [RedisSessionStore(url + password) for password in ("se%2Fcret", "wrong")]
+    assert await stores[0].set("s", SessionData(session_id="s"))
+    with pytest.raises(SessionStoreError) as caught:
+        await stores[1].get("s")
+    assert isinstance(caught.value.__cause__, RedisError)
+    await asyncio.gather(*[store.aclose() for store in stores])
 
 
 async def test_whoever_waits_is_told_by_the_new_primary(nodes: SentinelSet) -> None:

@@ -335,6 +335,40 @@ def test_the_timeout_is_the_callers_or_the_urls_or_five_seconds(
     assert deployment(url, timeout).timeout == expected
 
 
+@pytest.mark.parametrize("end", ["resume", "drop", None])
+async def test_calls_are_held_for_a_while(engines: Engines, end: str | None) -> None:
+    """Nothing is written until they are let go, the connection is given up, or the time is over."""
+    engine = await engines.get()
+    await engine.command(b"SET", b"k", b"0")
+    lane, loop = _lane(engine), asyncio.get_running_loop()
+    began = loop.time()
+    lane.hold(0.3)
+    call = engine.command(b"INCR", b"k")
+    assert await engine.command(b"ECHO", b"x") == b"x" if end is None else not call.done()
+    if end == "resume":
+        lane.resume()
+    elif end == "drop":
+        lane.drop("another node takes over")
+    assert await call == 1
+    assert (loop.time() - began < 0.3) is (end is not None)
+
+
+async def test_a_connection_may_be_given_up(engines: Engines) -> None:
+    """Calls under way are sent again on the next one; one that is being made is begun anew."""
+    engine = await engines.get()
+    lane = _lane(engine)
+    lane.drop("there is none")
+    calls = [engine.command(b"ECHO", b"a")]
+    lane.flush()
+    lane.drop("it is being made")
+    calls.append(engine.command(b"ECHO", b"b"))
+    assert await asyncio.gather(*calls) == [b"a", b"b"]
+    calls = [engine.command(b"ECHO", b"%d" % n) for n in range(3)]
+    lane.flush()
+    lane.drop("it is in use")
+    assert await asyncio.gather(*calls) == [b"0", b"1", b"2"]
+
+
 # -- event loops ----------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,7 @@ class ChaosProxy:
         self._plans: dict[Direction, list[Plan]] = {"request": [], "answer": []}
         self._turn = threading.Lock()
         self._links: set[Link] = set()
+        self.links = 0  # made so far
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -251,6 +252,7 @@ class ChaosProxy:
             link = Link(self, near, far)
             with self._turn:
                 self._links.add(link)
+                self.links += 1
             link.start()
 
 

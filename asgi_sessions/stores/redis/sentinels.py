@@ -90,7 +90,7 @@ class Sentinels:
         self._named: Address | None = None
         self._calls: Calls | None = None
         self._service = service.encode()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[SentinelClient, asyncio.Task[None]] = {}
         self._may_listen = True
         for each in sentinels:
             each.service, each.on_view = service, self._seen
@@ -104,16 +104,16 @@ class Sentinels:
     def watch(self, calls: Calls) -> None:
         """Listen from now on, in the running event loop."""
         self._calls = calls
-        self._tasks = [asyncio.create_task(self._follow(each)) for each in self.sentinels]
+        for each in self.sentinels:
+            self._begin(each)
 
     async def aclose(self) -> None:
         """Listen no more."""
         self._calls = None
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
+        for task in self._tasks.values():
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
 
     def _seen(self) -> None:
         latest = max((each.view for each in self.sentinels if each.view is not None), key=itemgetter(0))
@@ -121,21 +121,27 @@ class Sentinels:
         if before not in (None, latest.address) and self._calls is not None:
             self._calls.drop("the Sentinels name another primary")
 
+    def _begin(self, client: SentinelClient) -> None:
+        if self._calls is not None:
+            self._tasks[client] = asyncio.get_running_loop().create_task(self._follow(client))
+
     async def _follow(self, client: SentinelClient) -> None:
-        """Listen at this one as long as it is there; where that is forbidden, ask again and again."""
-        while True:
-            try:
-                await self._listen(client)
-            except NoPermissionError as error:
-                if self._may_listen:
-                    _logger.warning("the Sentinels tell of no new primary, but have to be asked: %s", error)
-                self._may_listen = False
-                with contextlib.suppress(RedisError, OSError):
-                    await client.sentinel_masters()
-            except (RedisError, OSError, asyncio.TimeoutError) as error:
-                _logger.debug("a Sentinel was lost: %s", error)
-                client.view = None
-            await asyncio.sleep(AGAIN)
+        """Listen at this one as long as it is there, or ask it where that is forbidden; then begin anew.
+
+        By a new task: one that goes on after an error may miss that it was cancelled, which errors hide.
+        """
+        try:
+            await self._listen(client)
+        except NoPermissionError as error:
+            if self._may_listen:
+                _logger.warning("the Sentinels tell of no new primary, but have to be asked: %s", error)
+            self._may_listen = False
+            with contextlib.suppress(RedisError, OSError):
+                await client.sentinel_masters()
+        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            _logger.debug("a Sentinel was lost: %s", error)
+            client.view = None
+        asyncio.get_running_loop().call_later(AGAIN, self._begin, client)
 
     async def _listen(self, client: SentinelClient) -> None:
         connection = await asyncio.wait_for(client.listening.get_connection(), self._timeout)
