@@ -41,10 +41,19 @@ class _Entry:
     def touch(self, now: float) -> None:
         self.ends = min(self.expires, now + self.idle)
 
+    def arrive(self, rule: Lifetime | None, now: float) -> None:
+        """A request came and has to wait: it counts, unless the session is over, by the caller's rule too."""
+        if self.ends > now and (rule is None or rule.idle is None or self.last(now) + rule.idle > now):
+            self.touch(now)
+
+    def last(self, now: float) -> float:
+        """When the last request came; where the end does not tell, it is now."""
+        clipped = self.idle == math.inf or self.ends == self.expires
+        return now if clipped else self.ends - self.idle
+
     def bound(self, lifetime: Lifetime, now: float) -> None:
         """Shorten the bounds; the idle timeout counts from the last request, so that it may be over."""
-        clipped = self.idle == math.inf or self.ends == self.expires
-        last = now if clipped else self.ends - self.idle
+        last = self.last(now)
         self.expires = math.inf if lifetime.absolute is None else now + lifetime.absolute
         self.idle = math.inf if lifetime.idle is None else lifetime.idle
         self.ends = min(self.expires, last + self.idle)
@@ -164,16 +173,21 @@ class InMemorySessionStore(SessionStore):
         return [data for data in found if data is not None and data.user_id == user]
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
-        ending = sorted(self._index.get(user, set()) - {keep})
+        ending = sorted(self._index.get(user, set()) - {keep}, reverse=True)
         for session_id in ending:
             self._unlink(user, session_id)  # all at once: from now on none of them gets a new id
         ended = 0
-        for count, session_id in enumerate(ending):
-            if count % _CHUNK == _CHUNK - 1:
-                await anyio.lowlevel.checkpoint()
-            entry = self._find(session_id)
-            if entry is not None and user_of(entry.record) == user:
-                ended += await self.delete(session_id)
+        try:
+            while ending:
+                if len(ending) % _CHUNK == 0:
+                    await anyio.lowlevel.checkpoint()
+                session_id = ending.pop()
+                entry = self._find(session_id)
+                if entry is not None and user_of(entry.record) == user:
+                    ended += await self.delete(session_id)
+        finally:
+            for session_id in ending:  # of a call that was cut off: the next one has to find them
+                await self.link_user(user, session_id, Lifetime())
         return ended
 
     async def get_stats(self) -> dict[str, Any]:
@@ -205,7 +219,7 @@ class InMemorySessionStore(SessionStore):
             token = self._locks.try_acquire(session_id, lock)
             if token is None:
                 if not passive:
-                    self._entries[session_id].touch(self._clock())
+                    self._entries[session_id].arrive(lifetime, self._clock())
                 token, waited = await self._locks.acquire(session_id, lock)
         now = self._clock()
         entry = self._entries.get(session_id)
@@ -218,14 +232,14 @@ class InMemorySessionStore(SessionStore):
         )  # fmt: skip
         if lifetime is not None:
             bounds = shorter(lifetime, taken)
-            if bounds is not None:
-                return self._bounded(taken, entry, bounds, now)
+            if bounds is not None and not self._bounded(taken, entry, bounds, now):
+                return self._missing(session_id, token)
         self._stats["hits"] += 1
         self._used(session_id)
         return taken
 
     async def keep_alive(self, checkout: Checkout) -> None:
-        entry = self._entries.get(checkout.session_id)
+        entry = self._find(checkout.session_id)
         if entry is not None:
             entry.touch(self._clock())
 
@@ -269,7 +283,7 @@ class InMemorySessionStore(SessionStore):
         user: str | None,
     ) -> Outcome:
         outcome, old = self._judge(checkout)
-        if old is not None and was is not None and checkout.session_id not in self._index.get(was, ()):
+        if outcome is _STORED and was is not None and checkout.session_id not in self._index.get(was, ()):
             outcome = Outcome.GONE  # a sign-out of this user is under way
         if outcome is _STORED and old is not None:
             now = self._clock()
@@ -315,14 +329,12 @@ class InMemorySessionStore(SessionStore):
         self._stats["misses"] += 1
         return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
 
-    def _bounded(self, taken: Checkout, entry: _Entry, bounds: Lifetime, now: float) -> Checkout | Missing:
-        """Shorten the bounds of a record that was stored under a longer rule; it may have ended by that."""
+    def _bounded(self, taken: Checkout, entry: _Entry, bounds: Lifetime, now: float) -> bool:
+        """Shorten the bounds of a record that was stored under a longer rule; False where it ends by that."""
         entry.bound(bounds, now)
         self._note_end(taken.session_id, entry)
-        if entry.ends <= now:
-            return self._missing(taken.session_id, taken.token)
         taken.expires_in, taken.idle = bounds.absolute, bounds.idle
-        return taken
+        return entry.ends > now
 
     def _created(self, session_id: str, token: str | None, now: float) -> Checkout:
         entry = self._entries[session_id]
@@ -375,7 +387,7 @@ class InMemorySessionStore(SessionStore):
         self._anonymous.pop(session_id, None)
         self._signed_in.pop(session_id, None)
         for user_id in entry.users:
-            self._unlink(user_id, session_id)
+            self._forget(user_id, session_id)
 
     def _note_end(self, session_id: str, entry: _Entry) -> None:
         if len(self._ends) > 2 * len(self._entries) + 64:  # mostly of records that are gone: build it anew
@@ -427,16 +439,20 @@ class InMemorySessionStore(SessionStore):
 
     def _set_user(self, user_id: str | None, session_id: str) -> None:
         """The record says who is signed in: nobody else is."""
-        entry = self._entries[session_id]
-        for other in entry.users:
+        for other in self._entries[session_id].users:
             if other != user_id:
                 self._unlink(other, session_id)
-        entry.users = ()
-        if self._signed_in.pop(session_id, session_id) is None:
-            self._anonymous[session_id] = None
         self._link(user_id, session_id)
 
     def _unlink(self, user_id: str, session_id: str) -> None:
+        """Nobody is signed in any more where this was the only one."""
+        self._forget(user_id, session_id)
+        entry = self._entries[session_id]
+        entry.users = tuple(other for other in entry.users if other != user_id)
+        if not entry.users and self._signed_in.pop(session_id, session_id) is None:
+            self._anonymous[session_id] = None
+
+    def _forget(self, user_id: str, session_id: str) -> None:
         sessions = self._index.get(user_id, set())
         sessions.discard(session_id)
         if not sessions:

@@ -70,13 +70,15 @@ class Values:
         await self.erase(session_id)
         return Missing.ABSENT
 
-    async def touch(self, session_id: str) -> None:
-        """Restart the idle timeout of a live record, if it has one."""
+    async def touch(self, session_id: str, rule: Lifetime | None = None) -> None:
+        """Restart the idle timeout of a live record, if it has one and is not over by the caller's rule."""
         async with self.hold(session_id):
             found = await self.find(session_id)
             if isinstance(found, Value) and found.idle < math.inf:
-                found.touch(self._store.now())
-                await self.write(session_id, found)
+                now = self._store.now()
+                if rule is None or rule.idle is None or found.last(now) + rule.idle > now:
+                    found.touch(now)
+                    await self.write(session_id, found)
 
     async def drop_expired(self, session_id: str) -> bool:
         """Delete what has expired under this id; whether there was such."""

@@ -112,6 +112,7 @@ class RequestOperations:
                 found.rewrite(record)
                 if ttl is not None:
                     found.ends = self.now() + ttl
+                    found.touch(self.now())
             elif not create:
                 return False
             else:
@@ -189,7 +190,7 @@ class RequestOperations:
             token = self._locks.try_acquire(session_id, lock)
             if token is None:
                 if not passive:
-                    await self._primitives.touch(session_id)
+                    await self._primitives.touch(session_id, lifetime)
                 token, waited = await self._locks.acquire(session_id, lock)
         try:
             async with self._primitives.hold(session_id):
@@ -218,19 +219,13 @@ class RequestOperations:
 
         `user` is who is signed in in it: a store with an index of users enters it there.
         """
-        token: str | None
-        token, _ = await self._locks.acquire(session_id, lock or LockPolicy())
-        created: Value | None = None
-        try:
-            async with self._primitives.hold(session_id):
-                if await self._primitives.find(session_id) is Missing.ABSENT:
-                    created = Value.new(record, lifetime, self.now())
-                    await self._primitives.write(session_id, created)
-        finally:
-            if lock is None or created is None:
-                self._locks.release(session_id, token)
-                token = None
-        return None if created is None else created.checkout(session_id, created.began, token)
+        async with self._primitives.hold(session_id):
+            if await self._primitives.find(session_id) is not Missing.ABSENT:
+                return None
+            created = Value.new(record, lifetime, self.now())
+            await self._primitives.write(session_id, created)
+            token = self._locks.try_acquire(session_id, lock) if lock is not None else None
+            return created.checkout(session_id, created.began, token)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         """Write the record if the lease, the version and the record are still what was checked out.

@@ -56,6 +56,10 @@ class Value:
         """Seconds until it is absent; 0 or less where it is, `inf` where it never is."""
         return min(self.ends, self.until) - now
 
+    def last(self, now: float) -> float:
+        """When the last request came; without an idle timeout nobody knows, and it is now."""
+        return self.until - self.idle if self.idle < math.inf else now
+
     def touch(self, now: float) -> None:
         """A request came: the idle timeout restarts."""
         self.until = now + self.idle
@@ -66,7 +70,7 @@ class Value:
 
     def bound(self, lifetime: Lifetime, now: float) -> None:
         """Shorten the bounds; the idle timeout counts from the last request, so that it may be over."""
-        last = self.until - self.idle if self.idle < math.inf else now
+        last = self.last(now)
         self.ends = math.inf if lifetime.absolute is None else now + lifetime.absolute
         self.idle = math.inf if lifetime.idle is None else lifetime.idle
         self.until = last + self.idle
