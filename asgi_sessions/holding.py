@@ -154,18 +154,19 @@ class Holding:
         session.require_open()
         if self._refusal is not None and session.fate is not _END:
             return self._refusal
-        outcome, closed = None, release and self._close()
+        closed, stored = release and self._close(), False
         self._storing = True
         try:
             outcome = await self._carry_out(change, release)
+            stored = outcome is _STORED
         finally:
             self._storing = False
-            if closed and outcome is not _STORED and not self._is_over:
+            if closed and not stored and not self._is_over:
                 session.mode = _OPEN
             if self._stored is not None:
                 self._stored.set()
                 self._stored = None
-        if outcome is not _STORED:
+        if not stored:
             outcome = self._refusal = await self._settle() if outcome is _GONE else outcome
         return outcome
 

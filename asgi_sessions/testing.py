@@ -584,6 +584,7 @@ class StoreContract:
         await store.create(data.session_id, encode_checked(data), _HOUR, None, "ada")
         taken = await _checked_out(store, data.session_id)
         answers: list[object] = []
+        successors: list[Checkout] = []
 
         async def ask() -> None:
             answers.append(await store.checkout(data.session_id, _LOCK, _HOUR))
@@ -591,7 +592,8 @@ class StoreContract:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             await anyio.sleep(0.05)
-            moved = await _move(store, taken, "ada", "ada")
+            successors.append(await _move(store, taken, "ada", "ada"))
+        (moved,) = successors
         assert answers == [Missing.RETIRED]
         assert await store.checkout(data.session_id, None, _HOUR) is Missing.RETIRED
         assert [each.session_id for each in await store.list_for_user("ada")] == [moved.session_id]
