@@ -86,7 +86,7 @@ class World:
     processes: tuple[Process, ...]
     lock: bytes | None = None
     queue: tuple[bytes, ...] = ()
-    version: bytes | None = b"0" * 16 + 2 * NO_END  # of the record, if there is one
+    version: bytes | None = next_version(b"0" * 16 + 2 * NO_END)  # of the record, if there is one
 
     def copy(self) -> World:
         return replace(self, processes=tuple(self.copied(each) for each in self.processes))
