@@ -591,8 +591,9 @@ class StoreContract:
 
     async def test_move(self, store: SessionStore) -> None:
         """The record goes on under the new id alone; the old one is known as replaced, at once."""
-        data = new(user_id="ada", metadata={"n": 1})
-        await store.create(data.session_id, encode_checked(data), HOUR, None, "ada")
+        user = f"user-{new_session_id()}"
+        data = new(user_id=user, metadata={"n": 1})
+        await create(store, data)
         taken = await check_out(store, data.session_id)
         answers: list[object] = []
 
@@ -602,13 +603,15 @@ class StoreContract:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             await anyio.sleep(0.05)
-            moved = await move(store, taken, "ada")
-        assert answers == [Missing.RETIRED]
+            await move(store, taken, user)
+        moved = taken.successor
+        assert moved is not None
+        assert answers == [Missing.RETIRED], "who waited for the old id is told at once that it was replaced"
         assert await store.checkout(data.session_id, None, HOUR) is Missing.RETIRED
-        assert [each.session_id for each in await store.list_for_user("ada")] == [moved.session_id]
+        assert [each.session_id for each in await store.list_for_user(user)] == [moved.session_id]
         assert (await store.get(moved.session_id)) == decode(SessionData, moved.record)
         assert await commit(store, moved, n=2) is Outcome.STORED
-        assert await store.delete_for_user("ada") == 1
+        assert await store.delete_for_user(user) == 1
 
     async def test_a_move_keeps_the_life_or_begins_it_anew(
         self, store: SessionStore, let_time_pass: _PassTime

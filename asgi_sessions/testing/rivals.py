@@ -67,12 +67,11 @@ async def try_to_move(
     )  # fmt: skip
 
 
-async def move(store: SessionStore, taken: Checkout, user: str | None) -> Checkout:
-    """The same, as a session of this user before and after; the successor."""
+async def move(store: SessionStore, taken: Checkout, user: str | None) -> None:
+    """The same, as a session of this user before and after."""
     outcome = await try_to_move(store, taken, user, user)
     assert outcome is Outcome.STORED, f"a move of what nobody else has touched came to {outcome}"
     assert taken.successor is not None, "a move that was stored has to set checkout.successor"
-    return taken.successor
 
 
 # -- others, at the same time -----------------------------------------------------------------------------

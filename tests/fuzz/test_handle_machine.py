@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from asgi_sessions import Session, SessionData
+from asgi_sessions import InMemorySessionStore, Session, SessionData
 from asgi_sessions.errors import SessionClosedError, SessionConflictError, SessionDataError
 from asgi_sessions.types import Receive, Scope, Send
 from fuzz import effort, explore
@@ -796,15 +796,21 @@ class HandleMachine(RuleBasedStateMachine):
         """Every record, no other, under its own id and with its own end; no lock is left."""
         self.loop.run_until_complete(self.site.store.cleanup_expired())
         records = {data.session_id: data for data in self.site.records()}
-        assert records.keys() == self.site.store._entries.keys() == self.world.kept.keys()
+        entries = _entries(self.site)
+        assert records.keys() == entries.keys() == self.world.kept.keys()
         for name, kept in self.world.kept.items():
             assert _content_of(records[name]).spelled() == kept.content.spelled()
-            assert self.site.store._entries[name].expires == pytest.approx(kept.ends, abs=2.0)
+            assert entries[name].expires == pytest.approx(kept.ends, abs=2.0)
         assert self.site.locks == 0
         for user in ("ada", "bob"):
             listed = self.loop.run_until_complete(self.site.store.list_for_user(user))
             signed_in = {n for n, kept in self.world.kept.items() if kept.content.fields["user_id"] == user}
             assert {data.session_id for data in listed} == signed_in
+
+
+def _entries(site: Site) -> Mapping[str, Any]:
+    assert isinstance(site.store, InMemorySessionStore)
+    return site.store._entries
 
 
 def _content_of(data: SessionData) -> Content:
@@ -997,7 +1003,7 @@ async def test_what_begins_after_an_end_has_a_life_of_its_own(
 
     await browser.open(_page(act))
     assert "session_ended" in site.events
-    assert site.store._entries[browser.session_id].expires == site.clock.now + MAX_AGE
+    assert _entries(site)[browser.session_id].expires == site.clock.now + MAX_AGE
 
 
 @pytest.mark.anyio
