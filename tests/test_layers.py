@@ -33,7 +33,9 @@ LAYERS: tuple[set[str], ...] = (
     {"unit"},
     {"exchange"},
     {"middleware"},
-    {"testing", "cli"},
+    {"testing.rivals", "cli"},
+    {"testing.contract"},
+    {"testing"},
     {"", "__main__"},
 )
 

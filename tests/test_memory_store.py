@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
@@ -76,7 +77,7 @@ def new(**fields: Any) -> SessionData:
     return SessionData(session_id=new_session_id(), **fields)
 
 
-async def fill(store: InMemorySessionStore, *names: str, ttl: float | None = None) -> None:
+async def fill(store: SessionStore, *names: str, ttl: float | None = None) -> None:
     for name in names:
         await store.set(name, SessionData(session_id=name), ttl)
 
@@ -488,6 +489,53 @@ class TestContractOfDictStore(StoreContract):
     @pytest.fixture
     def store(self) -> DictStore:
         return DictStore()
+
+
+class SlowStore(DictStore):
+    """Its writes go on by themselves, as in a thread, whoever waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = anyio.Event()
+        self.ends = anyio.Event()
+
+    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+        async def write() -> None:
+            self.begun.set()
+            await self.ends.wait()
+            self.values[session_id] = value
+
+        await asyncio.shield(asyncio.ensure_future(write()))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_write_that_was_begun_is_waited_for(times: int) -> None:
+    """A request that is cancelled by asyncio's own means: its write never comes after a later one."""
+    store = SlowStore()
+    store.ends.set()
+    await fill(store, "a")
+    first, second = await take(store, "a"), await take(store, "a", None)
+    store.begun, store.ends = anyio.Event(), anyio.Event()
+    record = encode_checked(SessionData(session_id="a", metadata={"by": "first"}))
+    late = asyncio.ensure_future(store.commit(first, record, release=True))
+    await store.begun.wait()
+    for _ in range(times):
+        late.cancel()
+        await anyio.wait_all_tasks_blocked()
+    record = encode_checked(SessionData(session_id="a", metadata={"by": "second"}))
+    other = asyncio.ensure_future(store.commit(second, record, release=True))
+    await anyio.wait_all_tasks_blocked()
+    store.ends.set()
+    with pytest.raises(asyncio.CancelledError):
+        await late
+    outcome = await other
+    await anyio.wait_all_tasks_blocked()
+    data = await store.get("a")
+    assert data is not None
+    assert outcome is Outcome.CONFLICT, "it was compared with what was there before the write had ended"
+    assert data.metadata == {"by": "first"}
+    assert len(store._primitives._latches) == 0
 
 
 class CarelessStore(DictStore):

@@ -186,8 +186,10 @@ class InMemorySessionStore(SessionStore):
                 if entry is not None and user_of(entry.record) == user:
                     ended += await self.delete(session_id)
         finally:
-            for session_id in ending:  # of a call that was cut off: the next one has to find them
-                await self.link_user(user, session_id, Lifetime())
+            for session_id in (
+                self._entries.keys() & ending
+            ):  # of a call that was cut off: the next one ends them
+                self._link(user, session_id)
         return ended
 
     async def get_stats(self) -> dict[str, Any]:
