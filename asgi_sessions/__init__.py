@@ -29,7 +29,7 @@ from .errors import (
     SessionStoreError,
     TooManyWaitersError,
 )
-from .events import SessionEvent
+from .events import SessionEvent, session_hash
 from .fingerprint import Fingerprint
 from .middleware import SessionMiddleware
 from .session import Session, get_session, get_session_data
@@ -65,6 +65,7 @@ __all__ = [
     "TooManyWaitersError",
     "get_session",
     "get_session_data",
+    "session_hash",
 ]
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from .errors import (
     LockAcquisitionError,
@@ -21,10 +22,11 @@ from .events import (
     LOCK_TIMEOUT,
     STORE_ERROR,
     TOO_MANY_WAITERS,
+    UNCAUGHT_ERROR,
     UNSTORABLE_VALUE,
     EventSink,
 )
-from .types import ASGIApp, Headers, Receive, Scope, Send
+from .types import ASGIApp, Headers, Message, Receive, Scope, Send
 
 _TEXTS = {
     400: b"Bad request: the cookies are too large.",
@@ -32,6 +34,7 @@ _TEXTS = {
     500: b"The session could not be stored.",
     503: b"The session is not available right now. Please try again.",
 }
+_TYPED_FIELD = "a field of your own model (model=…) may have any type that Pydantic writes and reads back"
 _RETRY_AFTER = b"1"  # seconds; a turn comes soon, and a store that is down says so again without cost
 
 _POLICY_VIOLATION, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455 §7.4.1 and its registry
@@ -67,8 +70,14 @@ class Answers:
         """Answer an error for which `status_of` knows a status, and raise its event."""
         status = status_of(error)
         assert status is not None  # noqa: S101  # the caller asked status_of before
-        self._report(error, session_id)
+        self._report(error, session_id, scope)
         await self._answer(scope, receive, send, status, error)
+
+    async def hang_up(self, scope: Scope, send: Send, error: SessionError, session_id: str | None) -> None:
+        """Close an accepted WebSocket for an error of ours that its app did not catch."""
+        self._report(error, session_id, scope)
+        with suppress(Exception):  # the client has gone perhaps, and each server says that in its own way
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": ""})
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, status: int, error: BaseException
@@ -81,7 +90,7 @@ class Answers:
             await send({"type": "http.response.start", "status": status, "headers": _headers(status)})
             await send({"type": "http.response.body", "body": _TEXTS[status], "more_body": False})
 
-    def _report(self, error: BaseException, session_id: str | None) -> None:
+    def _report(self, error: BaseException, session_id: str | None, scope: Scope) -> None:
         if isinstance(error, LockTimeoutError):
             self._events.emit(LOCK_TIMEOUT, session_id, level=logging.WARNING, waited=error.waited)
         elif isinstance(error, TooManyWaitersError):
@@ -91,11 +100,28 @@ class Answers:
         elif isinstance(error, SessionConflictError):
             self._events.emit(CONFLICT, session_id, level=logging.WARNING)
         elif isinstance(error, SessionDataError):
-            self._events.emit(
-                UNSTORABLE_VALUE, session_id, level=logging.ERROR, path=error.path, reason=error.reason
-            )
+            facts = {"path": error.path, "reason": error.reason, "route": _route(scope)}
+            if " of type " in error.reason:
+                facts["remedy"] = _TYPED_FIELD
+            self._events.emit(UNSTORABLE_VALUE, session_id, level=logging.ERROR, **facts)
         elif isinstance(error, SessionStoreError | LockAcquisitionError):
             self._events.emit(STORE_ERROR, session_id, level=logging.ERROR, error=str(error))
+        else:
+            what = f"{type(error).__name__}: {error}"
+            self._events.emit(
+                UNCAUGHT_ERROR, session_id, level=logging.ERROR, error=what, route=_route(scope)
+            )
+
+
+async def no_body() -> Message:
+    """A request whose body has been read, for an `error_response` that asks for it."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def _route(scope: Scope) -> str:
+    """Method and path, as the app declared it where its framework says so: it may hold what is private."""
+    template = getattr(scope.get("route"), "path", None)
+    return f"{scope.get('method', 'WEBSOCKET')} {template or scope['path']}"
 
 
 def _headers(status: int) -> Headers:

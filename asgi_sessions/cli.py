@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import sys
 from collections.abc import Sequence
 
 from .errors import SessionError
+from .events import session_hash
 from .options import resolve_store
 from .stores.base import SessionStore
+
+SECRET_KEY = "ASGI_SESSIONS_SECRET_KEY"  # noqa: S105  # the variable's name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "health": "write, read and delete a probe",
         "stats": "print the store's figures",
-        "sessions": "list the sessions of a user (ids shortened: a whole one is a password)",
+        "sessions": (
+            "list the sessions of a user (ids shortened: a whole one is a password), with their hashes in"
+            f" the log if the app's secret_key is in the environment as {SECRET_KEY}"
+        ),
         "logout": "end every session of a user",
     }
     for name, text in helps.items():
@@ -69,8 +76,14 @@ async def _stats(store: SessionStore, options: argparse.Namespace) -> int:
 async def _sessions(store: SessionStore, options: argparse.Namespace) -> int:
     for data in await store.list_for_user(options.user):
         since, last = f"{data.created_at:%Y-%m-%d %H:%M}", f"{data.last_activity:%Y-%m-%d %H:%M}"
-        print(f"{data.session_id[:6]}…  since {since}  last {last}")
+        print(f"{data.session_id[:6]}…  {_in_the_log(data.session_id)}since {since}  last {last}")
     return 0
+
+
+def _in_the_log(session_id: str) -> str:
+    """The session's hash in logs and events; nothing where the key that it depends on is not known."""
+    key = os.environ.get(SECRET_KEY)
+    return f"session={session_hash(session_id, key)}  " if key else ""
 
 
 async def _logout(store: SessionStore, options: argparse.Namespace) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic_core import from_json
+
 from .data import SessionData, stamp
 from .errors import SessionStoreError
 from .fields import LiveMetadata, new_session_id
 from .plain import PlainRecord, parse_plain
-from .record import decode, encode, encode_checked
+from .record import decode, encode, encode_checked, misfit
 
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
@@ -21,7 +23,7 @@ class Content(LiveMetadata):
     whether the record still fits. Once typed it stays one object: what an app does to it is never lost.
     """
 
-    __slots__ = ("_data", "_model", "_plain", "_pristine", "client", "loaded")
+    __slots__ = ("_data", "_model", "_plain", "_pristine", "client", "loaded", "stored_user")
     __hash__ = None  # type: ignore[assignment]  # as any dict
 
     def __init__(self, values: Any, model: type[SessionData], client: str | None) -> None:
@@ -33,29 +35,34 @@ class Content(LiveMetadata):
         self._data: SessionData | None = None
         self._pristine = b""  # a record without content: as it was made or emptied
         self.loaded: bytes | None = None  # the stored record as it was loaded or last committed
+        self.stored_user: str | None = None  # who is signed in in it
 
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
         lazy = self._model is SessionData and self._data is None
         plain = parse_plain(record) if lazy else None
         if plain is None:
-            self._bind(decode(self._model, record))
+            data = decode(self._model, record)
+            self._bind(data)
+            self.stored_user = data.user_id
         else:
             dict.clear(self)
             dict.update(self, plain.metadata)
             self._plain = plain
+            self.stored_user = plain.user_id
         self.loaded = record
 
     def committed(self, record: bytes) -> None:
         """Take note that `record`, sealed just now, is what the store holds."""
         self.loaded = record
+        self.stored_user = self.identity().user_id
         if self._plain is not None:
             self._plain.committed(record)
 
     def forget(self) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
         dict.clear(self)
-        self._plain = self.loaded = None
+        self._plain = self.loaded = self.stored_user = None
         if self._data is not None:
             self._bind(self._fresh())
 
@@ -66,6 +73,12 @@ class Content(LiveMetadata):
             vars(self._data)["metadata"] = self
             self._plain = None
         return self._data
+
+    def stored_values(self) -> dict[str, Any]:
+        """The values as the store has them, whatever the app did to them; {} where it has none."""
+        if self._plain is not None:
+            return self._plain.stored_values()
+        return {} if self.loaded is None else from_json(self.loaded).get("metadata") or {}
 
     def identity(self) -> PlainRecord | SessionData:
         """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""
@@ -154,7 +167,7 @@ class Content(LiveMetadata):
         try:
             return decode(self._model, record or b"")
         except ValueError as error:
-            raise SessionStoreError("the session's record cannot be read") from error
+            raise SessionStoreError(str(misfit(self._model, error))) from error
 
     def _bind(self, data: SessionData) -> None:
         dict.clear(self)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import itertools
+import math
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from itsdangerous import TimestampSigner
 from itsdangerous.encoding import base64_decode, bytes_to_int
 
+from .keys import key_bytes, weakness
+from .routes import narrower_scopes
 from .types import Headers
 
 SameSite: TypeAlias = Literal["lax", "strict", "none"]
@@ -26,8 +28,7 @@ Reason: TypeAlias = Literal["bad_signature", "ambiguous", "absurd"]
 
 SALT = b"asgi_sessions.cookie"
 MAX_COOKIE_BYTES = 65_536  # of the cookie header, or all its lines together
-MAX_CANDIDATES = 4  # cookies of our name whose signature is checked
-MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
+MAX_CANDIDATES = 4  # different cookies of our name whose signature is checked
 MAX_REMEMBERED = 4096  # verified tokens that need no second HMAC, under 2 MB
 MAX_PAIR_BYTES = 4096  # name and value (RFC 6265bis section 5.6: browsers drop what is longer)
 MAX_TOKEN_BYTES = 32 + 1 + 11 + 1 + 43  # id.timestamp.signature
@@ -41,9 +42,7 @@ _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 6265 section 4.1.1: a
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]{0,1023}")
 _DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
 _BLANK = b" \t"
-_LINES_OF_VARY = frozenset(
-    bytes(letters) for letters in itertools.product(*[(letter, letter - 32) for letter in b"vary"])
-)
+_SET_COOKIE_SIZE = len(b"set-cookie")
 
 
 class Verified(NamedTuple):
@@ -56,6 +55,9 @@ class Verified(NamedTuple):
     session_id: str
     issued_at: int
     stale_key: bool
+
+    def __repr__(self) -> str:
+        return f"Verified(issued_at={self.issued_at}, stale_key={self.stale_key})"
 
 
 class _KeySigner(TimestampSigner):
@@ -92,13 +94,14 @@ class CookieSigner:
     ) -> None:
         if isinstance(fallbacks, (str, bytes)):
             raise ValueError("secret_key_fallbacks is one string; pass a list of keys: [old_key]")
-        keys = [_key_bytes(secret_key, "secret_key")]
-        keys += [_key_bytes(key, f"secret_key_fallbacks[{i}]") for i, key in enumerate(fallbacks)]
-        for index, key in enumerate(keys):
-            if len(key) < MIN_KEY_BYTES:
-                where = f"secret_key_fallbacks[{index - 1}]" if index else "secret_key"
-                warnings.warn(_short_key(where, len(key)), UserWarning, stacklevel=stacklevel)
-        self._signers = [_KeySigner(key, clock) for key in keys]
+        given = {"secret_key": secret_key}
+        given |= {f"secret_key_fallbacks[{index}]": key for index, key in enumerate(fallbacks)}
+        keys = {where: key_bytes(key, where) for where, key in given.items()}
+        for where, key in keys.items():
+            weak = weakness(key, where)
+            if weak is not None:
+                warnings.warn(weak, UserWarning, stacklevel=stacklevel)
+        self._signers = [_KeySigner(key, clock) for key in keys.values()]
 
     def sign(self, session_id: str) -> str:
         """The cookie value ``id.timestamp.signature``; ValueError for an id that no cookie may carry."""
@@ -124,20 +127,6 @@ class CookieSigner:
         return None
 
 
-def _key_bytes(key: object, where: str) -> bytes:
-    raw = key if isinstance(key, bytes) else str("" if key is None else key).encode("utf-8", "surrogatepass")
-    if not raw:
-        raise ValueError(f"{where} is empty; {_MAKE_A_KEY}")
-    return raw
-
-
-def _short_key(where: str, size: int) -> str:
-    return f"{where} has {size} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {_MAKE_A_KEY}"
-
-
-_MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
-
-
 @dataclass(frozen=True, slots=True)
 class Presented:
     """What a request says about its session.
@@ -145,13 +134,20 @@ class Presented:
     `session_id` is None unless exactly one valid id came in; `reason` then tells why, and is None too for a
     request without our cookie. `presented`: a cookie of our name was there (not looked up when "absurd").
     `issued_at` and `stale_key` as in `Verified`.
+
+    `rivals` are the valid ids of a request that brings several: the store knows which of them is alive
+    (`duplicates.settle`). `only_ours`: no cookie of our name came along that we did not sign. `leftover`:
+    this one is alive, and what came beside it is dead.
     """
 
-    session_id: str | None = None
+    session_id: str | None = field(default=None, repr=False)
     issued_at: int = 0
     stale_key: bool = False
     reason: Reason | None = None
     presented: bool = False
+    rivals: tuple[Verified, ...] = field(default=(), repr=False)
+    only_ours: bool = False
+    leftover: bool = False
 
 
 NO_COOKIE = Presented()
@@ -208,14 +204,16 @@ class SessionCookie:
         self._path = f"; path={path}; "
         self._https_only = https_only
         self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
-        removal = f"{name}=null; path={path}; expires=Thu, 01 Jan 1970 00:00:00 GMT; "
-        self._removals = tuple((removal + flags).encode("ascii") for flags in self._flags)
+        self._removals = tuple(_removal(name, path, flags) for flags in self._flags)
+        self._is_bound = name.lower().startswith("__host-")  # to path="/" of one host: there is no other
+        self._scope = name, domain, path
+        self._attributes = same_site, partitioned
 
     def read(self, line: bytes | None) -> Presented:
         """What a request's `cookie` header says; `NO_COOKIE` where ours is not in it. Never raises.
 
-        The first four cookies of our name are verified. Two different valid ids mean that somebody planted
-        one (a sibling domain, a longer path): which one is not for us to guess, so neither counts.
+        Up to `MAX_CANDIDATES` different cookies of our name are verified. More of them than that mean that
+        somebody planted some (a sibling domain, a longer path): which is not for us to guess, so none counts.
         """
         if not line:
             return NO_COOKIE
@@ -225,9 +223,9 @@ class SessionCookie:
             tokens = [line[len(self._alone) :].strip(_BLANK)]
         else:
             tokens = cookie_values(line, self._name)
-        if len(tokens) == 1:
-            return self._known.get(tokens[0]) or self._remember(tokens[0])
-        return self._judge(tokens[:MAX_CANDIDATES]) if tokens else NO_COOKIE
+        if len(tokens) > 1:
+            return self._judge(list(dict.fromkeys(tokens)))
+        return (self._known.get(tokens[0]) or self._remember(tokens[0])) if tokens else NO_COOKIE
 
     def _remember(self, token: bytes) -> Presented:
         """Judge a single token and keep the answer if it is good: a client sends the same one each time."""
@@ -239,23 +237,29 @@ class SessionCookie:
         return answer
 
     def _judge(self, tokens: list[bytes]) -> Presented:
+        """What these different values say together."""
+        if len(tokens) > MAX_CANDIDATES:
+            return AMBIGUOUS
         verified = [seen for seen in map(self.signer.verify, tokens) if seen is not None]
         if not verified:
             return BAD_SIGNATURE
-        best = verified[0]
-        for other in verified[1:]:
-            if other.session_id != best.session_id:
-                return AMBIGUOUS
-            best = min(best, other, key=lambda seen: (seen.stale_key, -seen.issued_at))
-        return Presented(best.session_id, best.issued_at, best.stale_key, None, True)
+        best: dict[str, Verified] = {}
+        for seen in sorted(verified, key=lambda seen: (seen.stale_key, -seen.issued_at)):
+            best.setdefault(seen.session_id, seen)
+        if len(best) > 1:
+            alone = len(verified) == len(tokens)
+            return Presented(presented=True, rivals=tuple(best.values()), only_ours=alone)
+        (only,) = best.values()
+        return Presented(only.session_id, only.issued_at, only.stale_key, None, True)
 
-    def render(self, session_id: str, *, max_age: int | None, secure: bool) -> bytes:
+    def render(self, session_id: str, *, max_age: float | None, secure: bool) -> bytes:
         """The value of a `Set-Cookie` header that hands out this id, signed now.
 
-        `max_age` is in seconds, None for a cookie that ends with the browser session. `secure`: the request
-        came over https or wss; counts only where `https_only` is None.
+        `max_age` is in seconds, None for a cookie that ends with the browser session; it is rounded up, for
+        browsers pass over a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the
+        request came over https or wss; counts only where `https_only` is None.
         """
-        age = "" if max_age is None else f"Max-Age={max_age}; "
+        age = "" if max_age is None else f"Max-Age={math.ceil(max_age)}; "
         flags = self._flags[self._is_secure(secure)]
         return f"{self._start}{self.signer.sign(session_id)}{self._path}{age}{flags}".encode("ascii")
 
@@ -263,8 +267,32 @@ class SessionCookie:
         """The value of a `Set-Cookie` header that makes the browser forget the cookie; `secure` as above."""
         return self._removals[self._is_secure(secure)]
 
+    def is_set_by(self, headers: Headers) -> bool:
+        """Whether an answer with these headers sets or removes a cookie of our name already."""
+        return any(
+            len(name) == _SET_COOKIE_SIZE and name.lower() == b"set-cookie" and value.startswith(self._alone)
+            for name, value in headers
+        )
+
+    def render_leftover_removals(self, requested: str, *, secure: bool) -> list[bytes]:
+        """`Set-Cookie` values for cookies of our name within this scope that come with the path `requested`.
+
+        To be sent before the cookie itself, which no browser then mistakes for one of them.
+        """
+        if self._is_bound:
+            return []
+        (name, domain, path), (same_site, partitioned) = self._scope, self._attributes
+        return [
+            _removal(name, longer, _flags(same_site, self._is_secure(secure), host, partitioned))
+            for host, longer in narrower_scopes(domain, path, requested)
+        ]
+
     def _is_secure(self, secure: bool) -> bool:
         return secure if self._https_only is None else self._https_only
+
+
+def _removal(name: str, path: str, flags: str) -> bytes:
+    return f"{name}=null; path={path}; expires=Thu, 01 Jan 1970 00:00:00 GMT; {flags}".encode("ascii")
 
 
 def _flags(same_site: str, secure: bool, domain: str | None, partitioned: bool) -> str:
@@ -307,24 +335,3 @@ def _check_cross_site(same_site: str, https_only: bool | None, partitioned: bool
         raise ValueError("browsers take a same_site='none' cookie only if it is Secure; set https_only=True")
     if partitioned and https_only is False:
         raise ValueError("browsers take a partitioned cookie only if it is Secure; set https_only=True")
-
-
-def vary_cookie(headers: Headers) -> None:
-    """Makes `Vary` name `Cookie`: added to the first `Vary` line, or as a line of its own where none is.
-
-    Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
-    """
-    if _LINES_OF_VARY.isdisjoint(dict(headers)):  # nearly always
-        headers.append((b"vary", b"Cookie"))
-        return
-    first: int | None = None
-    for index, (name, value) in enumerate(headers):
-        if name.lower() != b"vary":
-            continue
-        fields = {field.strip(_BLANK) for field in value.lower().split(b",")}
-        if b"cookie" in fields or b"*" in fields:
-            return
-        first = index if first is None else first
-    if first is not None:
-        name, value = headers[first]
-        headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from .codec import STORED_ONLY
 from .fields import (
     HexHash,
     Identifier,
@@ -22,13 +23,14 @@ from .fields import (
     Metadata,
     Moment,
     SessionId,
+    UserId,
     check_metadata,
     is_identifier,
     new_session_id,
     to_utc,
     utc_now,
 )
-from .record import decode, encode, encode_checked
+from .record import decode, dump, encode, encode_checked
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself from Python 3.11
@@ -57,6 +59,10 @@ class SessionData(BaseModel):
     Assignment is validated, and one that fails changes nothing. Changes inside `metadata` or a list are
     checked when the record is stored. Fields of a newer release are kept as they came. Times are in UTC;
     naive ones are read as UTC, None is now. Raises pydantic's `ValidationError`, a `ValueError`.
+
+    What frameworks make of a returned record (`model_dump`, `model_dump_json`, a response model) has no
+    `session_id` and no `fingerprint`; `to_dict` and `to_json` have them. `repr` shows neither, and of the
+    metadata the number of keys only.
     """
 
     model_config = ConfigDict(
@@ -67,8 +73,8 @@ class SessionData(BaseModel):
         hide_input_in_errors=True,  # logs are no place for session ids
     )
 
-    session_id: SessionId
-    user_id: Identifier | None = None
+    session_id: Annotated[SessionId, Field(exclude=True)]  # out of what is sent, not of what is stored
+    user_id: UserId | None = None
     thread_id: Identifier | None = None
     request_id: Identifier | None = None
     message_count: Annotated[int, Field(ge=0, le=100_000)] = 0
@@ -77,7 +83,7 @@ class SessionData(BaseModel):
     created_at: Moment = Field(default_factory=utc_now)
     updated_at: Moment = Field(default_factory=utc_now)
     last_activity: Moment = Field(default_factory=utc_now)
-    fingerprint: HexHash | None = None
+    fingerprint: Annotated[HexHash | None, Field(exclude=True)] = None
 
     @model_validator(mode="after")
     def _settle_times(self) -> Self:
@@ -115,8 +121,7 @@ class SessionData(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them, by their own names; times are ISO 8601 strings."""
-        computed = set(type(self).__pydantic_computed_fields__)
-        return self.model_dump(mode="json", by_alias=False, exclude=computed)
+        return dump(self)
 
     def to_json(self) -> str:
         """The record as a JSON text. Raises `ValueError` where a value has no JSON form."""
@@ -158,14 +163,16 @@ class SessionData(BaseModel):
                 )
 
     def _assign(self, name: str, value: object) -> None:
-        self._before_change()
         before = self.__dict__
+        live = before.get("metadata")
+        if name == "session_id" and isinstance(live, LiveMetadata) and value != self.session_id:
+            raise ValueError("a session keeps its session_id; Session.regenerate_id() gives a new one")
+        self._before_change()
         try:
             super().__setattr__(name, value)
         except Exception:
             object.__setattr__(self, "__dict__", before)  # pydantic assigns before it runs "after" validators
             raise
-        live = before.get("metadata")
         if name == "metadata" and isinstance(live, LiveMetadata):
             _refill(live, self.__dict__[name])
             vars(self)[name] = live
@@ -175,11 +182,28 @@ class SessionData(BaseModel):
         if isinstance(live, LiveMetadata):
             live.before_change()
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What `repr` shows: crash reporters print locals, and a session's id is a password."""
+        for name, value in super().__repr_args__():
+            if name == "metadata":
+                yield name, _Hidden(f"<{dict.__len__(value)} keys>")
+            elif name in type(self).__pydantic_fields__ and name not in STORED_ONLY:
+                yield name, value
+
     def __copy__(self) -> Self:
         copied = super().__copy__()
         if isinstance(self.metadata, LiveMetadata):
             vars(copied)["metadata"] = dict(self.metadata)  # or the copy would change the session
         return copied
+
+
+class _Hidden(str):
+    """A text that stands for something else."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def stamp(data: SessionData, now: datetime | None = None) -> None:

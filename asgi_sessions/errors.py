@@ -73,7 +73,7 @@ class TooManyWaitersError(LockAcquisitionError):
 
 
 class LockReleaseError(SessionLockError):
-    """The backend failed while the lock was released; it ends with its lease."""
+    """The backend failed while the lock was released. That is tried again until its lease is over."""
 
 
 class LockLostError(SessionLockError):

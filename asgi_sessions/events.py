@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from .keys import derived, key_bytes
+
 SESSION_CREATED = "session_created"  # a record was stored for the first time
 SESSION_REGENERATED = "session_regenerated"  # a new id, the data kept
 SESSION_ENDED = "session_ended"  # invalidated by the app
 BAD_SIGNATURE = "bad_signature"  # a cookie of our name that no key of ours signed
-AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two valid ids in one request
+AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two live sessions in one request, or more cookies than are looked at
 ABSURD_COOKIE = "absurd_cookie"  # more cookie bytes than any browser sends; answered with 400
 UNKNOWN_SESSION = "unknown_session"  # a signed id whose record is absent
 RETIRED_SESSION = "retired_session"  # an id that was just replaced
@@ -32,7 +34,10 @@ LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
 CONFLICT = "conflict"  # the version moved; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
 UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
+UNCAUGHT_ERROR = "uncaught_error"  # one of ours, which closed a WebSocket whose app did not catch it
 ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
+COOKIE_CLASH = "cookie_clash"  # somebody inside sets a cookie of our name; told once
+UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, and no proxy is trusted; told once
 
 Detail: TypeAlias = str | int | float
 
@@ -40,7 +45,7 @@ LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
 MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
-_salt = secrets.token_bytes(32)
+_PURPOSE = b"asgi_sessions.log"  # of the key that log hashes are made with
 # Ids, lock tokens and fingerprints all look like this; an exception's text may quote one.
 _SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
 
@@ -49,8 +54,8 @@ _SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
 class SessionEvent:
     """One thing that happened: `name` is a constant of this module, `details` are its facts.
 
-    `session` is a short hash that is the same for the same id within this process, so that the events of one
-    session can be told from another's; None where no session is concerned.
+    `session` is a short hash of the id (`session_hash`), so that the events of one session can be told from
+    another's, over all workers with the same `secret_key`; None where no session is concerned.
     """
 
     name: str
@@ -58,9 +63,18 @@ class SessionEvent:
     details: Mapping[str, Detail]
 
 
-def session_hash(session_id: str) -> str:
-    """12 hexadecimal digits that stand for the id in logs; other ones in each process."""
-    return hmac.digest(_salt, session_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
+def session_hash(session_id: str, secret_key: object) -> str:
+    """12 hexadecimal digits that stand for the id in logs, events, and wherever else people look at sessions.
+
+    They are the same for the same id in every process with this `secret_key` (not its fallbacks: after a
+    rotation the same session has another hash). Without the key nobody finds the id that belongs to a hash,
+    or the hash that belongs to an id.
+    """
+    return _hash(session_id, derived(key_bytes(secret_key, "secret_key"), _PURPOSE))
+
+
+def _hash(session_id: str, key: bytes) -> str:
+    return hmac.digest(key, session_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
 
 
 class EventSink:
@@ -68,21 +82,26 @@ class EventSink:
 
     `on_event` is called at once, in the event loop, so it must not block; what it raises is logged once per
     event name and never reaches the request. TypeError for one that cannot be called or is a coroutine
-    function. `clock` gives seconds and is for the log's limit only.
+    function. Sessions are named as `session_hash` names them with this `secret_key`; without one the names
+    hold for this object alone. `clock` gives seconds and is for the log's limit only.
     """
 
     def __init__(
         self,
         on_event: Callable[[SessionEvent], object] | None = None,
         *,
+        secret_key: object = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if on_event is not None:
             _check_callback(on_event)
         self._on_event = on_event
+        key = secrets.token_bytes(32) if secret_key is None else key_bytes(secret_key, "secret_key")
+        self._key = derived(key, _PURPOSE)
         self._clock = clock
         self._windows: dict[str, _Window] = {}
         self._complained: set[str] = set()
+        self._kinds: set[tuple[str, ...]] = set()
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -92,11 +111,22 @@ class EventSink:
         if self._on_event is None and not logged:
             return
         clean = {key: _clean(value, session_id) for key, value in details.items()}
-        event = SessionEvent(name, None if session_id is None else session_hash(session_id), clean)
+        event = SessionEvent(name, None if session_id is None else _hash(session_id, self._key), clean)
         if logged:
             self._log(event, level)
         if self._on_event is not None:
             self._call(self._on_event, event)
+
+    def is_first(self, *kind: str) -> bool:
+        """Whether this was not asked of the same kind before. Kinds are few: names in the app's code."""
+        known = kind in self._kinds
+        self._kinds.add(kind)
+        return not known
+
+    def warn_once(self, name: str, remedy: str) -> None:
+        """`emit` as a warning, the first time only: for what is wrong with the set-up and stays so."""
+        if self.is_first(name):
+            self.emit(name, level=logging.WARNING, remedy=remedy)
 
     def flush(self) -> None:
         """Logs how many lines were left out so far; for the shut-down."""

@@ -7,6 +7,7 @@ import re
 import secrets
 from datetime import datetime, timezone
 from typing import Annotated, Any, cast
+from uuid import UUID
 
 from pydantic import AfterValidator, GetCoreSchemaHandler, StringConstraints, ValidationInfo, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
@@ -16,6 +17,12 @@ from .record import check_metadata_size, normalise
 
 _FORBIDDEN = re.compile(r"""[ '"`;]|--|/\*|\*/""")
 _STATEMENT = re.compile(r"(?:drop|delete)(?!\w)", re.IGNORECASE)
+_MARK = r"""(?:['"`;]|(?<!-)--+(?!-)|/\*)"""  # a row of dashes is one
+_INJECTION = re.compile(
+    rf"\s{_MARK}|{_MARK}\s|{_MARK}{_MARK}|^{_MARK}|['\"`;]$|(?<!\w)(?:drop|delete)\s+\w", re.IGNORECASE
+)
+_SUBJECT = re.compile(r"[A-Za-z0-9_-]{16,}")  # base64url of 96 bits and more
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # the last two end lines as well
 _HEX_HASH = r"^(?:[0-9a-fA-F]{32}|[0-9a-fA-F]{40}|[0-9a-fA-F]{64})$"
 
 
@@ -52,6 +59,29 @@ def _identifier(text: str) -> str:
             " and must not begin with the word DROP or DELETE"
         )
     return text
+
+
+def _user(text: str) -> str:
+    """Whoever signs in brings their own id: refused is only what no identity provider hands out."""
+    if not text or text != text.strip() or _CONTROL.search(text):
+        raise ValueError("must have characters, no control characters, and no white-space at either end")
+    if _INJECTION.search(text) and not _SUBJECT.fullmatch(text):  # a subject may begin with dashes
+        raise ValueError(
+            "reads as an injection: a quote, ';', '--' or '/*' beside white-space, beside another of them or"
+            " at the beginning, a quote or ';' at the end, or DROP or DELETE before another word"
+        )
+    return text
+
+
+def user_text(user_id: str | int | UUID) -> str:
+    """A user's id as records keep it: a number or a UUID as its text. `TypeError` for anything else."""
+    if isinstance(user_id, str):
+        return user_id
+    if isinstance(user_id, UUID):
+        return str(user_id)
+    if isinstance(user_id, int) and not isinstance(user_id, bool):
+        return int.__repr__(user_id)
+    raise TypeError(f"a user's id is a str, an int or a UUID, not {type(user_id).__name__}: pass its text")
 
 
 def utc_now() -> datetime:
@@ -119,6 +149,7 @@ class _MetadataSchema:
 
 
 Identifier = Annotated[str, StringConstraints(max_length=255), AfterValidator(_identifier)]
+UserId = Annotated[str, StringConstraints(max_length=255), AfterValidator(_user)]
 SessionId = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_identifier)]
 Moment = Annotated[
     datetime, _MomentSchema, WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from .headers import ByName
 from .types import Scope
@@ -36,10 +36,12 @@ _PAIR = re.compile(r'([^";]*(?:"[^"]*"[^";]*)*);')
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which traits of a client count, and how exactly; ValueError for a prefix that no address has.
+    """Which traits of a client count, how exactly, and what becomes of another client's request.
 
     `ipv4_prefix` and `ipv6_prefix` are in bits: how much of the address must stay the same. Unless
-    `user_agent_exact`, version numbers do not count, for browsers update every two weeks.
+    `user_agent_exact`, version numbers do not count, for browsers update every two weeks. `on_mismatch`:
+    "refuse" gives another client a fresh session, "report" serves it the session and sets
+    `Session.client_changed`; both raise the event. A wrong value is a ValueError or TypeError.
     """
 
     ip: bool = True
@@ -47,12 +49,17 @@ class Fingerprint:
     ipv4_prefix: int = 32
     ipv6_prefix: int = 64
     user_agent_exact: bool = False
+    on_mismatch: Literal["refuse", "report"] = "refuse"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ipv4_prefix <= 32:
-            raise ValueError(f"ipv4_prefix={self.ipv4_prefix!r} must be between 0 and 32 bits")
-        if not 0 <= self.ipv6_prefix <= 128:
-            raise ValueError(f"ipv6_prefix={self.ipv6_prefix!r} must be between 0 and 128 bits")
+        for name, bits in (("ipv4_prefix", 32), ("ipv6_prefix", 128)):
+            given: object = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise TypeError(f"{name} is a number of bits, not {given!r}")
+            if not 0 <= given <= bits:
+                raise ValueError(f"{name}={given!r} must be between 0 and {bits} bits")
+        if self.on_mismatch not in ("refuse", "report"):
+            raise ValueError(f"on_mismatch={self.on_mismatch!r} must be 'refuse' or 'report'")
 
     def hash(self, address: str, user_agent: str) -> str:
         """SHA-256 of ``ip:user_agent`` in hexadecimal, after both were reduced to what counts. Never raises.
@@ -75,12 +82,20 @@ class Fingerprint:
 
 
 class FingerprintReader:
-    """Gives the fingerprint of a request's client; a client that was seen lately costs a look-up."""
+    """Gives the fingerprint of a request's client; a client that was seen lately costs a look-up.
 
-    def __init__(self, fingerprint: Fingerprint, trusted_proxies: Iterable[TrustedProxy] = ()) -> None:
+    `on_untrusted` is called when a request brings proxy headers while no proxy is trusted.
+    """
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        trusted_proxies: Iterable[TrustedProxy] = (),
+        on_untrusted: Callable[[], object] | None = None,
+    ) -> None:
         self._fingerprint = fingerprint
         self._ip, self._user_agent = fingerprint.ip, fingerprint.user_agent
-        self._address = ClientAddress(trusted_proxies).of
+        self._address = ClientAddress(trusted_proxies, on_untrusted).of
         self._cached: Callable[[str, bytes], str] = lru_cache(CACHED_CLIENTS)(self._hash)
 
     def of(self, scope: Scope, headers: ByName) -> str:
@@ -99,16 +114,20 @@ class ClientAddress:
     """Tells a request's client address, behind the proxies in `trusted_proxies` as well.
 
     Each entry is a network or an address; "unix" trusts a peer without an address (a Unix socket). ValueError
-    names an entry that is neither.
+    names an entry that is neither. `on_untrusted` is called once, for the first request with proxy headers
+    while none is trusted.
     """
 
-    def __init__(self, trusted_proxies: Iterable[TrustedProxy] = ()) -> None:
+    def __init__(
+        self, trusted_proxies: Iterable[TrustedProxy] = (), on_untrusted: Callable[[], object] | None = None
+    ) -> None:
         if isinstance(trusted_proxies, str):
             raise ValueError(f"trusted_proxies={trusted_proxies!r} is one string; pass a list of networks")
         entries = list(trusted_proxies)
         self._trusts_unix = "unix" in entries
         self._networks = tuple(_network(entry) for entry in entries if entry != "unix")
         self._proxied = bool(entries)
+        self._on_untrusted = on_untrusted
         self._trusts: Callable[[str], bool] = lru_cache(CACHED_CLIENTS)(self._is_trusted)
         self._resolved: Callable[[str, str, str], str] = lru_cache(CACHED_CLIENTS)(self._resolve)
 
@@ -124,12 +143,29 @@ class ClientAddress:
         client = scope.get("client")
         peer: str = (client[0] or "") if client else ""
         if not self._proxied or not self._trusts(peer):
+            if self._on_untrusted is not None and not self._proxied:
+                self._notice(peer, headers)
             return peer
         listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
         forwarded = headers.get(b"forwarded", b"").decode("latin-1")
         if len(listed) + len(forwarded) > CACHED_CHARACTERS:
             return self._resolve(peer, listed, forwarded)
         return self._resolved(peer, listed, forwarded)
+
+    def _notice(self, peer: str, headers: ByName) -> None:
+        """Look at the first request with proxy headers, and tell of it, for nobody believes them.
+
+        Not where the server has put the client's address in the peer's place (uvicorn's `--proxy-headers`).
+        """
+        if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
+            return
+        told, self._on_untrusted = self._on_untrusted, None
+        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
+        parsed = parse_address(peer)
+        resolved = parsed is not None and str(parsed) in [*_listed_hops(listed), *_forwarded_hops(forwarded)]
+        if told is not None and not resolved:
+            told()
 
     def _resolve(self, peer: str, listed: str, forwarded: str) -> str:
         found = {

@@ -6,10 +6,11 @@ import hmac
 import math
 import time
 from dataclasses import dataclass
-from logging import WARNING
+from logging import INFO, WARNING
 
 import anyio
 
+from .changes import Change, Fate, too_late
 from .data import SessionData
 from .errors import SessionClosedError, SessionConflictError, SessionStoreError
 from .events import (
@@ -24,7 +25,8 @@ from .events import (
     EventSink,
 )
 from .fields import new_session_id
-from .session import Change, Fate, Mode, Session
+from .record import Misfit, misfit
+from .session import Mode, Session
 from .stores.base import SessionStore
 from .stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .stores.local import LockPolicy
@@ -36,9 +38,10 @@ _WHY_MISSING = {
 }
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_NOTHING, _WRITE = Change.NOTHING, Change.WRITE
-_STORED, _GONE, _LOST = Outcome.STORED, Outcome.GONE, Outcome.LOST
-_CLOSED = Mode.CLOSED
+_NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
+_STORED, _GONE = Outcome.STORED, Outcome.GONE
+_OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
+_END = Fate.END
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Rules:
     lock_to_transact: LockPolicy
     cookie_name: str
     events: EventSink
+    reports_mismatch: bool = False  # another client's session is served and said to be so, not refused
 
 
 class Holding:
@@ -64,11 +68,17 @@ class Holding:
     new_cookie: str | None = None
     cookie_gone = False
     deliverable = True
+    passive = False  # this request does not count as activity
+    shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     _checkout: Checkout | None = None
     _began = 0.0  # of the checkout
     _known_user: str | None = None
-    _lost = False  # the lease ended under us
+    _refusal: Outcome | None = None  # of a commit: what this request changes is not stored any more
+    _misfit: Misfit | None = None  # why the record that was loaded last could not be read
     _retired = False  # the id was replaced: the client has, or will have, another cookie
+    _is_over = False  # the request has ended, or was rolled back
+    _storing = False  # a commit is under way
+    _stored: anyio.Event | None = None  # set when it is over; made by who waits for that
 
     def __init__(self, rules: Rules, session: Session, fingerprint: str | None) -> None:
         self.session = session
@@ -80,7 +90,8 @@ class Holding:
     async def open(self, session_id: str, *, read_only: bool) -> None:
         """Check the session out; what is absent, unreadable or somebody else's leaves a fresh session."""
         lock = None if read_only else self.rules.lock
-        taken = await self.rules.store.checkout(session_id, lock, self.rules.lifetime)
+        store, lifetime = self.rules.store, self.rules.lifetime
+        taken = await store.checkout(session_id, lock, lifetime, passive=self.passive)
         if isinstance(taken, Missing):
             self._retired = taken is Missing.RETIRED
             self.rules.events.emit(_WHY_MISSING[taken], session_id)
@@ -88,27 +99,37 @@ class Holding:
         refusal = self._show(taken)
         if refusal is not None:
             await self._refuse(refusal, taken)
+        elif taken.idle is not None and not self.passive:
+            await store.keep_alive(taken)
 
     async def _refuse(self, refusal: str, taken: Checkout) -> None:
         """Hold nothing: this client must not see the record."""
         self.session.forget()
-        self.rules.events.emit(refusal, taken.session_id)
+        if self._misfit is None:
+            self.rules.events.emit(refusal, taken.session_id)
+        else:
+            tell_misfit(self.rules.events, taken.session_id, self._misfit)
         await self.abandon()
         self._checkout = None
 
     def _show(self, taken: Checkout) -> str | None:
         """Load the handle; the name of an event where the record must not be shown to this client."""
-        self._checkout, self._began, self._lost = taken, time.monotonic(), False
+        self._checkout, self._began = taken, time.monotonic()
+        self._refusal = self._misfit = None
         try:
             self.session.load(taken.record)
             identity = self.session.identity()
             session_id, bound_to, user_id = identity.session_id, identity.fingerprint, identity.user_id
-        except ValueError:
+        except ValueError as error:
+            self._misfit = misfit(self.rules.model, error)
             return UNREADABLE_RECORD
         if session_id != taken.session_id:
             return UNREADABLE_RECORD
         if self._fingerprint is not None and bound_to is not None and not _same(bound_to, self._fingerprint):
-            return FINGERPRINT_MISMATCH
+            if not self.rules.reports_mismatch:
+                return FINGERPRINT_MISMATCH
+            if self.session.note_client_change():
+                self.rules.events.emit(FINGERPRINT_MISMATCH, session_id)
         self._known_user = user_id
         return None
 
@@ -117,78 +138,86 @@ class Holding:
     async def store_changes(self, *, release: bool) -> Outcome:
         """Bring the store up to date in as few trips as there are; STORED also when there was nothing to do.
 
-        GONE: the record was deleted meanwhile; the handle is a fresh session then and the cookie is to go.
-        Once LOST, only an end of the session is tried again.
+        What was refused once stays refused; only an end of the session is tried again. With `release` nobody
+        can change the session any more from when the commit begins: it would be lost.
         """
-        if self._is_busy_elsewhere():
-            return _STORED  # what is in the handle now is that transaction's to store
-        change = self.session.change()
+        while self._storing:  # by another task of the request
+            self._stored = self._stored or anyio.Event()
+            await self._stored.wait()
+        session = self.session
+        change = session.change()
         if change is _NOTHING:
             if release:
-                await self._let_go()
+                self._close()
+                await self._let_go(self._checkout)
             return _STORED
-        self.session.require_open()
-        if self._lost and self.session.fate is not Fate.END:
-            return Outcome.LOST
-        taken = self._checkout
-        if taken is None:
-            outcome = await self._create(release)
-        elif change is _WRITE:
-            outcome = await self._write(taken, release)
-        elif change is Change.MOVE:
-            outcome = await self._move(taken, release)
-        else:
-            outcome = await self._delete(taken)
-        self._lost = outcome is _LOST
-        if outcome is _GONE:
-            outcome = await self._settle()
+        session.require_open()
+        if self._refusal is not None and session.fate is not _END:
+            return self._refusal
+        closed, stored = release and self._close(), False
+        self._storing = True
+        try:
+            outcome = await self._carry_out(change, release)
+            stored = outcome is _STORED
+        finally:
+            self._storing = False
+            if closed and not stored and not self._is_over:
+                session.mode = _OPEN
+            if self._stored is not None:
+                self._stored.set()
+                self._stored = None
+        if not stored:
+            outcome = self._refusal = await self._settle() if outcome is _GONE else outcome
         return outcome
 
+    def _close(self) -> bool:
+        """From now on changes of this request are refused; whether they were not before."""
+        if self.session.mode is not _OPEN:
+            return False
+        self.session.mode = _CLOSED
+        return True
+
+    async def _carry_out(self, change: Change, release: bool) -> Outcome:
+        taken = self._checkout
+        if taken is None:
+            return await self._create(release)
+        if change is _WRITE:
+            return await self._write(taken, release)
+        if change is _DELETE:
+            return await self._delete(taken)
+        return await self._move(taken, release)
+
     async def _settle(self) -> Outcome:
-        """The record is gone: deleted, or moved to a new id, whose cookie is then not ours to remove."""
-        await self._let_go()
+        """The record is gone: it has ended, or has moved to a new id, whose cookie the client gets."""
+        await self._let_go(self._checkout)
         if self._checkout is not None:
-            found = await self.rules.store.checkout(self._checkout.session_id, None, None)
+            found = await self.rules.store.checkout(self._checkout.session_id, None, None, passive=True)
             self._retired = found is Missing.RETIRED
-        if self._retired:
-            return Outcome.CONFLICT
-        self._forget_record()
-        return Outcome.GONE
+        return Outcome.CONFLICT if self._retired else _GONE
 
     async def _create(self, release: bool) -> Outcome:
         if self._retired and self.session.fate is Fate.KEEP:
             raise SessionConflictError("the session got a new id while this request was under way")
-        self._adopt(*await self._store_new(self.rules.lifetime, release))
+        self._adopt(*await self._store_new(release))
         self.rules.events.emit(SESSION_CREATED, self.new_cookie)
         return _STORED
 
-    async def _store_new(self, lifetime: Lifetime, release: bool) -> tuple[Checkout | None, bytes]:
+    async def _store_new(self, release: bool) -> tuple[Checkout | None, bytes]:
         """Store the handle's record under its id, which nobody has yet."""
-        if not self.deliverable:
-            raise SessionClosedError("the cookie of a new session can no longer be sent")
-        record = self.session.seal()
+        self._require_deliverable()
+        record, lifetime = self.session.seal(), self.rules.lifetime
         if not lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
             return None, record
         data = self.session.data
         lock = None if release else self.rules.lock
-        created = await self.rules.store.create(data.session_id, record, lifetime, lock)
+        created = await self.rules.store.create(data.session_id, record, lifetime, lock, data.user_id)
         if created is None:
             raise SessionConflictError("the new session id is taken")
-        try:
-            if data.user_id is not None:
-                await self.rules.store.link_user(data.user_id, data.session_id, lifetime)
-        except BaseException:
-            await self._take_back(created)
-            raise
         return created, record
 
-    async def _take_back(self, created: Checkout) -> None:
-        """Delete a record that was created for a change which then was not to be."""
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.rules.store.discard(created, retire=False)
-            finally:
-                await self.rules.store.release(created)
+    def _require_deliverable(self) -> None:
+        if not self.deliverable:
+            raise SessionClosedError(too_late(self.session.fate))
 
     def _adopt(self, created: Checkout | None, record: bytes) -> None:
         """From now on this request's session is the new record, and the client is to be told its id."""
@@ -210,48 +239,66 @@ class Holding:
         return outcome
 
     async def _move(self, taken: Checkout, release: bool) -> Outcome:
-        """Create under the new id first: if we die in between, the old session is still whole."""
-        kept = self.session.fate is Fate.MOVE
-        if kept:
-            self.session.rename(new_session_id())
-        created, record = await self._store_new(
-            self._remaining(taken) if kept else self.rules.lifetime, release
-        )
-        outcome = await self._retire(taken, created)
-        if outcome is not Outcome.STORED and kept:
-            if created is not None:
-                await self._take_back(created)
-            return outcome
-        if outcome in (Outcome.LOST, Outcome.CONFLICT):
-            await self.rules.store.delete(taken.session_id)  # an end wins over every other writer
-        self._adopt(created, record)
-        self.rules.events.emit(SESSION_REGENERATED if kept else SESSION_ENDED, taken.session_id)
-        return _STORED
+        """Give the session a new id, or end it and begin another under one.
 
-    async def _retire(self, taken: Checkout, created: Checkout | None) -> Outcome:
-        """Delete the old record. A failure leaves the new one: the old may be there still, or not."""
+        On a fault the client is to learn the new id if the old record may be gone.
+        """
+        self._require_deliverable()
+        session, rules, begins_anew = self.session, self.rules, self.session.fate is _END
+        lifetime = None if session.fate is Fate.MOVE else rules.lifetime
+        if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1: it ends as it begins
+            await self._end(taken)
+            self._adopt(None, session.seal())
+            return _STORED
+        if not begins_anew:
+            session.rename(new_session_id())
+        record, data = session.seal(), session.data
+        lock = None if release else rules.lock
         try:
-            return await self.rules.store.discard(taken, retire=True)
-        except BaseException:
-            if created is not None:
+            outcome = await rules.store.move(
+                taken, data.session_id, record,
+                lifetime=lifetime, lock=lock, was=self._known_user, user=data.user_id,
+            )  # fmt: skip
+        finally:
+            if taken.successor is not None:
+                self._adopt(taken.successor, record)
                 with anyio.CancelScope(shield=True):
-                    await self.rules.store.release(created)
-            raise
+                    await self._let_go(taken)
+            elif not begins_anew:
+                session.rename(taken.session_id)
+        if outcome is _STORED:
+            rules.events.emit(SESSION_ENDED if begins_anew else SESSION_REGENERATED, taken.session_id)
+        elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
+            await self._end(taken)
+            return await self._create(release)
+        return outcome
 
     async def _delete(self, taken: Checkout) -> Outcome:
-        outcome = await self.rules.store.discard(taken, retire=False)
-        if outcome in (Outcome.LOST, Outcome.CONFLICT):
-            if self.session.fate is not Fate.END:
-                return outcome
-            await self.rules.store.delete(taken.session_id)  # an end wins over every other writer
-        self.rules.events.emit(SESSION_ENDED, taken.session_id)
-        self._forget_record()
-        return _STORED
+        """The app ended the session, or emptied it: an end wins over every other writer."""
+        outcome = await self._end(taken) if self.session.fate is _END else await self._discard(taken)
+        if outcome in (_STORED, _GONE):
+            self._forget_record()
+            self.cookie_gone = outcome is _STORED and not self._retired
+            return _STORED
+        return outcome
+
+    async def _end(self, taken: Checkout) -> Outcome:
+        """Delete the record whoever holds it; GONE where it was gone before: not by this request."""
+        outcome = await self._discard(taken)
+        if outcome in (_STORED, _GONE):
+            return outcome
+        ended = await self.rules.store.delete(taken.session_id)
+        return _STORED if ended else _GONE
+
+    async def _discard(self, taken: Checkout) -> Outcome:
+        outcome = await self.rules.store.discard(taken)
+        if outcome is _STORED:
+            self.rules.events.emit(SESSION_ENDED, taken.session_id)
+        return outcome
 
     def _forget_record(self) -> None:
         self.session.forget()
         self._checkout = self.new_cookie = self._known_user = None
-        self.cookie_gone = not self._retired
 
     def _remaining(self, taken: Checkout) -> Lifetime:
         """What is left of a checked-out record's life: a new id or a write never prolongs it."""
@@ -281,41 +328,50 @@ class Holding:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         return self._checkout is not None and (self._checkout.token is not None or self.rules.lock is None)
 
-    async def is_current(self) -> bool:
-        """Whether the store still has the record under its id; False too where it cannot tell."""
+    async def prolong(self) -> bool:
+        """Whether the store still has the record under its id, so that its cookie may be sent again.
+
+        False too where it cannot tell. The link to its user is renewed with the cookie.
+        """
         assert self._checkout is not None  # noqa: S101  # asked of what is loaded
+        store, session_id = self.rules.store, self._checkout.session_id
         try:
-            found = await self.rules.store.checkout(self._checkout.session_id, None, None)
+            found = await store.checkout(session_id, None, None, passive=True)
+            if isinstance(found, Checkout) and self._known_user is not None:
+                await store.link_user(self._known_user, session_id, self._remaining(self._checkout))
         except SessionStoreError:
             return False
         return isinstance(found, Checkout)
 
     async def roll_back(self) -> None:
-        """Let go without storing what is not stored yet. A transaction of another task goes on."""
-        if self._is_busy_elsewhere():
-            return
+        """Let go without storing what is not stored yet."""
+        self._is_over = True
         self.session.mode = _CLOSED
         await self.abandon()
-
-    def _is_busy_elsewhere(self) -> bool:
-        """Whether the handle belongs to a task that is not this one just now."""
-        return False
 
     async def abandon(self) -> None:
         """Let the lock go if it is still held, even while the request is being cancelled."""
         if self._checkout is not None and self._checkout.token is not None:
             with anyio.CancelScope(shield=True):
-                await self._let_go()
+                await self._let_go(self._checkout)
 
-    async def _let_go(self) -> None:
+    async def _let_go(self, taken: Checkout | None) -> None:
         """Release; where that fails the lock ends with its lease, and the answer need not suffer."""
-        taken = self._checkout
         if taken is not None and taken.token is not None:
             try:
                 await self.rules.store.release(taken)
             except SessionStoreError as error:
                 taken.token = None
                 self.rules.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))
+
+
+def tell_misfit(events: EventSink, session_id: str, why: Misfit) -> None:
+    """Raise the event: a warning once for each model and field, for every such user is signed out."""
+    level = WARNING if events.is_first(UNREADABLE_RECORD, why.model, why.field) else INFO
+    events.emit(UNREADABLE_RECORD, session_id, level=level, **why._asdict(), remedy=_OLD_RECORDS)
+
+
+_OLD_RECORDS = "let the model read old records: a validator (mode='before') or another name for what changed"
 
 
 def _same(bound_to: str, client: str) -> bool:

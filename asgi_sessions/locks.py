@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from types import TracebackType
@@ -13,15 +14,13 @@ from .stores.redis.engine import Engine, engines_for
 from .stores.redis.layout import milliseconds
 from .stores.redis.scripts import RENEW, Keys, pack_args
 from .stores.redis.terms import Terms
-from .stores.redis.waiters import Grant, Turn
-
-_MANY = 1_000_000  # waiters of one lock: no bound of ours
+from .stores.redis.waiters import Acquired, Waiter
 
 _logger = logging.getLogger("asgi_sessions.locks")
 
 
 class DistributedLock:
-    """One holder at a time among all who name the same lock. One object per holder; not reentrant.
+    """One holder at a time, a task, among all who name the same lock. One object for each holder.
 
     The lease of `timeout` seconds is not renewed by itself: call `renew` in time, or it ends and another may
     hold the lock. `acquire` tries `retry_attempts` times; between two tries it is queued, first come, first
@@ -50,7 +49,12 @@ class DistributedLock:
         self._keys = _keys(lock_name)
         self._token: bytes | None = None
         self._ends = 0.0
+        self._holder: asyncio.Task[object] | None = None  # that has acquired it
+        self._warned = False  # that it was acquired again
         self._acquiring = False
+        self._entries: list[
+            tuple[asyncio.Task[object] | None, bytes | None]
+        ] = []  # by whom, and what they took
         self._held: set[DistributedLock] = set()
 
     @property
@@ -66,22 +70,23 @@ class DistributedLock:
     async def acquire(self, blocking: bool = True) -> bool:
         """True with the lock; `blocking=False`: one try, False where another holds it.
 
-        `LockAcquisitionError` when the last try failed, or when this object holds the lock or waits for it
-        already; `SessionStoreError` on a fault of Redis. Whatever ends it but success, a cancellation
+        The task that holds it through this object already gets True, and a warning in the log: one release
+        lets it go. `LockAcquisitionError` when the last try failed, and for any other task while this object
+        is in use; `SessionStoreError` on a fault of Redis. Whatever ends it but success, a cancellation
         included, leaves no lock and no place in the queue.
         """
         if self._acquiring or self.acquired:
-            raise LockAcquisitionError(
-                "this object is in use already: take a DistributedLock for each holder"
-            )
+            return self._acquired_again()
         self._acquiring = True
         try:
             await self._acquire(self.retry_attempts if blocking else 1)
         except LockTimeoutError as error:
             if not blocking:
                 return False
-            tries = self.retry_attempts
-            raise LockAcquisitionError(f"others held the lock at each of {tries} tries") from error
+            raise LockAcquisitionError(
+                f"others held the lock at each of {self.retry_attempts} tries:"
+                " a larger retry_attempts or retry_delay waits for longer"
+            ) from error
         finally:
             self._acquiring = False
         return True
@@ -89,17 +94,10 @@ class DistributedLock:
     async def release(self) -> bool:
         """Let the lock go, to the next in the queue; False where it was not held any more.
 
-        `LockReleaseError` on a fault of Redis: the lock ends with its lease then.
+        `LockReleaseError` on a fault of Redis: it is tried again until the lease is over. Cancelled, it is
+        let go all the same.
         """
-        token, self._token = self._token, None
-        self._held.discard(self)
-        if token is None:
-            return False
-        try:
-            engine = await self._engines.get()
-            return await engine.let_go(self._keys, token, self._terms(engine)) == 1
-        except SessionStoreError as error:
-            raise LockReleaseError("the lock could not be released and ends with its lease") from error
+        return False if self._token is None else await self._let_go(self._token)
 
     async def renew(self, additional_time: float | None = None) -> bool:
         """Prolong the lease to `additional_time` seconds from now, or to `timeout`; False where it was lost.
@@ -114,35 +112,73 @@ class DistributedLock:
         engine = await self._engines.get()
         if await self._prolong(engine, token, additional_time or self.timeout):
             return True
-        if self._token is token:
-            self._token = None
-            self._held.discard(self)
+        self._forget(token)
         return False
 
     async def __aenter__(self) -> DistributedLock:
+        """A block within a block of the same task keeps the lock until the outer one is left."""
+        held = self._token if self.acquired else None
         await self.acquire()
+        self._entries.append((asyncio.current_task(), None if self._token == held else self._token))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Release what this entry has acquired, which may not be what the object holds by now."""
+        token = self._left()
+        if token is None:
+            return
         try:
-            kept = await self.release()
+            kept = await self._let_go(token)
         except LockReleaseError:
             if error is None:
                 raise
-            _logger.warning("a lock could not be released and ends with its lease", exc_info=True)
+            _logger.warning("a lock could not be released yet", exc_info=True)
             return
         if not kept:
             _logger.warning("a lock was lost before its block ended: renew() it, or take a longer timeout")
 
+    def _left(self) -> bytes | None:
+        """The token that the block which is being left has acquired, None where that was one around it."""
+        task = asyncio.current_task()
+        mine = [index for index, (entered, _) in enumerate(self._entries) if entered is task]
+        return self._entries.pop(mine[-1] if mine else -1)[1]  # by another task: the last that was entered
+
+    def _acquired_again(self) -> bool:
+        if self._acquiring or asyncio.current_task() is not self._holder:
+            raise LockAcquisitionError(
+                "another task holds the lock, or waits for it, by this object:"
+                " take a DistributedLock for each holder"
+            )
+        if not self._warned:
+            self._warned = True
+            _logger.warning("a lock was acquired again by the task that holds it; one release lets it go")
+        return True
+
+    async def _let_go(self, token: bytes) -> bool:
+        lease = max(self.timeout, self._ends - time.monotonic())
+        self._forget(token)
+        try:
+            engine = await self._engines.get()
+            return await asyncio.shield(engine.let_go(self._keys, token, self._terms(engine, lease))) == 1
+        except SessionStoreError as error:
+            raise LockReleaseError(f"the lock is not released yet, which is tried again: {error}") from error
+
+    def _forget(self, token: bytes) -> None:
+        """This lock is not held any more."""
+        if self._token == token:
+            self._token = self._holder = None
+            self._held.discard(self)
+
     async def _acquire(self, tries: int) -> None:
         engine = await self._engines.get()
-        terms = self._terms(engine, (tries - 1) * self.retry_delay)
-        grant = cast(Grant, await Turn(engine, self._keys, terms).take())  # without a record never bytes
-        self._token, self._ends = grant.token, time.monotonic() + grant.left
-        if grant.left < self.timeout:
-            await self._take_up(engine, grant.token)
+        terms = self._terms(engine, self.timeout, (tries - 1) * self.retry_delay)
+        taken = cast(Acquired, await Waiter(engine, self._keys, terms).take())  # without a record never bytes
+        self._token, self._ends = taken.token, time.monotonic() + taken.left
+        if taken.left < self.timeout:
+            await self._take_up(engine, taken.token)
+        self._holder, self._warned = asyncio.current_task(), False
         self._held.add(self)
 
     async def _take_up(self, engine: Engine, token: bytes) -> None:
@@ -151,7 +187,7 @@ class DistributedLock:
             taken = await self._prolong(engine, token, self.timeout)
         except BaseException:
             self._token = None
-            engine.let_go(self._keys, token, self._terms(engine))
+            engine.let_go(self._keys, token, self._terms(engine, self.timeout))
             raise
         if not taken:
             self._token = None
@@ -164,9 +200,9 @@ class DistributedLock:
             self._ends = began + lease
         return prolonged
 
-    def _terms(self, engine: Engine, wait: float = 0.0) -> Terms:
+    def _terms(self, engine: Engine, lease: float, wait: float = 0.0) -> Terms:
         clustered = engine.router.clustered
-        return Terms(self.timeout, wait, _MANY, poll=self.retry_delay, bare=True, clustered=clustered)
+        return Terms(lease, wait, poll=self.retry_delay, bare=True, clustered=clustered)
 
 
 class DistributedLockManager:

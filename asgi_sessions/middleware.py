@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
 from .answers import Answers
+from .changes import ROTATE_ON
 from .cookie import Presented, SessionCookie
 from .data import SessionData
 from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .exchange import HTTPExchange, Settings, WebSocketExchange
-from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .fingerprint import Fingerprint, TrustedProxy
 from .headers import ByName, by_name
 from .holding import Rules
 from .options import (
     Routes,
+    check_flags,
+    resolve_client,
     resolve_lifetime,
     resolve_lock,
     resolve_model,
+    resolve_names,
     resolve_origins,
     resolve_routes,
     resolve_store,
@@ -46,7 +50,7 @@ class SessionMiddleware:
         app: ASGIApp,
         secret_key: object,
         session_cookie: str = "session",
-        max_age: int | None = 14 * 24 * 60 * 60,
+        max_age: float | None = 14 * 24 * 60 * 60,
         path: str = "/",
         same_site: Literal["lax", "strict", "none"] = "lax",
         https_only: bool | None = None,
@@ -62,18 +66,21 @@ class SessionMiddleware:
         trusted_proxies: Iterable[TrustedProxy] = (),
         exclude: Routes = (),
         read_only: Routes = (),
+        passive: Routes = (),
         lock: bool = True,
         lock_timeout: float = 10.0,
         lock_wait: float = 15.0,
-        max_waiters: int = 64,
+        max_waiters: int = 1024,
         lock_max_hold: float = 300.0,
         release_lock: Literal["response_end", "response_start"] = "response_end",
+        rotate_on: Iterable[str] = ROTATE_ON,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
     ) -> None:
         if release_lock not in ("response_end", "response_start"):
             raise ValueError('release_lock is "response_end" or "response_start"')
+        check_flags(https_only=https_only, partitioned=partitioned, rolling=rolling, lock=lock)
         if rolling and max_age is None:
             raise ValueError("rolling restarts max_age: give it one, or use idle_timeout with max_age=None")
         self.app = app
@@ -84,7 +91,8 @@ class SessionMiddleware:
         )  # fmt: skip
         policy = resolve_lock(lock_timeout, lock_wait, max_waiters, lock_max_hold)
         lifetime = resolve_lifetime(max_age, idle_timeout, rolling, self.store)
-        self._events = EventSink(on_event)
+        self._events = EventSink(on_event, secret_key=secret_key)
+        client = resolve_client(fingerprint, trusted_proxies, self._events)
         self._answers = Answers(error_response, self._events)
         self._settings = Settings(
             rules=Rules(
@@ -95,23 +103,28 @@ class SessionMiddleware:
                 policy,
                 session_cookie,
                 self._events,
+                fingerprint is not None and fingerprint.on_mismatch == "report",
             ),
             cookie=cookie,
-            client=FingerprintReader(fingerprint, trusted_proxies) if fingerprint is not None else None,
+            client=client,
             answers=self._answers,
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
+            rotate_on=resolve_names(rotate_on),
         )
         self._excluded = resolve_routes("exclude", exclude)
         self._read_only = resolve_routes("read_only", read_only)
+        self._passive = resolve_routes("passive", passive)
         self._origins = resolve_origins(allowed_origins)
         self.store.bind(model, policy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _EXCHANGES.get(scope["type"])
         if kind is None or self._passes_through(scope):
-            return await self._hand_on(scope, receive, send)
+            call = self._hand_on(scope, receive, send)
+            del scope  # as below
+            return await call
         headers = by_name(scope["headers"])
         presented = self._settings.cookie.read(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
@@ -119,9 +132,14 @@ class SessionMiddleware:
         exchange = kind(self._settings, scope, headers, send, presented)
         current = held.set((*held.get(), exchange.session))
         try:
-            await exchange.open(read_only=self._read_only is not None and self._read_only(scope))
+            await exchange.open(
+                read_only=self._read_only is not None and self._read_only(scope),
+                passive=self._passive is not None and self._passive(scope),
+            )
             scope["session"] = exchange.session
-            await self.app(scope, receive, exchange.send)
+            call = self.app(scope, receive, exchange.send)
+            del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
+            await call
             await exchange.finish()
         except Exception as error:
             await exchange.fail(error, receive)
@@ -130,29 +148,34 @@ class SessionMiddleware:
             await exchange.close()
         return None
 
-    async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What has no session; the lifespan of the app is the store's too."""
-        if scope["type"] != "lifespan":
-            return await self.app(scope, receive, send)
+    def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What has no session."""
+        run = self.app if scope["type"] != "lifespan" else self._live
+        return run(scope, receive, send)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The lifespan of the app is the store's too."""
         closed = False
 
         async def closing(message: Message) -> None:
             nonlocal closed
-            if message["type"].startswith("lifespan.shutdown."):
+            if message["type"].startswith("lifespan.shutdown.") and not closed:
                 closed = True
                 await self._close()  # before the server hears of it, for then it ends the event loop
             await send(message)
 
-        await self.store.open()
+        self.store.openers += 1
         try:
+            await self.store.open()
             await self.app(scope, receive, closing)
         finally:
             if not closed:
                 await self._close()
-        return None
 
     async def _close(self) -> None:
-        await self.store.aclose()
+        self.store.openers -= 1
+        if not self.store.openers:  # else it would end under an app that shares it and goes on
+            await self.store.aclose()
         self._events.flush()
 
     def _passes_through(self, scope: Scope) -> bool:
@@ -163,9 +186,12 @@ class SessionMiddleware:
         if around is None:
             return False
         unit = around.unit if isinstance(around, Session) else None
-        if not isinstance(unit, Unit) or unit.rules.store is not self.store:
+        if not isinstance(unit, Unit) or unit.rules.cookie_name != self._settings.rules.cookie_name:
             return False
-        return unit.rules.cookie_name == self._settings.rules.cookie_name
+        if unit.rules.store is not self.store:
+            unit.shares_name = True
+            return False
+        return True
 
     def _admits(self, scope: Scope, headers: ByName, presented: Presented) -> bool:
         if presented.reason == "absurd":

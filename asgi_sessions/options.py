@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from .data import SessionData
+from .events import UNTRUSTED_PROXY, EventSink
 from .fields import new_session_id
+from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .routes import path_below
 from .stores.base import SessionStore
 from .stores.checkout import Lifetime
 from .stores.local import LockPolicy
@@ -28,14 +31,33 @@ _REDIS_SCHEMES = (
 )  # fmt: skip
 
 
+_shared: WeakValueDictionary[tuple[str, str], SessionStore] = WeakValueDictionary()
+
+
 def resolve_store(store: SessionStore | str | None, prefix: str = "session:") -> SessionStore:
-    """The store itself, or the one that a URL names, there with this key prefix; None is memory."""
+    """The store itself, or the one that a URL names, there with this key prefix; None is memory.
+
+    Equal URLs give one store, None too, for as long as somebody in this process keeps it: frameworks that
+    build a middleware for each route, and apps within apps, share their sessions then. Who wants a store
+    apart makes one: `InMemorySessionStore()`.
+    """
     if isinstance(store, SessionStore):
         return store
-    if store is None or store == "memory://":
+    if store is not None and not isinstance(store, str):
+        made = f"{store.__name__}()" if isinstance(store, type) and issubclass(store, SessionStore) else None
+        remedy = f"; make one of it: {made}" if made else ""
+        raise TypeError(f"store is a SessionStore or a URL, not {type(store).__name__}{remedy}")
+    address = "memory://" if store is None else store, prefix
+    known = _shared.get(address)
+    if known is None:
+        known = _shared[address] = _made(*address)
+        known.shared = True
+    return known
+
+
+def _made(store: str, prefix: str) -> SessionStore:
+    if store == "memory://":
         return InMemorySessionStore()
-    if not isinstance(store, str):
-        raise TypeError(f"store is a SessionStore or a URL, not {type(store).__name__}")
     scheme, slashes, _ = store.partition("://")
     if scheme not in _REDIS_SCHEMES:
         known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
@@ -58,15 +80,36 @@ def resolve_model(model: type[SessionData]) -> type[SessionData]:
     return model
 
 
+def resolve_client(
+    fingerprint: Fingerprint | None, trusted_proxies: Iterable[TrustedProxy], events: EventSink
+) -> FingerprintReader | None:
+    """What tells clients apart; None where fingerprints are off. The proxies are checked all the same."""
+    if fingerprint is not None and not isinstance(fingerprint, Fingerprint):
+        remedy = "None turns it off" if fingerprint is False else "write fingerprint=Fingerprint(...) or None"
+        raise TypeError(f"fingerprint={fingerprint!r} is no Fingerprint: {remedy}")
+    known = Fingerprint() if fingerprint is None else fingerprint
+    reader = FingerprintReader(
+        known, trusted_proxies, lambda: events.warn_once(UNTRUSTED_PROXY, remedy=_PROXIES)
+    )
+    return None if fingerprint is None else reader
+
+
+_PROXIES = (
+    "a request brought X-Forwarded-For or Forwarded, which are not believed: if there is a proxy, all clients"
+    " have its address; name it, as in trusted_proxies=['10.0.0.0/8']"
+)
+
+
 def resolve_lifetime(
-    max_age: int | None, idle_timeout: float | None, rolling: bool, store: SessionStore
+    max_age: float | None, idle_timeout: float | None, rolling: bool, store: SessionStore
 ) -> Lifetime:
     """The store's rule. Rolling sessions have no absolute bound: `max_age` is an idle timeout then.
 
     A browser-session cookie (`max_age=None`) without an idle timeout lives `store.default_ttl` seconds after
     its last request: the browser never tells that it was closed.
     """
-    _require_numbers(max_age=max_age, idle_timeout=idle_timeout)
+    given = {"max_age": max_age, "idle_timeout": idle_timeout}
+    _require_numbers(**{name: seconds for name, seconds in given.items() if seconds is not None})
     if max_age is not None and max_age < -1:
         raise ValueError("max_age is a number of seconds, None for a browser-session cookie, or -1 for none")
     if idle_timeout is not None and not idle_timeout > 0:
@@ -85,7 +128,7 @@ def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float)
         raise ValueError("lock_timeout is the lease in seconds and above 0; lock=False turns locking off")
     if not wait >= 0:
         raise ValueError("lock_wait is a number of seconds, 0 for not waiting at all")
-    if max_waiters < 0:
+    if max_waiters < 0 or max_waiters != int(max_waiters):
         raise ValueError("max_waiters is a number of waiting requests, 0 for none")
     if max_hold < timeout:
         raise ValueError("lock_max_hold is at least lock_timeout: a lease is not cut short")
@@ -95,7 +138,8 @@ def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float)
 def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool] | None:
     """A predicate of the scope, from one or from path patterns (`/static/*`, or compiled expressions).
 
-    None where there are no patterns.
+    A pattern is matched against the path below `root_path`, so it is the same under a mount. None where there
+    are no patterns.
     """
     if callable(routes):
         if inspect.iscoroutinefunction(routes):
@@ -110,7 +154,22 @@ def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool] | None:
     if not patterns:
         return None
     compiled = [re.compile(fnmatch.translate(p)) if isinstance(p, str) else p for p in patterns]
-    return lambda scope: any(pattern.match(scope["path"]) for pattern in compiled)
+    return lambda scope: _matches(compiled, path_below(scope))
+
+
+def _matches(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
+    return any(pattern.match(path) for pattern in patterns)
+
+
+def resolve_names(rotate_on: Iterable[str]) -> frozenset[str]:
+    """The values that say who is signed in."""
+    if isinstance(rotate_on, str):
+        raise ValueError(f"rotate_on is a collection of names: [{rotate_on!r}]; () turns it off")
+    names = frozenset(rotate_on)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"rotate_on: the name of a value is a str, not {name!r}")
+    return names
 
 
 def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
@@ -128,11 +187,21 @@ def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
     return frozenset(origin.lower().encode() for origin in known)
 
 
+def check_flags(**given: object) -> None:
+    """Refuse texts: "false" and "0" count as yes wherever Python asks."""
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise TypeError(f"{name} is True or False, not the text {value!r}, which would count as yes")
+
+
+_LARGEST = 10**9  # seconds: 31 years; more does not fit into every store
+
+
 def _require_numbers(**given: object) -> None:
     for name, value in given.items():
-        if value is None:
-            continue
+        if isinstance(value, str):
+            raise TypeError(f"{name} is a number, not {value!r}: make one of the text, as in float(text)")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} is a number, not {value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} is a finite number, not {value!r}")
+        if not abs(value) <= _LARGEST:
+            raise ValueError(f"{name} is a finite number, at most {_LARGEST}, not {value!r}")

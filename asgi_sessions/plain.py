@@ -27,9 +27,10 @@ Frame: TypeAlias = tuple[str, str | None, str | None, bytes, bytes, bytes]
 # Only what the model accepts for certain and writes back as it is: everything else is left to it. (Of the
 # times the shape alone: whether there is such a day costs more than it is worth.)
 _NAME = rb'(?:null|"(?!(?i:drop|delete)(?![A-Za-z0-9_]))(?![^"]*--)[A-Za-z0-9_.@:+=~|-]{1,255}")'
+_USER = rb'(?:null|"(?!--)[A-Za-z0-9_.@:+=~|-]{1,255}")'
 _TIME = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?Z"
 _HEAD = re.compile(
-    rb'\{"session_id":"([0-9a-f]{32})","user_id":(' + _NAME + rb'),"thread_id":' + _NAME + rb',"request_id":'
+    rb'\{"session_id":"([0-9a-f]{32})","user_id":(' + _USER + rb'),"thread_id":' + _NAME + rb',"request_id":'
     + _NAME + rb',"message_count":(?:0|[1-9]\d{0,4}|100000),"escalated":(?:true|false),"metadata":'
 )  # fmt: skip
 _TAIL = re.compile(
@@ -54,6 +55,11 @@ class PlainRecord:
         self._json = json
         self._compared: tuple[bytes, dict[str, Any]] | None = None
         self._sealed: tuple[bytes, dict[str, Any], dict[str, Any]] | None = None
+
+    def stored_values(self) -> dict[str, Any]:
+        """The metadata as they are stored; `metadata` may share nested values with what an app changes."""
+        values: dict[str, Any] = from_json(self._json)
+        return values
 
     def differs(self, values: dict[str, Any]) -> bool:
         """Whether these values are not the stored ones. `ValueError` if JSON has none such.

@@ -7,11 +7,12 @@ fields are left out: they come back by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
+from .codec import STORED_ONLY, writer_of
 from .errors import SessionDataError
 
 MAX_METADATA_BYTES = 1_000_000
@@ -31,10 +32,20 @@ def encode(data: BaseModel) -> bytes:
 
     Raises `ValueError` where a value has no JSON form.
     """
-    computed = type(data).__pydantic_computed_fields__
-    return data.__pydantic_serializer__.to_json(
+    model = type(data)
+    computed = model.__pydantic_computed_fields__
+    return writer_of(model, model.__pydantic_serializer__).to_json(
         data, by_alias=False, warnings=False, exclude=set(computed) if computed else None
     )
+
+
+def dump(data: BaseModel) -> dict[str, Any]:
+    """The same as a dict of what JSON has; a value without a JSON form is warned of."""
+    model = type(data)
+    plain: dict[str, Any] = writer_of(model, model.__pydantic_serializer__).to_python(
+        data, mode="json", by_alias=False, exclude=set(model.__pydantic_computed_fields__)
+    )
+    return plain
 
 
 def decode(model: type[Record], raw: str | bytes) -> Record:
@@ -45,6 +56,63 @@ def decode(model: type[Record], raw: str | bytes) -> Record:
     """
     record: Record = model.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
     return record
+
+
+def id_of(record: bytes) -> str | None:
+    """The session id that a record bears, whatever its model; None where it bears none."""
+    return _text_of(record, "session_id")
+
+
+def user_of(record: bytes) -> str | None:
+    """Who is signed in by a record, whatever its model; None where nobody is or nobody can tell."""
+    return _text_of(record, "user_id")
+
+
+def counts_of(record: bytes) -> tuple[int, bool]:
+    """The messages that a record counts and whether it is escalated, whatever its model."""
+    fields = _fields_of(record)
+    messages = fields.get("message_count")
+    return (messages if isinstance(messages, int) else 0), fields.get("escalated") is True
+
+
+def _text_of(record: bytes, name: str) -> str | None:
+    text = _fields_of(record).get(name)
+    return text if isinstance(text, str) else None
+
+
+def _fields_of(record: bytes) -> dict[str, object]:
+    try:
+        fields = from_json(record)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+class Misfit(NamedTuple):
+    """Why a record does not fit a model: which fields, and pydantic's names of what is wrong with them."""
+
+    model: str
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"the record cannot be read as {self.model}: {self.field} ({self.problem}); it is left as it is"
+        )
+
+
+def misfit(model: type[BaseModel], error: ValueError) -> Misfit:
+    """What `decode` found wrong, without any value of the record; what lies within a field is not named."""
+    found = (
+        error.errors(include_url=False, include_context=False, include_input=False)
+        if isinstance(error, ValidationError)
+        else []
+    )
+    fields = [str(each["loc"][0]) for each in found if each["loc"] and each["loc"][0] in model.model_fields]
+    problems = dict.fromkeys(each["type"] for each in found)
+    return Misfit(
+        model.__name__, ", ".join(dict.fromkeys(fields)) or "record", ", ".join(problems) or "other"
+    )
 
 
 def encode_checked(data: BaseModel) -> bytes:
@@ -185,7 +253,8 @@ def _check_fields(data: BaseModel, again: BaseModel) -> None:
         was, reads = data.__dict__.get(name, _UNSET), again.__dict__.get(name, _UNSET)
         if name == "metadata":
             was = normalise(was, name)
-        if was != reads and not (field.exclude or name in _ALWAYS_READ_BACK or _same(was, reads)):
+        kept = name in STORED_ONLY or not field.exclude
+        if was != reads and kept and name not in _ALWAYS_READ_BACK and not _same(was, reads):
             raise SessionDataError(name, "would not read back as it is now")
     _check_extras(data, again)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Awaitable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
+from .changes import Change, Fate, fate_of
 from .data import SessionData
 from .errors import ReadOnlySessionError, SessionClosedError
-from .fields import new_session_id
+from .fields import new_session_id, user_text
 from .tracking import TrackedDict
 
 T = TypeVar("T", bound=SessionData)
@@ -25,27 +27,9 @@ class Mode(enum.Enum):
     CLOSED = "closed"  # nothing stores a change any more
 
 
-class Fate(enum.Enum):
-    """What the app wants to become of the session's id."""
-
-    KEEP = "keep"
-    MOVE = "move"  # to a new id, data kept
-    END = "end"
-
-
-class Change(enum.Enum):
-    """What a commit has to do."""
-
-    NOTHING = "nothing"
-    CREATE = "create"  # a new record, never over another
-    WRITE = "write"  # the loaded record, changed
-    MOVE = "move"  # a new record under a new id, the loaded one retired
-    DELETE = "delete"
-
-
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
-_KEEP, _MOVE, _END = Fate.KEEP, Fate.MOVE, Fate.END
+_KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 
 
@@ -54,34 +38,59 @@ class UnitOfWork(Protocol):
 
     session: Session
 
+    @property
+    def is_open(self) -> bool: ...
+
     def holds(self, store: object, session_id: str) -> bool: ...
 
     def is_inside(self) -> bool: ...
 
     async def commit(self, *, release: bool) -> None: ...
 
-    def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
+    def transaction(
+        self, session: Session, *, store: bool = True
+    ) -> AbstractAsyncContextManager[SessionData]: ...
+
+
+class _Done:
+    """May be awaited, and costs nothing where it is not."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
 
 
 class Session(TrackedDict):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
     Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
-    Starlette's. `is_new` says that no record was there when the request began. A change after the last
-    chance to store it raises `SessionClosedError`, one without a lock `ReadOnlySessionError`.
+    Starlette's. A change after the last chance to store it raises `SessionClosedError`, one without a lock
+    `ReadOnlySessionError`.
     """
 
-    __slots__ = ("fate", "is_new", "mode", "unit")
+    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "rotate_on", "unit")
 
     def __init__(
-        self, values: Any = (), /, *, model: type[SessionData] = SessionData, client: str | None = None
+        self,
+        values: Any = (),
+        /,
+        *,
+        model: type[SessionData] = SessionData,
+        client: str | None = None,
+        rotate_on: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(values, model, client)
         self.accessed = self.modified = False
-        self.is_new = True
+        self._is_new = True
+        self._client_changed = False
         self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
         self.mode = _OPEN  # what an app may do now
         self.fate = _KEEP  # what the app wants to become of the id
+        self.rotate_on = rotate_on  # the values that say who is signed in
 
     # -- the typed record -------------------------------------------------------------------------------
 
@@ -97,6 +106,18 @@ class Session(TrackedDict):
         self.accessed = True
         return self.identity().session_id
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no record was there when the request began."""
+        self.accessed = True
+        return self._is_new
+
+    @property
+    def client_changed(self) -> bool:
+        """Whether the fingerprint differs from the record's and `on_mismatch="report"` serves it anyway."""
+        self.accessed = True
+        return self._client_changed
+
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
         if self.mode is not _OPEN:
@@ -106,22 +127,28 @@ class Session(TrackedDict):
 
     # -- identity -----------------------------------------------------------------------------------------
 
-    def regenerate_id(self) -> None:
+    def regenerate_id(self) -> Awaitable[None]:
         """Give the session a new id when it is committed, data kept; the old id is dead from then on.
 
-        To be called whenever privileges change (OWASP Session Management: Renew the Session ID After Any
-        Privilege Level Change). A new session has a fresh id anyway.
+        May be awaited, as some libraries do. To be called whenever privileges change (OWASP Session
+        Management: Renew the Session ID After Any Privilege Level Change). A new session has a fresh id.
         """
         self.mark_modified()
-        self._move()
+        if self.fate is _KEEP:  # a sign-in or an end gives a new id anyway
+            self.fate = Fate.MOVE
+        return _DONE
 
-    def login(self, user_id: str) -> None:
-        """Sign `user_id` in: sets `data.user_id` and regenerates the id (fixation). `ValueError` for ""."""
-        if not user_id:
+    def login(self, user_id: str | int | UUID) -> None:
+        """Sign `user_id` in: sets `data.user_id`, and the session gets a new id and a full life (fixation).
+
+        A number or a UUID counts as its text. `ValueError` for "" and for what is no id of a user.
+        """
+        text = user_text(user_id)
+        if not text:
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
-        self.typed().user_id = user_id
-        self._move()
+        self.typed().user_id = text
+        self._sign_in()
 
     def logout(self) -> None:
         """Sign out: the same as `invalidate()`."""
@@ -146,6 +173,10 @@ class Session(TrackedDict):
         """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
         await self._work().commit(release=True)
 
+    def part(self) -> AbstractAsyncContextManager[SessionData]:
+        """A transaction whose changes are stored with the request that holds the session."""
+        return self._work().transaction(self, store=False)
+
     def transaction(self) -> AbstractAsyncContextManager[SessionData]:
         """`async with session.transaction() as data:` lock, load the newest record, commit, release.
 
@@ -158,17 +189,23 @@ class Session(TrackedDict):
 
     # -- for the middleware -----------------------------------------------------------------------------
 
+    def note_client_change(self) -> bool:
+        """Take note that another client than the record's sends this request; False where that was known."""
+        known, self._client_changed = self._client_changed, True
+        return not known
+
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         super().load(record)
         self.fate = _KEEP
-        self.is_new = False
+        self._is_new = False
 
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
         super().forget()
         self.fate = _KEEP
-        self.is_new = True
+        self._is_new = True
+        self._client_changed = False
 
     def committed(self, record: bytes) -> None:
         """Take note that `record` is what the store holds now."""
@@ -195,17 +232,23 @@ class Session(TrackedDict):
         )
 
     def change(self) -> Change:
-        """What a commit has to do. Pure: the table of the whole product's writing."""
+        """What a commit has to do: the table of the whole product's writing.
+
+        A sign-in that is found among the values is noted in `fate`; nothing else changes.
+        """
         if self.loaded is None:
-            return _NOTHING if self.is_blank() else Change.CREATE
+            if self.is_blank():
+                return _NOTHING
+            self._notice_sign_in()
+            return Change.CREATE
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        moves = self.fate is _MOVE
         if not self.accessed or not self.is_changed(self.modified):
-            return Change.MOVE if moves else _NOTHING
+            return _NOTHING if self.fate is _KEEP else Change.MOVE
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
-        return Change.MOVE if moves else _WRITE
+        self._notice_sign_in()
+        return _WRITE if self.fate is _KEEP else Change.MOVE
 
     @contextmanager
     def savepoint(self) -> Iterator[SessionData]:
@@ -225,17 +268,31 @@ class Session(TrackedDict):
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    def _move(self) -> None:
+    def _sign_in(self) -> None:
         if self.fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
-            self.fate = _MOVE
+            self.fate = _SIGN_IN
+
+    def _notice_sign_in(self) -> None:
+        """Set `fate` where the values say that somebody signed in, or somebody else than before."""
+        names = self.rotate_on
+        if self.fate is _SIGN_IN or self.fate is _END or not names:
+            return
+        there = names & dict.keys(self)
+        if there:
+            fate = fate_of(self.stored_values(), self, there)
+            if fate is not _KEEP:
+                self.fate = fate
+        user_id = self.identity().user_id
+        if user_id is not None and user_id != self.stored_user and "user_id" in names:
+            self.fate = _SIGN_IN
 
     def _return_to_stored(self) -> None:
-        is_new = self.is_new
+        is_new = self._is_new
         if self.loaded is None:
             self.forget()
         else:
             self.load(self.loaded)
-            self.is_new = is_new
+            self._is_new = is_new
 
     def _work(self) -> UnitOfWork:
         if self.unit is None:
@@ -251,7 +308,8 @@ held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default
 def held_session(store: object, session_id: str) -> Session | None:
     """The handle of the running request that holds this session of this store, if one does."""
     for session in reversed(held.get()):
-        if session.unit is not None and session.unit.holds(store, session_id) and session.is_open():
+        unit = session.unit
+        if unit is not None and unit.holds(store, session_id) and (unit.is_open or unit.is_inside()):
             return session
     return None
 

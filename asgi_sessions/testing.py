@@ -12,11 +12,15 @@ Each test uses ids of its own, so a shared backend does no harm.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
+from uuid import uuid4
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from .data import SessionData, SessionFilter
@@ -51,6 +55,82 @@ async def _commit(store: SessionStore, taken: Checkout, release: bool = True, **
     data = decode(SessionData, taken.record)
     data.metadata.update(metadata)
     return await store.commit(taken, encode_checked(data), release=release)
+
+
+async def _move(store: SessionStore, taken: Checkout, was: str | None, user: str | None) -> Checkout:
+    data = decode(SessionData, taken.record).model_copy(update={"session_id": new_session_id()})
+    data.user_id = user
+    record = encode_checked(data)
+    outcome = await store.move(taken, data.session_id, record, lifetime=None, lock=None, was=was, user=user)
+    assert outcome is Outcome.STORED
+    assert taken.successor is not None
+    return taken.successor
+
+
+_ROUNDS = 12  # of tasks at once, each round in another order
+_IDLE = Lifetime(absolute=3600, idle=1800)
+
+_Pause: TypeAlias = Callable[[], Awaitable[None]]
+
+
+def _interleave(store: SessionStore, seed: int) -> _Pause:
+    """Let other tasks run before and after each primitive of this store, in an order of this seed's own."""
+    chance = random.Random(seed)  # noqa: S311  # nothing secret
+
+    async def pause() -> None:
+        for _ in range(chance.randrange(4)):
+            await anyio.lowlevel.checkpoint()
+
+    for name in ("read_value", "write_value", "delete_value"):
+        primitive = getattr(type(store), name)
+        if primitive is not getattr(SessionStore, name):
+            setattr(store, name, _pausing(primitive.__get__(store), pause))
+    return pause
+
+
+def _pausing(primitive: Callable[..., Awaitable[Any]], pause: _Pause) -> Callable[..., Awaitable[Any]]:
+    async def paused(*args: Any) -> Any:
+        await pause()
+        result = await primitive(*args)
+        await pause()
+        return result
+
+    return paused
+
+
+async def _count(
+    store: SessionStore, session_id: str, lock: LockPolicy | None, stored: list[int], pause: _Pause
+) -> None:
+    """Count a few times, as requests do; note the numbers that were acknowledged."""
+    for _ in range(3):
+        taken = await store.checkout(session_id, lock, _IDLE)
+        if not isinstance(taken, Checkout):
+            return
+        await pause()
+        number = decode(SessionData, taken.record).metadata["n"] + 1
+        if await _commit(store, taken, n=number) is Outcome.STORED:
+            stored.append(number)
+
+
+async def _look(store: SessionStore, session_id: str) -> None:
+    """Requests that change nothing; each restarts the idle timeout."""
+    for _ in range(3):
+        taken = await store.checkout(session_id, None, _IDLE)
+        if isinstance(taken, Checkout):
+            await store.keep_alive(taken)
+
+
+async def _update(store: SessionStore, session_id: str, seed: int) -> None:
+    """An update until it is stored, then a touch; writers that do not wait may come first."""
+    for _ in range(20):
+        with suppress(SessionConflictError):
+            if not await store.update(session_id, {"updated": seed}) or await store.touch(session_id):
+                return
+
+
+async def _set_if_there(store: SessionStore, data: SessionData) -> None:
+    for _ in range(3):
+        await store.set(data.session_id, data, create=False)
 
 
 class StoreContract:
@@ -90,12 +170,13 @@ class StoreContract:
         assert await store.delete(absent) is False
         assert await store.update(absent, {"a": 1}) is False
         assert await store.touch(absent) is False
-        assert await store.get_batch([absent]) == {}
-        assert await store.delete_batch([absent]) == 0
+        assert await store.set(absent, SessionData(session_id=absent), create=False) is False
+        assert await store.get_batch([absent]) == {absent: None}
+        assert await store.delete_batch([absent]) == {absent: False}
         async with store.transaction(absent) as data:
             assert data is None
-        with pytest.raises(KeyError):
-            await store.increment_counter(absent, "message_count")
+        assert await store.increment_counter(absent, "message_count") == 0
+        assert await store.exists(absent) is False
 
     async def test_nothing_is_shared_with_the_store(self, store: SessionStore) -> None:
         """Changing what was set or what was got changes nothing in the store."""
@@ -158,7 +239,7 @@ class StoreContract:
         """Ids come sorted, in pages; `limit=0` gives none; the count agrees."""
         before = set(await store.list_active())
         records = {data.session_id: data for data in (_new() for _ in range(5))}
-        assert await store.set_batch(records) == 5
+        assert await store.set_batch(records) == dict.fromkeys(records, True)
         listed = await store.list_active()
         assert listed == sorted(before | set(records))
         assert await store.count_active() == len(listed)
@@ -170,8 +251,10 @@ class StoreContract:
         """Batches do what the single calls do; an unstorable record stops the batch before it writes."""
         records = {data.session_id: data for data in (_new(metadata={"n": n}) for n in range(3))}
         await store.set_batch(records, 60)
-        assert await store.get_batch([*records, new_session_id()]) == records
-        assert await store.delete_batch(list(records)) == 3
+        absent = new_session_id()
+        assert await store.get_batch([*records, absent]) == {**records, absent: None}
+        gone = await store.delete_batch([*records, absent])
+        assert gone == {**dict.fromkeys(records, True), absent: False}
         good, bad = _new(), _new()
         bad.metadata["x"] = object()
         with pytest.raises(SessionDataError):
@@ -237,7 +320,7 @@ class StoreContract:
         got: list[SessionData] = []
 
         async def ask(n: int) -> None:
-            def factory() -> SessionData:
+            def factory(session_id: str) -> SessionData:
                 return SessionData(session_id=session_id, metadata={"by": n})
 
             got.append(await store.get_or_create(session_id, factory, ttl=60))
@@ -271,6 +354,10 @@ class StoreContract:
         assert listed == {data.session_id for data in records[1:]}
         assert [data.session_id for data in await store.list_for_user(other)] == [records[0].session_id]
         assert await store.delete_for_user(user, keep=records[1].session_id) == 1
+        number = uuid4().int
+        counted = _new(user_id=str(number))
+        await store.set(counted.session_id, counted)
+        assert len(await store.list_for_user(number)) == await store.delete_for_user(number) == 1
         assert [data.session_id for data in await store.list_for_user(user)] == [records[1].session_id]
 
     async def test_figures_and_health(self, store: SessionStore) -> None:
@@ -474,38 +561,165 @@ class StoreContract:
         assert after.metadata == {"n": 1}
 
     async def test_discard(self, store: SessionStore) -> None:
-        """A discarded record is absent, a retired id is known as such, and who waited is told at once."""
-        for retire, expected in ((False, Missing.ABSENT), (True, Missing.RETIRED)):
+        """A discarded record is absent, and who waited is told at once."""
+        data = _new()
+        await store.set(data.session_id, data)
+        taken = await _checked_out(store, data.session_id)
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await store.checkout(data.session_id, _LOCK, _HOUR))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            tasks.start_soon(ask)
+            await anyio.sleep(0.05)
+            assert await store.discard(taken) is Outcome.STORED
+        assert answers == [Missing.ABSENT, Missing.ABSENT]
+        assert await store.exists(data.session_id) is False
+
+    async def test_move(self, store: SessionStore) -> None:
+        """The record goes on under the new id alone; the old one is known as replaced, at once."""
+        data = _new(user_id="ada", metadata={"n": 1})
+        await store.create(data.session_id, encode_checked(data), _HOUR, None, "ada")
+        taken = await _checked_out(store, data.session_id)
+        answers: list[object] = []
+        successors: list[Checkout] = []
+
+        async def ask() -> None:
+            answers.append(await store.checkout(data.session_id, _LOCK, _HOUR))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await anyio.sleep(0.05)
+            successors.append(await _move(store, taken, "ada", "ada"))
+        (moved,) = successors
+        assert answers == [Missing.RETIRED]
+        assert await store.checkout(data.session_id, None, _HOUR) is Missing.RETIRED
+        assert [each.session_id for each in await store.list_for_user("ada")] == [moved.session_id]
+        assert (await store.get(moved.session_id)) == decode(SessionData, moved.record)
+        assert await _commit(store, moved, n=2) is Outcome.STORED
+        assert await store.delete_for_user("ada") == 1
+
+    async def test_a_move_of_what_is_gone_leaves_nothing(self, store: SessionStore) -> None:
+        """Neither an ended session nor one that others have changed goes on under a new id."""
+        for change, expected in (("delete", Outcome.GONE), ("set", Outcome.CONFLICT)):
             data = _new()
             await store.set(data.session_id, data)
             taken = await _checked_out(store, data.session_id)
-            answers: list[object] = []
+            if change == "delete":
+                await store.delete(data.session_id)
+            else:
+                await store.set(data.session_id, SessionData(session_id=data.session_id, escalated=True))
+            new_id = new_session_id()
+            record = encode_checked(SessionData(session_id=new_id))
+            outcome = await store.move(taken, new_id, record, lifetime=None, lock=None, was=None, user=None)
+            assert outcome is expected
+            assert taken.successor is None
+            assert await store.exists(new_id) is False
+            assert await store.exists(data.session_id) is (change == "set")
 
-            async def ask(session_id: str, answers: list[object]) -> None:
-                answers.append(await store.checkout(session_id, _LOCK, _HOUR))
+    async def test_a_sign_out_ends_what_moves_meanwhile(self, store: SessionStore) -> None:
+        """Whatever new ids a user's sessions take while all are ended: none is left, none comes back."""
+        user = f"user-{new_session_id()}"
+        sessions = [_new(user_id=user) for _ in range(4)]
+        for data in sessions:
+            await store.create(data.session_id, encode_checked(data), _HOUR, None, user)
+
+        async def keep_moving(session_id: str) -> None:
+            while True:
+                taken = await store.checkout(session_id, _LOCK, _HOUR)
+                if not isinstance(taken, Checkout):
+                    return
+                try:
+                    session_id = (await _move(store, taken, user, user)).session_id
+                except AssertionError:
+                    return
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            for data in sessions:
+                tasks.start_soon(keep_moving, data.session_id)
+            await anyio.sleep(0.02)
+            await store.delete_for_user(user)  # some end by themselves, when they find that they may not move
+        assert await store.list_for_user(user) == []
+        assert await store.find(SessionFilter(user_id=user)) == []
+
+    # -- at once: every primitive lets other tasks run before and after it --------------------------------
+
+    async def test_no_acknowledged_change_is_lost(self, store: SessionStore) -> None:
+        """Whoever was told STORED is in the record: with the lock, without it, beside every other writer."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            stored: list[int] = []
+            async with anyio.create_task_group() as tasks:
+                for lock in (_LOCK, _LOCK, None, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, stored, pause)
+                tasks.start_soon(_update, store, data.session_id, seed)
+                tasks.start_soon(_look, store, data.session_id)
+            after = await store.get(data.session_id)
+            assert after is not None
+            assert after.metadata == {"n": len(stored), "updated": seed}, "acknowledged, but not there"
+            assert sorted(stored) == list(range(1, len(stored) + 1)), "acknowledged twice"
+
+    async def test_what_has_ended_does_not_come_back(self, store: SessionStore) -> None:
+        """Whoever writes, extends or moves a session while it is deleted finds it gone."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            before = set(await store.list_active())
+            ended: list[bool] = []
+
+            async def end(session_id: str, ended: list[bool], pause: _Pause) -> None:
+                await pause()
+                ended.append(await store.delete(session_id))
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(ask, data.session_id, answers)
-                tasks.start_soon(ask, data.session_id, answers)
-                await anyio.sleep(0.05)
-                assert await store.discard(taken, retire=retire) is Outcome.STORED
-            assert answers == [expected, expected]
-            assert await store.checkout(data.session_id, None, _HOUR) is expected
-            assert await store.exists(data.session_id) is False
+                for lock in (_LOCK, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, [], pause)
+                tasks.start_soon(_update, store, data.session_id, seed)
+                tasks.start_soon(_look, store, data.session_id)
+                tasks.start_soon(_set_if_there, store, data)
+                tasks.start_soon(end, data.session_id, ended, pause)
+            assert ended == [True]
+            assert await store.get(data.session_id) is None, "a session that was ended came back"
+            assert set(await store.list_active()) == before - {data.session_id}
+
+    async def test_set_is_not_undone_by_who_loaded_before(self, store: SessionStore) -> None:
+        """`set` does not wait; whoever loaded the record before it is refused."""
+        for seed in range(_ROUNDS):
+            pause = _interleave(store, seed)
+            data = _new(metadata={"n": 0})
+            await store.create(data.session_id, encode_checked(data), _IDLE, None)
+            newer = SessionData(session_id=data.session_id, metadata={"n": 0, "set": True})
+            async with anyio.create_task_group() as tasks:
+                for lock in (_LOCK, _LOCK, None):
+                    tasks.start_soon(_count, store, data.session_id, lock, [], pause)
+                tasks.start_soon(_look, store, data.session_id)
+                tasks.start_soon(store.set, data.session_id, newer)
+            after = await store.get(data.session_id)
+            assert after is not None
+            assert after.metadata.get("set") is True, "an older record was written over a newer one"
+
+    # -- time -----------------------------------------------------------------------------------------------
 
     async def test_an_idle_timeout_restarts_with_each_request(
         self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
     ) -> None:
-        """Requests keep an idle session alive, up to its absolute bound; reading the record does not."""
+        """Requests keep an idle session alive, up to its absolute bound; a look at the record does not."""
         data = _new()
         rule = Lifetime(absolute=1.0, idle=0.4)
         await store.create(data.session_id, encode_checked(data), rule, None)
         for _ in range(3):
             await let_time_pass(0.25)
-            taken = await store.checkout(data.session_id, _LOCK, rule)
-            assert isinstance(taken, Checkout)
+            taken = await _checked_out(store, data.session_id)
             assert taken.expires_in is not None
             assert taken.expires_in < 0.8
+            assert taken.idle == pytest.approx(0.4)
+            await store.keep_alive(taken)
             await store.release(taken)
         await let_time_pass(0.3)
         assert await store.checkout(data.session_id, _LOCK, rule) is Missing.ABSENT
@@ -513,5 +727,43 @@ class StoreContract:
         await store.create(idle.session_id, encode_checked(idle), Lifetime(idle=0.3), None)
         await let_time_pass(0.15)
         await store.get(idle.session_id)
+        await store.release(await _checked_out(store, idle.session_id))  # a client that was refused
         await let_time_pass(0.2)
         assert await store.get(idle.session_id) is None
+
+    async def test_a_shorter_rule_binds_what_is_there(
+        self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """Who shortens `max_age` or `idle_timeout` means the sessions that are there too."""
+        absolute, idle = _new(), _new()
+        for data in (absolute, idle):
+            await store.create(data.session_id, encode_checked(data), _HOUR, None)
+        await let_time_pass(0.2)
+        taken = await store.checkout(absolute.session_id, _LOCK, Lifetime(absolute=0.4))
+        assert isinstance(taken, Checkout)
+        assert taken.expires_in == pytest.approx(0.2, abs=0.15)
+        assert await _commit(store, taken, n=1) is Outcome.STORED
+        taken = await store.checkout(idle.session_id, _LOCK, Lifetime(absolute=3600, idle=0.2))
+        assert isinstance(taken, Checkout)
+        assert taken.idle == pytest.approx(0.2)
+        await store.release(taken)
+        await let_time_pass(0.3)
+        assert await store.exists(absolute.session_id) is False
+        assert await store.exists(idle.session_id) is False
+        old = _new()
+        await store.create(old.session_id, encode_checked(old), _HOUR, None)
+        await let_time_pass(0.3)
+        assert await store.checkout(old.session_id, _LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
+
+    async def test_a_late_commit_harms_nobody(
+        self, store: SessionStore, let_time_pass: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """A lease that ran out does not matter where nobody took the lock and the version is the same."""
+        data = _new()
+        await store.set(data.session_id, data)
+        late = await _checked_out(store, data.session_id, LockPolicy(timeout=0.1, max_hold=0.1))
+        await let_time_pass(0.3)
+        assert await _commit(store, late, n=1) is Outcome.STORED
+        after = await store.get(data.session_id)
+        assert after is not None
+        assert after.metadata == {"n": 1}

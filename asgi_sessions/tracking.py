@@ -11,7 +11,9 @@ from .content import Content
 class TrackedDict(Content):
     """A dict that knows whether it was `accessed` and `modified`, as Starlette's session does.
 
-    Every way of reading counts as access, so that an answer that depends on it says `Vary: Cookie`.
+    Every way of reading counts as access, so that an answer that depends on it says `Vary: Cookie`: text and
+    copies of it too. What reads a dict below Python's surface is not seen: `json.dumps` of an empty session,
+    and encoders such as orjson. After those call `mark_accessed()` (Starlette's `request.session` does).
     """
 
     __slots__ = ("accessed", "modified")
@@ -71,6 +73,10 @@ class TrackedDict(Content):
     def __ne__(self, other: object) -> bool:
         self.accessed = True
         return dict.__ne__(self, other)
+
+    def __repr__(self) -> str:
+        self.accessed = True
+        return dict.__repr__(self)
 
     def __or__(self, other: Any, /) -> Any:
         self.accessed = True

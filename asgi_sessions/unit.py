@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 import anyio
 
+from .changes import Change
 from .data import SessionData
-from .errors import LockTimeoutError, SessionClosedError, SessionConflictError
+from .errors import LockTimeoutError, SessionClosedError, SessionConflictError, SessionError
 from .holding import Holding
-from .session import Change, Mode, Session
-from .stores.checkout import Missing, raise_for
+from .session import Mode, Session
+from .stores.checkout import Missing, Outcome, raise_for
 
 _NOBODY = Session()
 
-_inside: ContextVar[object] = ContextVar("asgi_sessions_transaction", default=None)
-# the transaction in whose block this code runs, as its task, a child of it or a thread; the unit itself for
-# one in the request that holds the lock
+
+class _Turn:
+    """The right to transact, which the tasks of one request take one after the other.
+
+    The outermost belongs to the unit; each transaction has one for those that begin inside its block.
+    """
+
+    __slots__ = ("is_over", "lock", "outer", "pending", "unit")
+
+    def __init__(self, unit: Unit, outer: _Turn | None = None) -> None:
+        self.unit = unit
+        self.outer = outer
+        self.lock: anyio.Lock | None = None
+        self.is_over = False  # the block has ended
+        self.pending = False  # the handle held changes that were not stored when the block began
+
+
+_inside: ContextVar[_Turn | None] = ContextVar("asgi_sessions_transaction", default=None)
+# the block that this code runs in, as its task, a child of it or a thread
+
+
+def _under_way(turn: _Turn) -> _Turn | None:
+    """This block, or the first around it that is not over; None outside of all.
+
+    A task may outlive the block that it began in.
+    """
+    while turn.is_over and turn.outer is not None:
+        turn = turn.outer
+    return None if turn.outer is None else turn
 
 
 class Unit(Holding):
     """What a session's handle calls: `save`, `release`, `transaction`.
 
-    The tasks of a request share its handle. One of them at a time transacts; what the others change
-    meanwhile is refused. `refused` says that the app's last `save` or `release` failed.
+    The tasks of a request share its handle. One of them at a time transacts, whether the request holds the
+    lock or not; what the others change meanwhile is refused, so that a roll-back takes back the block's own
+    changes and nothing else. `refused` says that the app's last `save` or `release` failed; `refusal` is what
+    the last of them or of its transactions raised.
     """
 
     refused = False
-    _turn: anyio.Lock | None = None
-    _transaction: object | None = None  # the one under way that took a turn of its own
+    refusal: SessionError | None = None
+    _turns: _Turn | None = None  # the outermost, of transactions that stand in no other
+    _block: _Turn | None = None  # the innermost transaction under way
+    _below = Mode.OPEN  # what the request may do when no transaction is under way
 
     def holds(self, store: object, session_id: str) -> bool:
         """Whether this session of this store is the unit's record."""
@@ -38,45 +69,161 @@ class Unit(Holding):
         return taken is not None and store is self.rules.store and taken.session_id == session_id
 
     def is_inside(self) -> bool:
-        """Whether this code runs in the block of the transaction under way."""
-        return self._transaction is not None and _inside.get() is self._transaction
+        """Whether this code runs in the block of the innermost transaction under way."""
+        return self._block is not None and _inside.get() is self._block
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the request can change the session: at once, or when a transaction of its own is over."""
+        return (self.session.mode if self._block is None else self._below) is Mode.OPEN
+
+    def end(self) -> None:
+        """The request changes nothing more; a transaction under way goes on and stores its own."""
+        if self._block is None:
+            self.session.mode = Mode.CLOSED
+        else:
+            self._below = Mode.CLOSED
 
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
         self.refused = True
-        raise_for(await self.store_changes(release=release))
+        with self._noted():
+            raise_for(await self.store_changes(release=release))
         self.refused = False
-        if release and not self._is_busy_elsewhere():
-            self.session.mode = Mode.CLOSED
+        if release:
+            self.end()
+            if self.is_inside():
+                self.session.mode = Mode.CLOSED
+
+    async def store_changes(self, *, release: bool) -> Outcome:
+        """As `Holding` has it. What a transaction of another task changes is that transaction's to store.
+
+        What the handle held before that began has to wait for its end.
+        """
+        if self._block is None or self.is_inside():
+            return await super().store_changes(release=release)
+        if not self._has_pending():
+            return Outcome.STORED
+        async with self._one_at_a_time(self._turn_here()):
+            return await super().store_changes(release=release)
+
+    async def roll_back(self) -> None:
+        """As `Holding` has it. A transaction of another task goes on unless it stands on what is undone."""
+        if self._block is None or self.is_inside():
+            await super().roll_back()
+        else:
+            self._is_over = True
+            self.end()
+
+    # -- transactions ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def transaction(self, session: Session) -> AsyncIterator[SessionData]:
-        """See `Session.transaction`; `session` is the handle, which may outlive its request."""
+    async def transaction(self, session: Session, *, store: bool = True) -> AsyncIterator[SessionData]:
+        """See `Session.transaction`; `session` is the handle, which may outlive its request.
+
+        Without `store` the changes are left to the request, which holds the lock.
+        """
+        with self._noted():
+            async with self._transacting(session, store) as data:
+                yield data
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Remember why the app was refused: a framework may make an answer of its own of the error."""
+        try:
+            yield
+        except SessionError as error:
+            self.refusal = error
+            raise
+        self.refusal = None
+
+    @asynccontextmanager
+    async def _transacting(self, session: Session, store: bool) -> AsyncIterator[SessionData]:
         self.session = session
-        if self.session.is_open():
-            around = _inside.get()
-            nested = self._transaction is not None or around is self
-            _inside.set(around if nested else self)
-            try:
-                with self.session.savepoint() as data:
-                    yield data
-            finally:
-                _inside.set(around)
-            if not nested:  # else the outer block stores, or rolls back
-                await self.commit(release=False)
-            return
-        async with self._one_at_a_time():
+        around, outer = _inside.get(), self._turn_here()
+        async with self._one_at_a_time(outer):
             self.session = session
-            mode, around = self.session.mode, _inside.get()
-            self._transaction = object()
-            _inside.set(self._transaction)
+            block = _Turn(self, outer)
+            if self._block is None:
+                self._below = session.mode
+            self._block = block
+            _inside.set(block)
             try:
-                async with self._own_turn() as data:
+                async with self._kind_of(block, store) as data:
                     yield data
             finally:
                 _inside.set(around)
-                self._transaction = None
-                self.session.mode = mode
+                block.is_over = True
+                self._block = _under_way(outer)
+                if self._block is None:
+                    await self._after_blocks()
+
+    def _kind_of(self, block: _Turn, store: bool) -> AbstractAsyncContextManager[SessionData]:
+        if block.outer is not self._turns:
+            return self._within_another(block)
+        if self._below is Mode.OPEN:
+            return self._under_the_requests_lock(block, store)
+        return self._under_its_own_lock(block)
+
+    @asynccontextmanager
+    async def _within_another(self, block: _Turn) -> AsyncIterator[SessionData]:
+        """A part of another transaction, whose end stores it too, or rolls it back."""
+        with self.session.savepoint() as data:
+            yield data
+            await self._nested_are_over(block)
+
+    @asynccontextmanager
+    async def _under_the_requests_lock(self, block: _Turn, store: bool) -> AsyncIterator[SessionData]:
+        """Commit what is there when the block ends; the request keeps its lock, if it is still under way."""
+        block.pending = self.session.change() is not Change.NOTHING
+        self.session.mode = Mode.TRANSACTION
+        with self.session.savepoint() as data:
+            yield data
+            await self._nested_are_over(block)
+            if self._is_over and block.pending:
+                raise SessionClosedError("the request that this transaction is a part of was rolled back")
+        if store or self._below is not Mode.OPEN:
+            await self.commit(release=self._below is not Mode.OPEN)
+
+    @asynccontextmanager
+    async def _under_its_own_lock(self, block: _Turn) -> AsyncIterator[SessionData]:
+        """Lock and load anew for one block, commit and release after it."""
+        self.refuse_unseen_change()
+        await self._retake()
+        self.session.mode = Mode.TRANSACTION
+        try:
+            yield self.session.data
+            await self._nested_are_over(block)
+            raise_for(await self.store_changes(release=True))
+        except BaseException:
+            if self._checkout is None or self._refusal is Outcome.GONE:
+                self._forget_record()  # what begins now is another session
+                self._refusal = None
+            else:
+                self.session.load(self._checkout.record)
+            raise
+        finally:
+            await self.abandon()
+
+    async def _nested_are_over(self, block: _Turn) -> None:
+        """Wait for those that tasks of the block have begun in it: what they do is a part of it."""
+        if block.lock is not None:
+            async with self._one_at_a_time(block):
+                pass
+
+    async def _after_blocks(self) -> None:
+        """The request goes on as before its transactions, or has ended meanwhile."""
+        self.session.mode = self._below
+        if self._below is Mode.CLOSED:
+            await self.abandon()
+
+    def _turn_here(self) -> _Turn:
+        """Whose turn a transaction that begins here has to wait for: the block around it, or the unit."""
+        around = _inside.get()
+        turn = _under_way(around) if around is not None and around.unit is self else None
+        if turn is None:
+            turn = self._turns = self._turns or _Turn(self)
+        return turn
 
     def refuse_unseen_change(self) -> None:
         """Raise where a read-only session was changed within a value: it would be lost without a word."""
@@ -84,39 +231,21 @@ class Unit(Holding):
             self.session.require_open()
 
     @asynccontextmanager
-    async def _one_at_a_time(self) -> AsyncIterator[None]:
+    async def _one_at_a_time(self, turn: _Turn) -> AsyncIterator[None]:
         """Let the tasks of this request transact in turn: they share the handle."""
-        turn = self._turn = self._turn or anyio.Lock()
+        lock = turn.lock = turn.lock or anyio.Lock()
         try:
-            turn.acquire_nowait()
+            lock.acquire_nowait()
         except anyio.WouldBlock:
             wait = self.rules.lock_to_transact.wait
             with anyio.move_on_after(wait) as waiting:
-                await turn.acquire()
+                await lock.acquire()
             if waiting.cancelled_caught:
                 raise LockTimeoutError(wait) from None
         try:
             yield
         finally:
-            turn.release()
-
-    @asynccontextmanager
-    async def _own_turn(self) -> AsyncIterator[SessionData]:
-        """Lock and load anew for one block, commit and release after it."""
-        self.refuse_unseen_change()
-        await self._retake()
-        self.session.mode = Mode.TRANSACTION
-        try:
-            yield self.session.data
-            raise_for(await self.store_changes(release=True))
-        except BaseException:
-            if self._checkout is None:
-                self.session.forget()
-            else:
-                self.session.load(self._checkout.record)
-            raise
-        finally:
-            await self.abandon()
+            lock.release()
 
     async def _retake(self) -> None:
         """Check the record out again, under the lock; nothing where this session never had a record."""
@@ -127,8 +256,8 @@ class Unit(Holding):
                     " begin the session before the response starts or the WebSocket is accepted"
                 )
             return
-        session_id = self._checkout.session_id
-        taken = await self.rules.store.checkout(session_id, self.rules.lock_to_transact, self.rules.lifetime)
+        store, rules, session_id = self.rules.store, self.rules, self._checkout.session_id
+        taken = await store.checkout(session_id, rules.lock_to_transact, rules.lifetime, passive=self.passive)
         if isinstance(taken, Missing):
             self._retired = taken is Missing.RETIRED
             self._forget_record()
@@ -136,21 +265,29 @@ class Unit(Holding):
             refusal = self._show(taken)
             if refusal is not None:
                 await self._refuse(refusal, taken)
+            elif taken.idle is not None and not self.passive:
+                await store.keep_alive(taken)
         if self._checkout is None:
             raise SessionConflictError("the session has ended since it was loaded")
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is held and nobody transacts."""
-        return self._transaction is None and (self._checkout is None or self._checkout.token is None)
+        return self._block is None and (self._checkout is None or self._checkout.token is None)
 
     def detach(self) -> None:
         """The request is over: without this reference its objects go at once, not with the next collection.
 
         A handle that is used later comes back by itself (`Session.transaction` in a task that lives on).
         """
-        if self._transaction is None:
+        if self._block is None:
             self.session = _NOBODY
 
-    def _is_busy_elsewhere(self) -> bool:
-        return self._transaction is not None and not self.is_inside()
+    def _has_pending(self) -> bool:
+        """Whether the transaction under way began with changes that the request has not stored."""
+        block = self._block
+        while block is not None:
+            if block.pending:
+                return True
+            block = block.outer
+        return False

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import uvicorn
-from demo_pages import clock, device_of, euro, fill, join, short
+from demo_pages import clock, device_of, euro, fill, join
 from demo_race import RACERS, WORK, Counter, LastWriterWins, race
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -47,6 +47,7 @@ from asgi_sessions import (
     SessionStore,
     get_session,
     get_session_data,
+    session_hash,
 )
 
 
@@ -96,7 +97,7 @@ async def home(request: Request) -> Response:
     rows = [
         fill(
             "device",
-            id=short(device.session_id),
+            id=short(request, device.session_id),
             name=device.device,
             since=clock(device),
             here="this one" if device.session_id == data.session_id else "",
@@ -104,7 +105,7 @@ async def home(request: Request) -> Response:
         for device in sorted(devices, key=lambda device: device.created_at)
     ]
     before = data.previous_id or "none stored"
-    now = short(data.session_id)
+    now = short(request, data.session_id)
     return page(request, "signed-in", "Welcome", name=data.user_id, before=before, now=now, rows=join(rows))
 
 
@@ -112,11 +113,11 @@ async def sign_in(request: Request) -> Response:
     """Sign in by name alone (it is a demo). The id changes, so one planted before is worth nothing."""
     session = get_session(request)
     data = get_session_data(request, ShopSession)
-    before = "" if session.is_new else short(session.session_id)
+    before = "" if session.is_new else short(request, session.session_id)
     try:
         session.login((await field(request, "name")).strip() or "guest")
     except ValueError:
-        error = "That name cannot be used: letters, digits, dots and dashes, please, and no spaces."
+        error = "That name cannot be used: a plain one of at most 255 characters, please."
         return page(request, "sign-in", "Welcome", 422, error=error)
     data.previous_id, data.device = before, device_of(request.headers.get("user-agent", ""))
     return RedirectResponse("/", 303)
@@ -258,11 +259,16 @@ def page(request: Request, part: str, title: str, status: int = 200, **values: o
     return HTMLResponse(markup, status, {"cache-control": "no-store"})  # Back shows no signed-out page
 
 
+def short(connection: HTTPConnection, session_id: str) -> str:
+    """How the log names the session; the id itself is a key and is shown to nobody."""
+    return session_hash(session_id, connection.app.state.secret)
+
+
 def facts(connection: HTTPConnection) -> dict[str, str]:
     """The session in short, for the strip at the top of each page."""
     session, data = get_session(connection), get_session_data(connection, ShopSession)
     return {
-        "id": "none" if session.is_new else short(session.session_id),
+        "id": "none" if session.is_new else short(connection, session.session_id),
         "since": "not yet" if session.is_new else f"{data.created_at:%H:%M:%S}",
         "user": data.user_id or "anonymous",
         "cart": str(sum(item.quantity for item in data.cart)),

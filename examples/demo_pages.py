@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import re
 from collections.abc import Sequence
@@ -34,11 +33,6 @@ def fill(part: str, **values: object) -> Html:
 def join(parts: Sequence[Html]) -> Html:
     """The parts one after the other."""
     return Html("".join(parts))
-
-
-def short(session_id: str) -> str:
-    """Eight digits to tell sessions apart by; the id itself is a key and is shown to nobody."""
-    return hashlib.sha256(session_id.encode()).hexdigest()[:8]
 
 
 def clock(data: SessionData) -> str:

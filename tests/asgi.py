@@ -56,20 +56,35 @@ class RecordingStore(InMemorySessionStore):
         """Nothing to do here."""
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
         call = "checkout" if lock is None else "checkout+lock"
         await self.before(call)
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         await self._after_taking(call, None if isinstance(taken, Missing) else taken)
         return taken
 
+    async def keep_alive(self, checkout: Checkout) -> None:
+        await self.before("keep alive")
+        await super().keep_alive(checkout)
+        await self.after("keep alive")
+
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
         call = "create" if lock is None else "create+lock"
         await self.before(call)
-        taken = await super().create(session_id, record, lifetime, lock)
+        taken = await super().create(session_id, record, lifetime, lock, user)
         await self._after_taking(call, taken)
         return taken
 
@@ -81,12 +96,31 @@ class RecordingStore(InMemorySessionStore):
         await self.after(call)
         return outcome
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
-        call = "discard+retire" if retire else "discard"
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        call = "move" if lock is None else "move+lock"
         await self.before(call)
         with self._within():
-            outcome = await super().discard(checkout, retire=retire)
+            outcome = await super().move(
+                checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+            )
         await self.after(call)
+        return outcome
+
+    async def discard(self, checkout: Checkout) -> Outcome:
+        await self.before("discard")
+        with self._within():
+            outcome = await super().discard(checkout)
+        await self.after("discard")
         return outcome
 
     async def release(self, checkout: Checkout) -> None:
@@ -216,7 +250,8 @@ class Site:
 
     @property
     def locks(self) -> int:
-        return len(self.store._locks)
+        """How many locks are held by a lease that lasts."""
+        return sum(ends > self.clock.now for _, ends in self.store._locks._holders.values())
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.log.append("app")

@@ -23,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MINUTES",
         help="how long the load of the soak test lasts (some seconds)",
     )
+    group.addoption(
+        "--browser", action="store_true", help="fail where the tests in a real Chromium cannot run"
+    )
     group.addoption("--figures", metavar="FILE", help="save the table of faults there (.json, else Markdown)")
 
 

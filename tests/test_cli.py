@@ -10,7 +10,7 @@ import pytest
 from anyio import to_thread
 from redis_server import free_port
 
-from asgi_sessions import RedisSessionStore, SessionData
+from asgi_sessions import RedisSessionStore, SessionData, session_hash
 from asgi_sessions.cli import main
 from asgi_sessions.fields import new_session_id
 
@@ -49,9 +49,13 @@ def test_health_of_a_store_that_is_down(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.anyio
 async def test_sessions_are_listed_and_ended(
-    ada: SessionData, redis_url: str, capsys: pytest.CaptureFixture[str]
+    ada: SessionData, redis_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`stats` counts them, `sessions` shortens their ids, `logout` ends them."""
+    """`stats` counts them, `sessions` shortens their ids, `logout` ends them.
+
+    Whoever gives it the app's key gets the log's names too.
+    """
+    monkeypatch.delenv("ASGI_SESSIONS_SECRET_KEY", raising=False)
 
     async def run(*arguments: str) -> str:
         assert await to_thread.run_sync(main, arguments) == 0
@@ -61,6 +65,10 @@ async def test_sessions_are_listed_and_ended(
     assert (stats["active_sessions"], stats["total_messages"]) == (1, 3)
     listed = await run("sessions", redis_url, "ada")
     assert ada.session_id[:6] in listed
+    assert "session=" not in listed
+    monkeypatch.setenv("ASGI_SESSIONS_SECRET_KEY", "k" * 32)
+    listed = await run("sessions", redis_url, "ada")
+    assert f"session={session_hash(ada.session_id, 'k' * 32)}  since" in listed
     assert ada.session_id not in listed
     assert await run("logout", redis_url, "ada") == "1 sessions ended\n"
     assert await run("sessions", redis_url, "ada") == ""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous import BadSignature, TimestampSigner
-from starlette.datastructures import MutableHeaders, Secret
+from starlette.datastructures import Secret
 from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
@@ -31,10 +31,11 @@ from asgi_sessions.cookie import (
     CookieSigner,
     Presented,
     SessionCookie,
+    Verified,
     cookie_values,
-    vary_cookie,
 )
 from asgi_sessions.headers import by_name
+from asgi_sessions.types import Headers
 
 KEY = "k" * 32
 OLD_KEY = "o" * 32
@@ -285,6 +286,21 @@ def read(*lines: bytes, fallbacks: tuple[str, ...] = (OLD_KEY,)) -> Presented:
     return SessionCookie(KEY, fallbacks=fallbacks).read(header(*lines))
 
 
+def rivals(*verified: tuple[str, int, bool], only_ours: bool = True) -> Presented:
+    seen = tuple(Verified(*each) for each in verified)
+    return Presented(presented=True, rivals=seen, only_ours=only_ours)
+
+
+def forged(count: int) -> list[bytes]:
+    """Different values of our name that nobody signed."""
+    return [b"session=x%d" % number for number in range(count)]
+
+
+def planted(count: int) -> list[bytes]:
+    """Different values of our name, each of a session of its own."""
+    return [b"session=" + token(f"{number:032x}") for number in range(count)]
+
+
 VALID = Presented(ID, NOW, False, None, True)
 STALE = Presented(ID, NOW, True, None, True)
 GOOD, OLD = b"session=" + token(), b"session=" + token(key=OLD_KEY)
@@ -306,22 +322,34 @@ OTHER = b"session=" + token(OTHER_ID)
         ([b"session=x", GOOD], VALID),
         ([GOOD, b"session=x"], VALID),
         ([GOOD, GOOD], VALID),
-        ([GOOD, OTHER], AMBIGUOUS),
-        ([OTHER, OLD], AMBIGUOUS),
+        ([GOOD, OTHER], rivals((ID, NOW, False), (OTHER_ID, NOW, False))),
+        ([OLD, OTHER], rivals((OTHER_ID, NOW, False), (ID, NOW, True))),
+        ([GOOD, b"session=x", OTHER], rivals((ID, NOW, False), (OTHER_ID, NOW, False), only_ours=False)),
+        ([GOOD, OTHER, OLD, OTHER], rivals((ID, NOW, False), (OTHER_ID, NOW, False))),
         ([OLD, GOOD], VALID),
         ([GOOD, OLD], VALID),
         ([b"session=" + token(at=NOW - 9), GOOD], VALID),
         ([b"session=" + token(key=OLD_KEY, at=NOW + 9), GOOD], VALID),
         ([b"session=x; " * 3 + GOOD], VALID),
-        ([b"session=x; " * 4 + GOOD], BAD_SIGNATURE),
-        ([GOOD, *[b"session=x"] * 3, OTHER], VALID),
+        ([b"session=x; " * 9 + GOOD], VALID),
+        ([*forged(3), GOOD], VALID),
+        ([*forged(4), GOOD], AMBIGUOUS),
+        ([GOOD, *forged(4)], AMBIGUOUS),
+        ([*planted(4), GOOD], AMBIGUOUS),
+        ([GOOD, *planted(4)], AMBIGUOUS),
+        ([*planted(2), *forged(2), GOOD], AMBIGUOUS),
+        (forged(4), BAD_SIGNATURE),
+        (forged(5), AMBIGUOUS),
         ([b"a=" + b"x" * (MAX_COOKIE_BYTES - 2)], NO_COOKIE),
         ([b"a=" + b"x" * (MAX_COOKIE_BYTES - 1)], ABSURD),
         ([GOOD, b"x" * (MAX_COOKIE_BYTES // 2), b"x" * (MAX_COOKIE_BYTES // 2)], ABSURD),
     ],
 )
 def test_what_a_request_presents(lines: list[bytes], presented: Presented) -> None:
-    """One valid id counts, two different ones do not, and each refusal says why."""
+    """One valid id counts, of several the store decides, and each refusal says why.
+
+    Neither how many were planted nor their order decides for the planted ones.
+    """
     assert read(*lines) == presented
 
 
@@ -440,6 +468,58 @@ def test_partitioned_only_where_secure() -> None:
     assert not any(b"partitioned" in line for line in ours(secure=False, partitioned=True))
 
 
+@pytest.mark.parametrize(
+    ("max_age", "said"),
+    [(30, "30"), (30.5, "31"), (1209600.0, "1209600"), (0.001, "1"), (0, "0"), (-1, "-1")],
+)
+def test_an_age_on_the_wire_is_a_whole_number(max_age: float, said: str) -> None:
+    """Rounded up: browsers pass over another `Max-Age`, and the cookie would end with the browser."""
+    line = SessionCookie(KEY).render(ID, max_age=max_age, secure=False)
+    assert f"; Max-Age={said}; ".encode() in line
+
+
+SET = [
+    ([(b"set-cookie", b"session=a; path=/")], True),
+    ([(b"Set-Cookie", b"session=null; expires=Thu, 01 Jan 1970 00:00:00 GMT")], True),
+    ([(b"set-cookie", b"other=1"), (b"set-cookie", b"session=")], True),
+    ([(b"set-cookie", b"session2=a"), (b"set-cookie", b"xsession=a"), (b"set-cookie", b"Session=a")], False),
+    ([(b"cookie", b"session=a"), (b"x-cookie-ab", b"session=a")], False),
+    ([], False),
+]
+
+
+@pytest.mark.parametrize(("headers", "found"), SET)
+def test_a_cookie_of_our_name_is_found_in_an_answer(headers: Headers, found: bool) -> None:
+    """In any line, whatever it says; other names are other people's."""
+    assert SessionCookie(KEY).is_set_by(headers) is found
+
+
+LEFTOVERS: list[tuple[dict[str, Any], str, list[bytes]]] = [
+    ({}, "/", []),
+    ({}, "/cart", [b"; path=/cart; "]),
+    ({"domain": "example.com"}, "/", [b"; path=/; "]),
+    ({"domain": "example.com", "name": "s"}, "/a", [b"; path=/; ", b"; path=/a; ", b"; path=/a; "]),
+    ({"name": "__Host-s", "https_only": True}, "/cart", []),
+]
+
+
+@pytest.mark.parametrize(("options", "requested", "paths"), LEFTOVERS)
+def test_leftovers_are_removed_where_they_may_lie(
+    options: dict[str, Any], requested: str, paths: list[bytes]
+) -> None:
+    """Each line names another scope than the cookie's own, and nothing but a removal."""
+    cookie = SessionCookie(KEY, **options)
+    lines = cookie.render_leftover_removals(requested, secure=True)
+    assert len(set(lines)) == len(lines) == len(paths)
+    assert cookie.render_removal(secure=True) not in lines
+    for line, path in zip(lines, paths, strict=True):
+        assert (
+            b"=null" + path + b"expires=Thu, 01 Jan 1970 00:00:00 GMT; httponly; samesite=lax; secure" in line
+        )
+    domains = [b"domain=example.com" in line for line in lines]
+    assert domains == [False, False, True][: len(lines)] if len(lines) == 3 else not any(domains)
+
+
 def test_a_rendered_cookie_is_read_back() -> None:
     """What render gives out, read takes, with the second it was issued."""
     cookie = SessionCookie(KEY, clock=clock)
@@ -511,53 +591,6 @@ def test_what_browsers_refuse_is_refused_first(options: dict[str, Any], message:
 def test_what_browsers_take_is_taken(options: dict[str, Any]) -> None:
     """The checks refuse nothing that works."""
     assert SessionCookie(KEY, **options).render(ID, max_age=1, secure=True)
-
-
-# --- Vary -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("lines", "merged"),
-    [
-        ([], [b"Cookie"]),
-        ([b"Accept"], [b"Accept, Cookie"]),
-        ([b"Accept, Origin"], [b"Accept, Origin, Cookie"]),
-        ([b"Cookie"], [b"Cookie"]),
-        ([b"accept,COOKIE ,x"], [b"accept,COOKIE ,x"]),
-        ([b"Accept", b"cookie"], [b"Accept", b"cookie"]),
-        ([b"Accept", b"Origin"], [b"Accept, Cookie", b"Origin"]),
-        ([b"*"], [b"*"]),
-        ([b"Accept", b" * "], [b"Accept", b" * "]),
-        ([b"Cookies"], [b"Cookies, Cookie"]),
-        ([b""], [b"Cookie"]),
-    ],
-)
-def test_vary_is_merged(lines: list[bytes], merged: list[bytes]) -> None:
-    """`Cookie` joins what the app varies by, once, and other headers stay where they are."""
-    headers = [(b"vary", line) for line in lines]
-    around = [(b"content-type", b"text/plain"), *headers, (b"set-cookie", b"a=b")]
-    vary_cookie(around)
-    assert [value for name, value in around if name == b"vary"] == merged
-    assert [header for header in around if header[0] != b"vary"] == [
-        (b"content-type", b"text/plain"),
-        (b"set-cookie", b"a=b"),
-    ]
-
-
-@pytest.mark.parametrize("lines", [[], [b"Accept"], [b"Accept, Origin"]])
-def test_vary_is_starlettes_where_cookie_was_missing(lines: list[bytes]) -> None:
-    """With at most one line, the outcome is that of Starlette's MutableHeaders."""
-    headers, theirs = ([(b"vary", line) for line in lines] for _ in range(2))
-    vary_cookie(headers)
-    MutableHeaders(raw=theirs).add_vary_header("Cookie")
-    assert headers == theirs
-
-
-def test_vary_is_found_in_any_case() -> None:
-    """An app that breaks ASGI's rule of lower-case names still gets one Vary."""
-    headers = [(b"Vary", b"Accept")]
-    vary_cookie(headers)
-    assert headers == [(b"Vary", b"Accept, Cookie")]
 
 
 def test_foreign_itsdangerous_tokens_stay_foreign() -> None:

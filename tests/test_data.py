@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import json
 import pickle
+import random
 from collections import OrderedDict
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from functools import cached_property
+from pprint import pformat
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    RootModel,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    computed_field,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from asgi_sessions.data import (
     LiveMetadata,
     SessionData,
     SessionFilter,
     SessionMetrics,
+    decode,
+    encode_checked,
     is_identifier,
     new_session_id,
     stamp,
 )
+from asgi_sessions.plain import parse_plain
 
 UTC = timezone.utc
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -166,7 +187,7 @@ def test_good_identifiers(text: str) -> None:
     assert (data.session_id, data.user_id, data.thread_id, data.request_id) == (text,) * 4
 
 
-@pytest.mark.parametrize("field", ["session_id", "user_id", "thread_id", "request_id"])
+@pytest.mark.parametrize("field", ["session_id", "thread_id", "request_id"])
 @pytest.mark.parametrize("text", BAD_IDS)
 def test_bad_identifiers(field: str, text: str) -> None:
     """What breaks the identifier rule is refused by the rule and by every field that obeys it."""
@@ -177,11 +198,12 @@ def test_bad_identifiers(field: str, text: str) -> None:
 
 
 def test_empty_identifiers() -> None:
-    """A session id has at least one character; the other identifiers may be empty."""
+    """A session id and a user's have at least one character; the other identifiers may be empty."""
     assert not is_identifier("")
-    assert SessionData(session_id="s", user_id="").user_id == ""
-    with pytest.raises(ValidationError):
-        SessionData(session_id="")
+    assert SessionData(session_id="s", thread_id="").thread_id == ""
+    for wrong in ({"session_id": ""}, {"session_id": "s", "user_id": ""}):
+        with pytest.raises(ValidationError):
+            SessionData.model_validate(wrong)
 
 
 def test_new_session_ids() -> None:
@@ -209,6 +231,147 @@ def test_statement_words(word: str, data: st.DataObject, separator: str) -> None
     if separator != "_":
         assert not is_identifier(mixed + separator)
     assert is_identifier(mixed + "s")
+
+
+# -- users --------------------------------------------------------------------------------------------
+
+GOOD_USERS = [
+    "o'brien@example.com",
+    "d'Arcy O'Neill",
+    "delete@example.com",
+    "delete.me@example.com",
+    "drop-shipping-ltd",
+    "Delete",
+    "dropbox user",
+    "a--b",
+    "Zk3-a--TQ_9--",
+    "--Zk3aTQ9xw0Rk7pYs",  # a base64url subject
+    "----Zk3aTQ9xw0Rk7p",
+    "Ada Lovelace",
+    "auth0|5f7c",
+    "google-oauth2|108204268033311374519",
+    "5",
+    "CN=Ada, O=Analytical Engines; OU=1".replace("; ", ";"),
+    "a;b",
+    "a/*b",
+    "*/a",
+    "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    "Ελένη Παπαδοπούλου",
+    "王小明",
+    "علی\u200cرضا",  # noqa: RUF001  # a zero-width non-joiner is part of the spelling
+    "अनुष्का",
+    "O’Connor",  # noqa: RUF001  # not a quote of any language
+    "🙂",
+    "{braces}",
+    "}",
+    "x" * 255,
+]
+BAD_USERS = [
+    "",
+    " ",
+    " ada",
+    "ada ",
+    "ada\u3000",
+    "ada\n",
+    "a\nb",
+    "a\tb",
+    "a\x00b",
+    "a\x7f",
+    "a\x85b",
+    "a\u2028b",
+    "\ud800",
+    "x" * 256,
+    "DROP TABLE x",
+    "drop\u00a0table x",
+    "please DELETE  everything",
+    "x' OR '1'='1",
+    "'; DELETE FROM t; --",
+    "admin'--",
+    "admin' --",
+    "admin'",
+    'admin"',
+    "admin`",
+    "admin;",
+    "admin';",
+    "'admin",
+    '"admin',
+    "`admin",
+    ";admin",
+    "--admin",
+    "-- admin",
+    "--",
+    "/*admin",
+    "/* x */ admin",
+    "Ada -- Lovelace",
+    "Ada --Lovelace",
+    "Ada-- Lovelace",
+    "Ada /* Lovelace",
+    "Ada ;Lovelace",
+    "Ada; Lovelace",
+    "Ada 'Lovelace",
+    "Ada' Lovelace",
+    'Ada "Lovelace',
+    "a''b",
+    "a';b",
+    "a;--b",
+    "a--;b",
+    "a/*--b",
+    "a'/*b",
+]
+
+
+@pytest.mark.parametrize("text", GOOD_USERS)
+def test_good_users(text: str) -> None:
+    """What identity providers hand out may sign in, comes back from the store, and from the fast way too."""
+    data = SessionData(session_id="0" * 32, user_id=text)
+    assert data.user_id == text
+    record = encode_checked(data)
+    assert decode(SessionData, record).user_id == text
+    plain = parse_plain(record)
+    assert plain is None or plain.user_id == text
+
+
+@pytest.mark.parametrize("text", BAD_USERS)
+def test_bad_users(text: str) -> None:
+    """What reads as an injection, or cannot be seen, is refused; the fast way takes none of it either."""
+    with pytest.raises(ValidationError) as caught:
+        SessionData(session_id="s", user_id=text)
+    assert [error["loc"] for error in caught.value.errors()] == [("user_id",)]
+    record = (
+        SessionData(session_id="0" * 32).to_json().replace('"user_id":null', '"user_id":' + json.dumps(text))
+    )
+    assert parse_plain(record.encode()) is None
+
+
+def test_every_base64url_subject_may_sign_in() -> None:
+    """Such as providers make of random bytes: of 10,000, a hundred have two dashes side by side."""
+    made = random.Random(8)
+    for _ in range(10_000):
+        subject = base64.urlsafe_b64encode(made.randbytes(made.randrange(12, 64))).decode().rstrip("=")
+        assert SessionData(session_id="s", user_id=subject).user_id == subject
+
+
+@given(
+    st.text(
+        st.characters(exclude_categories=["C", "Z"], exclude_characters="'\"`;-/*"), min_size=1, max_size=255
+    )
+)
+@settings(deadline=None)
+def test_any_script_may_sign_in(text: str) -> None:
+    """Letters, marks, digits, punctuation and symbols of the whole world."""
+    assert SessionData(session_id="s", user_id=text).user_id == text
+
+
+@given(st.text(st.sampled_from("aA0 -'\";`/*\t_.@|~é"), max_size=12))
+@settings(deadline=None, max_examples=500)
+def test_the_fast_way_knows_no_user_that_the_model_refuses(text: str) -> None:
+    """Both read the same records."""
+    record = (
+        SessionData(session_id="0" * 32).to_json().replace('"user_id":null', '"user_id":' + json.dumps(text))
+    )
+    plain = parse_plain(record.encode())
+    if plain is not None:
+        assert SessionData(session_id="s", user_id=text).user_id == plain.user_id == text
 
 
 # -- moments ------------------------------------------------------------------------------------------
@@ -336,7 +499,7 @@ def test_stamping_inside_a_validator() -> None:
     [
         ("session_id", "a b"),
         ("session_id", None),
-        ("user_id", "a--b"),
+        ("user_id", "a -- b"),
         ("message_count", -1),
         ("message_count", 100_001),
         ("message_count", 1.5),
@@ -553,6 +716,127 @@ def test_to_dict() -> None:
     assert ShopSession.from_dict(as_dict) == data
 
 
+SECRET_ID, SECRET_CLIENT = "5e55" * 8, "f1ce" * 16
+
+
+class Wrapped(ShopSession):
+    """A model that changes how it is written, with fields that refer to itself and to others."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    amount: Decimal = Decimal("1.50")
+    previous: Wrapped | None = None
+    page: Page | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass(cls, values: Any) -> Any:
+        return values
+
+    @field_serializer("amount")
+    def _in_cents(self, amount: Decimal) -> str:
+        return f"{amount:.2f}"
+
+    @model_serializer(mode="wrap")
+    def _as_it_is(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written
+
+
+class Page(BaseModel):
+    """What an app answers with."""
+
+    shop: ShopSession
+    more: list[SessionData] = []
+    anything: Any = None
+
+
+Wrapped.model_rebuild()
+
+
+def secretive(model: type[SessionData] = ShopSession, **fields: Any) -> SessionData:
+    return model(session_id=SECRET_ID, fingerprint=SECRET_CLIENT, user_id="ada", **fields)
+
+
+@pytest.mark.parametrize("model", [SessionData, ShopSession, Camel, Counted, Wrapped])
+def test_what_is_sent_tells_neither_id_nor_fingerprint(model: type[SessionData]) -> None:
+    """Whatever a framework makes of a record, in another model or a list too; what is stored has both."""
+    data = secretive(model)
+    page = Page(shop=secretive(), more=[data], anything={"deep": [data]})  # type: ignore[arg-type]  # it is one
+    for sent in (
+        data.model_dump_json(),
+        data.model_dump_json(by_alias=True),
+        json.dumps(data.model_dump(mode="json")),
+        str(data.model_dump()),
+        page.model_dump_json(),
+        str(page.model_dump()),
+        TypeAdapter[Any](list[model]).dump_json([data]).decode(),  # type: ignore[valid-type]  # at run time
+        to_json({"data": data}).decode(),
+        RootModel[model](data).model_dump_json(),  # type: ignore[valid-type]
+    ):
+        assert "ada" in sent
+        assert SECRET_ID not in sent
+        assert SECRET_CLIENT not in sent
+        assert "fingerprint" not in sent
+    for stored in (encode_checked(data).decode(), data.to_json(), json.dumps(data.to_dict())):
+        assert SECRET_ID in stored
+        assert SECRET_CLIENT in stored
+    assert model.from_json(data.to_json()) == data == model.from_dict(data.to_dict())
+    schema = model.model_json_schema(mode="serialization")
+    assert {"session_id", "fingerprint"}.isdisjoint(schema.get("properties", {}))
+
+
+def test_fields_of_ones_own_are_sent_as_ever() -> None:
+    """A field with `exclude=True` is neither sent nor stored, one with a serialiser is written by it."""
+
+    class Own(SessionData):
+        note: str = Field(default="", exclude=True)
+        amount: Decimal = Decimal(1)
+
+        @field_serializer("amount")
+        def _written(self, amount: Decimal) -> str:
+            return f"{amount:.2f}"
+
+    data = Own(session_id="s", note="private", amount=Decimal(2))
+    for written in (data.to_dict(), json.loads(data.to_json()), data.model_dump()):
+        assert "note" not in written
+        assert written["amount"] == "2.00"
+
+
+def test_a_model_that_was_rebuilt_is_written_anew() -> None:
+    """How records are written follows the model."""
+
+    class Late(SessionData):
+        item: Undefined | None = None  # type: ignore[name-defined]  # noqa: F821  # the point
+
+    with pytest.raises(PydanticUserError):
+        Late(session_id="s")
+    Late.model_rebuild(_types_namespace={"Undefined": int})
+    assert json.loads(encode_checked(Late(session_id="s", item=1)))["item"] == 1
+    Late.model_fields["item"].exclude = True
+    Late.model_rebuild(force=True, _types_namespace={"Undefined": int})
+    assert "item" not in json.loads(encode_checked(Late(session_id="s", item=1)))
+
+
+@pytest.mark.parametrize("model", [SessionData, ShopSession, Camel])
+def test_a_records_repr_tells_no_secret(model: type[SessionData]) -> None:
+    """Crash reporters print locals: no id, no fingerprint, and of the values only how many there are."""
+    data = secretive(model, metadata={"card": "4000-1234", "pin": 9999})
+    data.__pydantic_extra__["of_a_newer_release"] = "4000-1234"  # type: ignore[index]  # extras are allowed
+    for shown in (repr(data), str(data), f"{data}", repr([data]), repr({"data": data}), pformat(data)):
+        for secret in (SECRET_ID, SECRET_CLIENT, "4000-1234", "9999", "card"):
+            assert secret not in shown
+        assert "metadata=<2 keys>" in shown
+        assert "user_id='ada'" in shown
+
+
+def test_a_repr_does_not_count_as_access() -> None:
+    """A crash reporter that looks at a record leaves its session alone."""
+    data, handle = live_record({"a": 1})
+    repr(data)
+    assert (data.metadata, handle.announced) == ({"a": 1}, 0)
+
+
 def test_computed_fields_stay_out() -> None:
     """A computed field is not written, so it does not come back as a value of its own."""
     data = Counted(session_id="s", message_count=2)
@@ -661,6 +945,18 @@ def test_assigning_metadata_fills_the_live_dict() -> None:
     data.metadata |= {"c": 3}
     assert data.metadata is handle
     assert handle == {"b": [2], "c": 3}
+
+
+def test_the_id_in_a_handle_is_read_only() -> None:
+    """Stored under one id and saying another, a record could not be read any more; a free one may."""
+    data, handle = live_record({"a": 1})
+    with pytest.raises(ValueError, match=r"regenerate_id\(\)"):
+        data.session_id = "x"
+    data.session_id = "s"
+    assert (data.session_id, handle) == ("s", {"a": 1})
+    free = SessionData(session_id="s")
+    free.session_id = "x"
+    assert free.session_id == "x"
 
 
 def test_refused_metadata_leaves_the_live_dict() -> None:

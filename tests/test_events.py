@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions import events
+from asgi_sessions import SessionMiddleware, events
+from asgi_sessions.cookie import CookieSigner
 from asgi_sessions.events import LINES_PER_SECOND, EventSink, SessionEvent, session_hash
+from asgi_sessions.keys import derived
+from asgi_sessions.types import Receive, Scope, Send
 
 ID = "0123456789abcdef" * 2
+KEY = "k" * 32
+HASH = session_hash(ID, KEY)
+
+
+async def empty(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that is never called here."""
 
 
 class Clock:
@@ -38,8 +51,8 @@ def silent(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_callback_gets_the_event() -> None:
     """A listener sees name, short hash and details."""
     seen: list[SessionEvent] = []
-    EventSink(seen.append).emit(events.LOCK_TIMEOUT, ID, waited=1.5, waiters=3)
-    assert seen == [SessionEvent("lock_timeout", session_hash(ID), {"waited": 1.5, "waiters": 3})]
+    EventSink(seen.append, secret_key=KEY).emit(events.LOCK_TIMEOUT, ID, waited=1.5, waiters=3)
+    assert seen == [SessionEvent("lock_timeout", HASH, {"waited": 1.5, "waiters": 3})]
 
 
 def test_an_event_without_a_session_has_no_hash() -> None:
@@ -51,16 +64,16 @@ def test_an_event_without_a_session_has_no_hash() -> None:
 
 def test_one_line_per_event(log: pytest.LogCaptureFixture) -> None:
     """The log line has the name first, then the hash, then the details."""
-    EventSink().emit(events.LOCK_TIMEOUT, ID, level=logging.WARNING, waited=1.5, path="/a b")
+    EventSink(secret_key=KEY).emit(events.LOCK_TIMEOUT, ID, level=logging.WARNING, waited=1.5, path="/a b")
     assert log.record_tuples == [
-        ("asgi_sessions", logging.WARNING, f"lock_timeout session={session_hash(ID)} waited=1.5 path='/a b'")
+        ("asgi_sessions", logging.WARNING, f"lock_timeout session={HASH} waited=1.5 path='/a b'")
     ]
 
 
 @pytest.mark.usefixtures("silent")
 def test_nothing_is_computed_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a listener an event costs no hash."""
-    monkeypatch.setattr(events, "session_hash", lambda _: pytest.fail("hashed for nobody"))
+    monkeypatch.setattr(events, "_hash", lambda *_: pytest.fail("hashed for nobody"))
     EventSink().emit(events.SESSION_CREATED, ID)
 
 
@@ -75,15 +88,69 @@ def test_a_silent_log_does_not_silence_the_callback(caplog: pytest.LogCaptureFix
 
 def test_the_hash_is_short_and_stable() -> None:
     """The same id gives the same 12 digits, another id others, and none of them are the id's."""
-    assert re.fullmatch("[0-9a-f]{12}", session_hash(ID))
-    assert session_hash(ID) == session_hash(ID) != session_hash(ID[::-1])
-    assert session_hash(ID) not in ID
+    assert re.fullmatch("[0-9a-f]{12}", HASH)
+    assert session_hash(ID, KEY) == HASH != session_hash(ID[::-1], KEY)
+    assert HASH not in ID
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1"])
+def test_workers_with_one_key_name_a_session_alike(hash_seed: str) -> None:
+    """Another process's event has the same hash, so that one session's lines can be collected."""
+    code = (
+        "from asgi_sessions import SessionMiddleware\n"
+        f"middleware = SessionMiddleware(None, {KEY!r}, on_event=lambda event: print(event.session))\n"
+        f"middleware._events.emit('session_created', {ID!r})\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == HASH
+
+
+def test_another_key_gives_another_hash() -> None:
+    """After a rotation a session is named anew, and its fallbacks do not count: the docstring says so."""
+    seen: list[SessionEvent] = []
+    for fallbacks in ([], [KEY]):
+        middleware = SessionMiddleware(empty, "n" * 32, on_event=seen.append, secret_key_fallbacks=fallbacks)
+        middleware._events.emit(events.SESSION_CREATED, ID)
+    assert [event.session for event in seen] == [session_hash(ID, "n" * 32)] * 2
+    assert session_hash(ID, "n" * 32) != HASH
+
+
+def test_a_hash_says_nothing_about_the_cookies_key() -> None:
+    """The key of hashes is derived for this purpose alone: no signature is made with it."""
+    key = derived(KEY.encode(), b"asgi_sessions.log")
+    assert hmac.digest(key, ID.encode(), "sha256").hex()[:12] == HASH
+    assert CookieSigner(KEY)._signers[0].derive_key() != key
+
+
+def test_without_a_key_names_hold_for_one_sink() -> None:
+    """A sink of its own, in a test or a script, names sessions too, and no two sinks alike."""
+    seen: list[SessionEvent] = []
+    for sink in (EventSink(seen.append), EventSink(seen.append)):
+        sink.emit(events.SESSION_CREATED, ID)
+    assert len({event.session for event in seen}) == 2
+
+
+def test_what_stays_wrong_is_told_once(log: pytest.LogCaptureFixture) -> None:
+    """A warning about the set-up comes with its remedy, for each event name once."""
+    seen: list[SessionEvent] = []
+    sink = EventSink(seen.append)
+    for _ in range(3):
+        sink.warn_once(events.COOKIE_CLASH, "rename it")
+    sink.warn_once(events.UNTRUSTED_PROXY, "name it")
+    assert [(event.name, event.details) for event in seen] == [
+        ("cookie_clash", {"remedy": "rename it"}),
+        ("untrusted_proxy", {"remedy": "name it"}),
+    ]
+    assert {record.levelname for record in log.records} == {"WARNING"}
 
 
 @pytest.mark.parametrize("session_id", ["cart-17", "ü\ud800", ""])
 def test_any_id_can_be_hashed(session_id: str) -> None:
     """Ids that an app chose itself are hashed alike."""
-    assert len(session_hash(session_id)) == 12
+    assert len(session_hash(session_id, KEY)) == 12
 
 
 @pytest.mark.parametrize(
@@ -183,5 +250,5 @@ def test_flush_tells_what_was_left_out(log: pytest.LogCaptureFixture) -> None:
 def test_the_names_are_their_values() -> None:
     """Each constant is spelled like its value, so that a listener can compare with either."""
     names = {key: value for key, value in vars(events).items() if key.isupper() and isinstance(value, str)}
-    assert len(names) == 17
+    assert len(names) == 20
     assert all(key.lower() == value for key, value in names.items())

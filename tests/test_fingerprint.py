@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
@@ -151,6 +150,22 @@ def test_a_prefix_that_no_address_has_is_refused(options: dict[str, Any]) -> Non
         Fingerprint(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "remedy"),
+    [
+        ({"ipv4_prefix": "24"}, TypeError, "ipv4_prefix is a number of bits, not '24'"),
+        ({"ipv6_prefix": None}, TypeError, "ipv6_prefix is a number of bits, not None"),
+        ({"ipv4_prefix": True}, TypeError, "ipv4_prefix is a number of bits"),
+        ({"on_mismatch": "ignore"}, ValueError, "on_mismatch='ignore' must be 'refuse' or 'report'"),
+        ({"on_mismatch": True}, ValueError, "must be 'refuse' or 'report'"),
+    ],
+)
+def test_what_a_fingerprint_cannot_be(options: dict[str, Any], error: type[Exception], remedy: str) -> None:
+    """Wrong types are named where they are written, not at the first request."""
+    with pytest.raises(error, match=remedy):
+        Fingerprint(**options)
+
+
 @given(st.text(), st.text())
 def test_hash_never_raises(address: str, agent: str) -> None:
     """Any two texts have a fingerprint."""
@@ -206,7 +221,7 @@ def test_the_reader_takes_peer_and_agent(headers: list[tuple[str, str]], agent: 
 @pytest.mark.parametrize("off", ["ip", "user_agent"])
 def test_a_trait_that_is_off_is_not_read(off: str) -> None:
     """Each trait can be left out."""
-    fingerprint = replace(Fingerprint(), **{off: False})
+    fingerprint = Fingerprint(ip=off != "ip", user_agent=off != "user_agent")
     request = scope(("203.0.113.7", 1), ("user-agent", AGENT))
     assert read_by(FingerprintReader(fingerprint), request) == fingerprint.hash("203.0.113.7", AGENT)
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from enum import Enum
+from importlib import import_module
 from typing import Annotated, Any
 
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi.encoders import jsonable_encoder
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 from starlette.requests import HTTPConnection
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 
 from asgi_sessions import (
     InMemorySessionStore,
     Session,
     SessionConflictError,
     SessionData,
+    SessionEvent,
     SessionMiddleware,
     get_session,
     get_session_data,
@@ -277,3 +288,177 @@ def test_it_is_added_like_any_middleware() -> None:
     refused = client.get("/taken")
     assert (refused.status_code, refused.headers["cache-control"]) == (409, "no-store")
     assert [client.get("/").json() for _ in range(3)] == [1, 2, 3]
+
+
+# --- several middlewares in one process -------------------------------------------------------------
+
+
+async def count_visits(request: StarletteRequest) -> PlainTextResponse:
+    request.session["n"] = request.session.get("n", 0) + 1
+    return PlainTextResponse(str(request.session["n"]))
+
+
+def test_a_middleware_for_each_route_is_one_for_all() -> None:
+    """Each route's has the default store, which they share: a session goes on from route to route."""
+    each = [Middleware(SessionMiddleware, secret_key=KEY)]
+    routes = [Route("/a", count_visits, middleware=each), Route("/b", count_visits, middleware=each)]
+    client = TestClient(Starlette(routes=routes))
+    assert [client.get(path).text for path in ("/a", "/b", "/a", "/b")] == ["1", "2", "3", "4"]
+
+
+def test_litestar_builds_one_for_each_route_and_they_are_one() -> None:
+    """Where the app lists the middleware once, Litestar makes one of each handler."""
+    litestar: Any = import_module("litestar")
+    middleware = import_module("litestar.middleware").DefineMiddleware(SessionMiddleware, secret_key=KEY)
+
+    async def count(request: Any) -> int:
+        request.session["n"] = request.session.get("n", 0) + 1
+        return int(request.session["n"])
+
+    count.__annotations__["request"] = litestar.Request
+    handlers = [litestar.get(path)(count) for path in ("/a", "/b")]
+    client = TestClient(litestar.Litestar(route_handlers=handlers, middleware=[middleware]))
+    assert [client.get(path).json() for path in ("/a", "/b", "/a", "/b")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["session", "admin_session"])
+def test_a_panel_with_its_own_sessions_is_told_of(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Starlette's middleware around a mounted panel takes our cookie's name: one warning with the remedy."""
+    panel = Starlette(
+        routes=[Route("/", count_visits)],
+        middleware=[Middleware(StarletteSessions, secret_key=KEY, session_cookie=name)],
+    )
+    site = Starlette(
+        routes=[Route("/", count_visits), Mount("/panel", panel)],
+        middleware=[Middleware(SessionMiddleware, secret_key=KEY)],
+    )
+    client = TestClient(site)
+    for _ in range(2):
+        client.get("/")
+        client.get("/panel/")
+    warned = [record.message for record in caplog.records if "cookie_clash" in record.message]
+    assert len(warned) == (1 if name == "session" else 0)
+    assert all("another session_cookie" in line for line in warned)
+    assert client.get("/").text == ("1" if name == "session" else "3")
+
+
+def test_patterns_are_the_apps_own_under_a_mount() -> None:
+    """An app that is mounted, or served with --root-path, excludes the same paths as alone."""
+    inner = Starlette(
+        routes=[Route("/health", show_session), Route("/page", show_session)],
+        middleware=[Middleware(SessionMiddleware, secret_key=KEY, exclude=["/health"])],
+    )
+    alone, mounted = TestClient(inner), TestClient(Starlette(routes=[Mount("/shop", inner)]))
+    behind = TestClient(inner, root_path="/shop")
+    assert [alone.get(path).text for path in ("/health", "/page")] == ["none", "a session"]
+    assert [mounted.get(path).text for path in ("/shop/health", "/shop/page")] == ["none", "a session"]
+    assert [behind.get(path).text for path in ("/health", "/page")] == ["none", "a session"]
+
+
+async def show_session(request: StarletteRequest) -> PlainTextResponse:
+    return PlainTextResponse("a session" if "session" in request.scope else "none")
+
+
+def test_a_value_that_cannot_be_stored_is_told_with_its_route() -> None:
+    """The event names the route as the app declared it (a path may hold what is private), and the remedy."""
+    told: list[SessionEvent] = []
+    own = FastAPI()
+
+    @own.post("/orders/{order}")
+    async def order(request: Request, order: str) -> None:
+        request.session["when"] = {"ordered": datetime.now(timezone.utc), "order": order}
+
+    @own.post("/nan/{order}")
+    async def nan(request: Request, order: str) -> None:
+        request.session["n"] = float("nan")
+
+    client = TestClient(SessionMiddleware(own, KEY, on_event=told.append))
+    assert client.post("/orders/4711").status_code == 500
+    assert client.post("/nan/4711").status_code == 500
+    first, second = [dict(event.details) for event in told if event.name == "unstorable_value"]
+    assert (first["path"], first["route"]) == ("metadata.when.ordered", "POST /orders/{order}")
+    assert "of type datetime" in str(first["reason"])
+    assert "a field of your own model" in str(first["remedy"])
+    assert (second["path"], second["route"]) == ("metadata.n", "POST /nan/{order}")
+    assert "remedy" not in second
+
+
+# --- what a handler returns -------------------------------------------------------------------------
+
+
+class Basket(BaseModel):
+    """A response model with the record in it."""
+
+    shop: Shop
+    all_of_them: list[Shop]
+
+
+returning = FastAPI()
+
+
+@returning.post("/begin")
+async def begin(shop: CurrentShop) -> None:
+    shop.cart.append(Item(name="tea"))
+    shop.user_id = "ada"
+
+
+@returning.get("/annotated")
+async def annotated(shop: CurrentShop) -> Shop:
+    return shop
+
+
+@returning.get("/without", response_model=None)
+async def without(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/model", response_model=Shop)
+async def with_model(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/base", response_model=SessionData)
+async def with_base(shop: CurrentShop) -> Any:
+    return shop
+
+
+@returning.get("/nested")
+async def nested(shop: CurrentShop) -> Basket:
+    return Basket(shop=shop, all_of_them=[shop])
+
+
+@returning.get("/list")
+async def listed(shop: CurrentShop) -> list[Shop]:
+    return [shop]
+
+
+@returning.get("/union")
+async def optional(shop: CurrentShop) -> Shop | None:
+    return shop
+
+
+@returning.get("/dict", response_model=None)
+def in_a_dict(shop: CurrentShop) -> Any:
+    return {"shop": shop, "more": [shop]}
+
+
+@returning.get("/json", response_class=JSONResponse)
+def by_hand(shop: CurrentShop) -> Any:
+    return JSONResponse(jsonable_encoder(shop))
+
+
+@pytest.mark.parametrize(
+    "path", ["annotated", "without", "model", "base", "nested", "list", "union", "dict", "json"]
+)
+def test_a_returned_record_tells_neither_id_nor_fingerprint(path: str) -> None:
+    """Whoever reads an answer (a script of the page, a log) must not be able to take the session over."""
+    store = InMemorySessionStore()
+    client = TestClient(SessionMiddleware(returning, KEY, store=store, model=Shop))
+
+    client.post("/begin")
+    session_id = client.cookies["session"].partition(".")[0]
+    text = client.get(f"/{path}").text
+    assert "ada" in text
+    for secret in (session_id, "session_id", "fingerprint"):
+        assert secret not in text
+    assert "session_id" not in str(client.get("/openapi.json").json()["components"]["schemas"]["Shop"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import settings
@@ -26,9 +27,10 @@ from asgi_sessions import (
     get_session,
     get_session_data,
 )
+from asgi_sessions.changes import ROTATE_ON, Change, Fate, fate_of
 from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
-from asgi_sessions.session import Change, Fate, Mode
+from asgi_sessions.session import Mode
 
 
 class Item(BaseModel):
@@ -219,8 +221,15 @@ TestThreeDicts = ThreeDicts.TestCase
         lambda s: json.dumps(s),
         lambda s: copy.copy(s),
         lambda s: copy.deepcopy(s),
+        lambda s: pickle.dumps(s),
+        lambda s: repr(s),
+        lambda s: str(s),
+        lambda s: f"{s}",
+        lambda s: format(s),
         lambda s: s.data,
         lambda s: s.session_id,
+        lambda s: s.is_new,
+        lambda s: s.client_changed,
     ],
 )
 @pytest.mark.parametrize("content", [{"a": 1}, {"a": 1, "b": [2]}], ids=["one", "two"])
@@ -234,7 +243,20 @@ def test_every_way_of_reading_counts_as_access(read: Callable[[Session], object]
 
 
 @pytest.mark.parametrize(
-    "read", [lambda s: s == {}, lambda s: s.copy(), lambda s: s | {}, lambda s: list(reversed(s))]
+    "read",
+    [
+        lambda s: s == {},
+        lambda s: s.copy(),
+        lambda s: s | {},
+        lambda s: list(reversed(s)),
+        lambda s: f"{s}",
+        lambda s: repr(s),
+        lambda s: pickle.dumps(s),
+        lambda s: copy.copy(s),
+        lambda s: json.dumps(s, indent=1),
+        lambda s: s.is_new,
+        lambda s: s.client_changed,
+    ],
 )
 def test_reading_an_empty_session_counts_as_access(read: Callable[[Session], object]) -> None:
     """That nothing was there is an answer that depends on the cookie too."""
@@ -373,6 +395,52 @@ def test_a_method_of_the_model_can_change_it() -> None:
     assert session.change() is Change.WRITE
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("ada", "ada"),
+        (5, "5"),
+        (0, "0"),
+        (-1, "-1"),
+        (UUID("3f2504e0-4f89-11d3-9a0c-0305e82c3301"), "3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
+    ],
+)
+def test_who_signs_in_brings_an_id_of_any_kind(given: Any, kept: str) -> None:
+    """A number or a UUID counts as its text, 0 included."""
+    session = loaded()
+    session.login(given)
+    assert (session.data.user_id, session.fate, session.change()) == (kept, Fate.SIGN_IN, Change.MOVE)
+
+
+@pytest.mark.parametrize("given", [True, False, None, b"ada", 1.5, ["ada"], ""])
+def test_what_is_no_id_of_a_user_does_not_sign_in(given: Any) -> None:
+    """It is a bug of the app, and nothing has changed."""
+    session = loaded(user_id="ada")
+    with pytest.raises((TypeError, ValueError), match="id"):
+        session.login(given)
+    assert (session.data.user_id, session.modified, session.change()) == ("ada", False, Change.NOTHING)
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("error")
+async def test_a_new_id_may_be_awaited_or_not() -> None:
+    """Libraries await the method where it exists; who does not is not warned."""
+    session = loaded()
+    assert await session.regenerate_id() is None  # type: ignore[func-returns-value]  # the point
+    assert session.fate is Fate.MOVE
+    session.regenerate_id()
+    gc.collect()
+
+
+def test_a_new_id_does_not_undo_a_sign_in() -> None:
+    """In whichever order: a full life begins."""
+    for first, then in (("login", "regenerate"), ("regenerate", "login")):
+        session = loaded()
+        for step in (first, then):
+            session.login("ada") if step == "login" else session.regenerate_id()
+        assert session.fate is Fate.SIGN_IN
+
+
 # --- what a commit has to do ----------------------------------------------------------------------
 
 
@@ -412,6 +480,109 @@ def invalidate_then(change: Callable[[Session], object]) -> Callable[[Session], 
         change(session)
 
     return change_it
+
+
+# --- who is signed in, by the values ----------------------------------------------------------------
+
+SIGN_INS = [
+    ({}, {"user": "ada"}, Fate.SIGN_IN),
+    ({}, {"user_id": 0}, Fate.SIGN_IN),
+    ({"user": None}, {"user": "ada"}, Fate.SIGN_IN),
+    ({"user": {}}, {"user": {"sub": "1"}}, Fate.SIGN_IN),
+    ({"user": {"name": "visitor"}}, {"user": {"name": "visitor", "sub": "1"}}, Fate.SIGN_IN),
+    ({}, {"token": "abc"}, Fate.SIGN_IN),
+    ({}, {"_user_id": "7"}, Fate.SIGN_IN),
+    ({}, {"username": "ada"}, Fate.SIGN_IN),
+    ({"user": "eve"}, {"user": "ada"}, Fate.SIGN_IN),
+    ({"user": {"sub": "1", "name": "Eve"}}, {"user": {"sub": "2", "name": "Eve"}}, Fate.SIGN_IN),
+    ({"user": {"id": 1}}, {"user": {"id": 2}}, Fate.SIGN_IN),
+    ({"user": {"email": "a@b"}}, {"user": {"email": "c@d"}}, Fate.SIGN_IN),
+    ({"user": {"username": "a"}}, {"user": {"username": "b"}}, Fate.SIGN_IN),
+    ({"user": {"user_id": "a"}}, {"user": {"user_id": "b"}}, Fate.SIGN_IN),
+    ({"user": "eve", "user_id": 1}, {"user": "eve", "user_id": 2}, Fate.SIGN_IN),
+    ({"user": ["eve"]}, {"user": ["ada"]}, Fate.SIGN_IN),
+    ({"user": {"name": "Eve"}}, {"user": {"name": "Ada"}}, Fate.MOVE),  # the same person perhaps
+    ({"user": {"sub": "1", "exp": 1}}, {"user": {"sub": "1", "exp": 2}}, Fate.KEEP),
+    ({"user": {"name": "Eve"}}, {"user": {"name": "Eve"}}, Fate.KEEP),
+    ({"token": "abc"}, {"token": "def"}, Fate.KEEP),  # refreshed
+    ({"user": "ada"}, {}, Fate.KEEP),  # a sign-out ends by itself, or leaves values that nobody owns
+    ({"user": "ada"}, {"user": None}, Fate.KEEP),
+    ({"user": "ada"}, {"user": "ada", "cart": [1]}, Fate.KEEP),
+    ({}, {"user": None}, Fate.KEEP),
+    ({}, {"user": ""}, Fate.KEEP),
+    ({}, {"user": False}, Fate.KEEP),
+    ({}, {"nested": {"user": "ada"}}, Fate.KEEP),
+    ({"cart": [1]}, {"cart": [2]}, Fate.KEEP),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "fate"), SIGN_INS)
+@pytest.mark.parametrize("model", [SessionData, Shop])
+def test_values_may_say_who_signs_in(
+    before: dict[str, Any], after: dict[str, Any], fate: Fate, model: type[SessionData]
+) -> None:
+    """When somebody appears, or somebody else, the session gets a new id; the handle finds the same."""
+    assert fate_of(before, after, ROTATE_ON) is fate
+    assert fate_of(before, after, ()) is Fate.KEEP
+    session = Session(model=model, rotate_on=frozenset(ROTATE_ON))
+    session.load(encode_checked(model(session_id=new_session_id(), metadata={"other": 1, **before})))
+    for name in before.keys() - after.keys():
+        del session[name]
+    for name, value in after.items():
+        if isinstance(value, dict) and isinstance(session.get(name), dict):
+            session[name].clear()
+            session[name].update(value)  # a nested change is one too
+        else:
+            session[name] = value
+    changed = before != after
+    expected = (Change.WRITE if changed else Change.NOTHING) if fate is Fate.KEEP else Change.MOVE
+    assert (session.change(), session.fate) == (expected, fate)
+
+
+@pytest.mark.parametrize("model", [SessionData, Shop])
+def test_a_typed_user_signs_in_too(model: type[SessionData]) -> None:
+    """An assignment to `data.user_id` where "user_id" is among the names; a sign-out is none."""
+    for names, before, after, fate in (
+        (ROTATE_ON, None, "ada", Fate.SIGN_IN),
+        (ROTATE_ON, "eve", "ada", Fate.SIGN_IN),
+        (ROTATE_ON, "ada", None, Fate.KEEP),
+        (("user",), None, "ada", Fate.KEEP),
+        ((), None, "ada", Fate.KEEP),
+    ):
+        session = Session(model=model, rotate_on=frozenset(names))
+        session.load(encode_checked(model(session_id=new_session_id(), user_id=before)))
+        session["n"] = 1
+        session.data.user_id = after
+        session.change()
+        assert session.fate is fate
+
+
+def test_what_was_committed_signs_nobody_in_again() -> None:
+    """The values as they are stored now are what the next change is compared with."""
+    session = Session(rotate_on=frozenset(ROTATE_ON))
+    session.load(encode_checked(SessionData(session_id=new_session_id())))
+    session["user"] = "ada"
+    session.data.user_id = "ada"
+    assert session.change() is Change.MOVE
+    session.committed(session.seal())
+    session["n"] = 1
+    assert (session.change(), session.fate) == (Change.WRITE, Fate.KEEP)
+
+
+def test_a_rolled_back_sign_in_is_none() -> None:
+    """The id stays where the block that signed in has failed."""
+    session = Session(rotate_on=frozenset(ROTATE_ON))
+    session.load(encode_checked(SessionData(session_id=new_session_id())))
+
+    def sign_in_and_fail() -> None:
+        session["user"] = "ada"
+        assert session.change() is Change.MOVE
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), session.savepoint():
+        sign_in_and_fail()
+    session["n"] = 1
+    assert (session.change(), session.fate) == (Change.WRITE, Fate.KEEP)
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,16 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 
 # A module imports from the lines above its own only. "" is the package itself.
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "types", "stores"},
+    {"errors", "types", "stores", "changes", "codec"},
     {"record"},
-    {"fields", "plain", "headers"},
+    {"fields", "plain", "headers", "keys", "routes", "caching"},
     {"data", "stores.checkout"},
-    {"fingerprint", "cookie", "events", "content", "stores.local"},
-    {"tracking"},
+    {"fingerprint", "cookie", "events", "content", "stores.local", "stores.value"},
+    {"tracking", "stores.primitives"},
     {"session", "stores.requests"},
     {"stores.base"},
     {"stores.memory", "stores.redis"},
-    {"locks", "holding", "answers", "options"},
+    {"locks", "holding", "answers", "options", "duplicates", "replacement"},
     {"unit"},
     {"exchange"},
     {"middleware"},
@@ -43,15 +43,15 @@ HOMES = {
     "redis": {"stores.redis", "locks"},
     "hiredis": {"stores.redis"},
     "pytest": {"testing"},
-    "pydantic": {"record", "fields", "data", "plain", "content", "options"},
-    "pydantic_core": {"record", "fields", "data", "plain", "content"},
+    "pydantic": {"codec", "record", "fields", "data", "plain", "content", "options"},
+    "pydantic_core": {"codec", "record", "fields", "data", "plain", "content"},
     "starlette": set(),
     "fastapi": set(),
     "httpx": set(),
 }
 
 LATE_IMPORTS = {
-    ("options", "resolve_store"),  # redis is an optional dependency
+    ("options", "_made"),  # redis is an optional dependency
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 

@@ -190,17 +190,105 @@ async def test_a_lost_lock_cannot_be_renewed(client: Redis) -> None:
 
 
 async def test_one_object_serves_one_holder(client: Redis) -> None:
-    """Acquiring again while it is held or waited for is an error that names the remedy."""
-    async with DistributedLock(client, "door") as lock:
+    """While a task holds the lock or waits for it, others hear by the same object what to do instead."""
+
+    async def refused(lock: DistributedLock, *, blocking: bool) -> None:
         with pytest.raises(LockAcquisitionError, match="for each holder"):
-            await lock.acquire()
-        waiting = _patient(client)
+            await lock.acquire(blocking)
+
+    lock, waiting = DistributedLock(client, "door"), _patient(client)
+    async with lock:
         waiter = asyncio.create_task(waiting.acquire())
         await _queued(client, 1)
-        with pytest.raises(LockAcquisitionError, match="for each holder"):
-            await waiting.acquire(blocking=False)
+        for blocking in (True, False):
+            await asyncio.create_task(refused(lock, blocking=blocking))
+            await refused(waiting, blocking=blocking)
+        assert await client.get(_LOCK) == lock.lock_id
     assert await waiter is True
+    await refused(waiting, blocking=True)  # the task that waited is over, but it is not this one
     await waiting.release()
+
+
+async def test_acquiring_again_is_no_second_lock(client: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """The task that holds it gets True, with one warning; one release lets it go."""
+    lock = DistributedLock(client, "door")
+    for _ in range(2):
+        caplog.clear()
+        await lock.acquire()
+        token = lock.lock_id
+        assert await lock.acquire() is True
+        assert await lock.acquire(blocking=False) is True
+        assert lock.lock_id == token
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert "acquired again" in caplog.text
+        assert await lock.release() is True
+        assert await client.keys() == []
+
+
+async def test_a_block_within_a_block_keeps_the_lock(client: Redis) -> None:
+    """Until the outer one is left; what was acquired before both of them stays."""
+    lock = DistributedLock(client, "door")
+    async with lock:
+        token = lock.lock_id
+        async with lock, lock:
+            assert lock.lock_id == token
+        assert lock.acquired
+        assert await client.get(_LOCK) == token
+    assert await client.keys() == []
+    await lock.acquire()
+    async with lock:
+        pass
+    assert lock.acquired
+    await lock.release()
+
+
+async def test_a_block_releases_what_it_has_acquired_itself(
+    client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose lease has ended does not take the lock from the task that has acquired it since."""
+    lock = DistributedLock(client, "door", timeout=0.1)
+    entered, left = asyncio.Event(), asyncio.Event()
+
+    async def other() -> None:
+        lock.timeout = 30
+        async with lock:
+            entered.set()
+            await left.wait()
+            assert lock.acquired
+            assert await client.get(_LOCK) == lock.lock_id
+
+    async with lock:
+        await asyncio.sleep(0.15)
+        task = asyncio.create_task(other())
+        await entered.wait()
+    left.set()
+    await task
+    assert await client.keys() == []
+    assert "lost before its block ended" in caplog.text
+
+
+async def test_a_block_may_be_left_by_another_task(client: Redis) -> None:
+    """As frameworks leave what they entered for a test or an app."""
+    lock = DistributedLock(client, "door")
+    await asyncio.create_task(lock.__aenter__())
+    assert lock.acquired
+    await lock.__aexit__(None, None, None)
+    assert await client.keys() == []
+
+
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_release_that_is_cancelled_is_a_release(client: Redis, elsewhere: Redis, ticks: int) -> None:
+    """At whatever moment, though much else is on its way to Redis."""
+    lock = DistributedLock(client, "door")
+    await lock.acquire()
+    others = [asyncio.create_task(DistributedLock(client, f"d{n}").acquire()) for n in range(3)]
+    task = asyncio.create_task(lock.release())
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, *others, return_exceptions=True)
+    if not lock.acquired:  # else it was cancelled before it began
+        await _until(lambda: DistributedLock(elsewhere, "door").acquire(blocking=False))
 
 
 async def test_a_block_releases_also_after_an_exception(client: Redis) -> None:
@@ -296,6 +384,20 @@ async def test_a_fault_of_redis_at_the_release_is_a_release_error(own_redis: Red
         with pytest.raises(LockReleaseError):
             async with DistributedLock(client, "window"):
                 own_redis.kill()
+
+
+async def test_a_release_that_failed_is_tried_again(own_redis: RedisServer) -> None:
+    """The error says so, and the lock is free as soon as Redis is well."""
+    async with Redis.from_url(own_redis.url) as client:
+        lock = DistributedLock(client, "door")
+        await lock.acquire()
+        await client.replicaof("127.0.0.1", str(free_port()))
+        with pytest.raises(LockReleaseError, match=r"tried again: .*read-only replica"):
+            await lock.release()
+        assert not lock.acquired
+        await client.replicaof("NO", "ONE")
+        async with DistributedLock(client, "door", retry_attempts=2, retry_delay=0.5):
+            pass
 
 
 async def test_a_lock_handed_over_but_gone_is_not_acquired(client: Redis) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStore,
 )
+from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.checkout import Lifetime
 from asgi_sessions.types import Message, Receive, Scope, Send
 
@@ -64,6 +67,16 @@ async def async_predicate(scope: Scope) -> bool:
         ({"domain": "https://example.com"}, ValueError, "bare host name"),
         ({"max_age": -2}, ValueError, "None for a browser-session cookie"),
         ({"max_age": "3600"}, TypeError, "max_age is a number, not '3600'"),
+        ({"max_age": "3600"}, TypeError, r"as in float\(text\)"),
+        ({"max_age": 10**400}, ValueError, "at most 1000000000"),
+        ({"max_age": 2e9}, ValueError, "at most 1000000000"),
+        ({"lock_timeout": None}, TypeError, "lock_timeout is a number, not None"),
+        ({"lock_wait": None}, TypeError, "lock_wait is a number, not None"),
+        ({"max_waiters": 1.5}, ValueError, "0 for none"),
+        ({"https_only": "false"}, TypeError, "https_only is True or False, not the text 'false'"),
+        ({"partitioned": "0"}, TypeError, "partitioned is True or False"),
+        ({"rolling": "no"}, TypeError, "rolling is True or False"),
+        ({"lock": "off"}, TypeError, "lock is True or False"),
         ({"max_age": True}, TypeError, "max_age is a number"),
         ({"max_age": float("inf")}, ValueError, "max_age is a finite number"),
         ({"idle_timeout": 0}, ValueError, "above 0, or None"),
@@ -84,11 +97,15 @@ async def async_predicate(scope: Scope) -> bool:
         ({"store": "memcached://localhost"}, ValueError, "unknown store scheme 'memcached'"),
         ({"store": ""}, ValueError, "begins with one of memory://, redis://"),
         ({"store": 1}, TypeError, "a SessionStore or a URL, not int"),
-        ({"store": InMemorySessionStore}, TypeError, "a SessionStore or a URL"),
+        ({"store": InMemorySessionStore}, TypeError, r"make one of it: InMemorySessionStore\(\)"),
         ({"model": dict}, TypeError, r"subclass of asgi_sessions\.SessionData"),
         ({"model": SessionData(session_id="a")}, TypeError, "subclass of"),
         ({"model": Demanding}, ValueError, "give the model defaults for tenant, region"),
         ({"fingerprint": Fingerprint(), "trusted_proxies": ["proxy"]}, ValueError, "proxy"),
+        ({"fingerprint": False}, TypeError, "None turns it off"),
+        ({"fingerprint": True}, TypeError, r"write fingerprint=Fingerprint\(...\) or None"),
+        ({"fingerprint": Fingerprint}, TypeError, r"write fingerprint=Fingerprint\(...\) or None"),
+        ({"fingerprint": None, "trusted_proxies": ["proxy"]}, ValueError, "proxy"),
         ({"trusted_proxies": "10.0.0.0/8"}, ValueError, "pass a list of networks"),
         ({"exclude": "static/*"}, ValueError, "exclude: .* begin it with / or \\*"),
         ({"exclude": ["/ok", "static"]}, ValueError, "begin it with / or \\*"),
@@ -96,6 +113,8 @@ async def async_predicate(scope: Scope) -> bool:
         ({"exclude": [re.compile(b"/static")]}, TypeError, "exclude: a path pattern is a str"),
         ({"exclude": async_predicate}, TypeError, "exclude is a plain function"),
         ({"read_only": [""]}, ValueError, "read_only: "),
+        ({"passive": "poll"}, ValueError, "passive: .* begin it with / or \\*"),
+        ({"passive": async_predicate}, TypeError, "passive is a plain function"),
         ({"read_only": [None]}, TypeError, "read_only: a path pattern is a str"),
         ({"allowed_origins": "https://example.com"}, ValueError, r"a collection of origins: \['https"),
         ({"allowed_origins": ["example.com"]}, ValueError, "write https://host"),
@@ -123,6 +142,7 @@ def test_a_wrong_value_is_refused_with_its_remedy(
         {"max_age": -1},
         {"max_age": 0},
         {"max_age": None},
+        {"max_age": 30.5},
         {"max_age": None, "idle_timeout": 60},
         {"max_age": 60, "idle_timeout": 3600},
         {"rolling": True, "idle_timeout": 0.5},
@@ -201,10 +221,11 @@ def test_the_added_arguments_are_by_name_only() -> None:
         "trusted_proxies": (),
         "exclude": (),
         "read_only": (),
+        "passive": (),
         "lock": True,
         "lock_timeout": 10.0,
         "lock_wait": 15.0,
-        "max_waiters": 64,
+        "max_waiters": 1024,
         "lock_max_hold": 300.0,
         "release_lock": "response_end",
         "allowed_origins": None,
@@ -219,10 +240,11 @@ def test_the_added_arguments_are_by_name_only() -> None:
 
 @pytest.mark.parametrize("store", [None, "memory://"])
 def test_memory_is_the_default(store: str | None) -> None:
-    """None and `memory://` give each middleware a store of its own."""
-    first, second = SessionMiddleware(app, KEY, store=store), SessionMiddleware(app, KEY, store=store)
+    """None and `memory://` are one store, which all middlewares of the process share."""
+    first, second = SessionMiddleware(app, KEY, store=store), SessionMiddleware(app, KEY)
     assert type(first.store) is InMemorySessionStore
-    assert first.store is not second.store
+    assert first.store is second.store
+    assert SessionMiddleware(app, KEY, store=InMemorySessionStore()).store is not first.store
 
 
 @pytest.mark.parametrize(
@@ -236,8 +258,52 @@ def test_memory_is_the_default(store: str | None) -> None:
     ],
 )
 def test_a_redis_url_makes_a_redis_store(url: str) -> None:
-    """Every scheme of the contract; nothing is connected to yet."""
-    assert isinstance(SessionMiddleware(app, KEY, store=url).store, RedisSessionStore)
+    """Every scheme of the contract, one store for each URL; nothing is connected to yet."""
+    store = SessionMiddleware(app, KEY, store=url).store
+    assert isinstance(store, RedisSessionStore)
+    assert resolve_store(url) is store
+    assert resolve_store(url, "other:") is not store
+
+
+def test_a_shared_store_lives_as_long_as_somebody_keeps_it() -> None:
+    """The table of URLs keeps nothing alive: an app that is gone leaves no sessions to the next one."""
+    known = weakref.ref(resolve_store("memory://"))
+    gc.collect()
+    assert known() is None
+
+
+class Basket(SessionData):
+    """A model."""
+
+
+class BigBasket(Basket):
+    """A more special one."""
+
+
+class Other(SessionData):
+    """A model that has nothing to do with these."""
+
+
+@pytest.mark.parametrize(
+    ("models", "model"),
+    [
+        ([SessionData, Basket], Basket),
+        ([Basket, SessionData], Basket),
+        ([Basket, BigBasket, SessionData], BigBasket),
+        ([BigBasket, Basket], BigBasket),
+        ([Basket, Other], Other),
+    ],
+)
+def test_a_shared_store_reads_by_the_most_special_model(
+    models: list[type[SessionData]], model: type[SessionData]
+) -> None:
+    """Of models that have nothing to do with each other the last one counts, as do the lock's settings."""
+    store = resolve_store("memory://")
+    for number, each in enumerate(models):
+        SessionMiddleware(app, KEY, model=each, lock_wait=number)
+    assert store.model is model
+    assert store.lock_policy is not None
+    assert store.lock_policy.wait == len(models) - 1
 
 
 def test_a_store_is_taken_as_it_is() -> None:
@@ -295,12 +361,13 @@ ROUTES: list[tuple[Any, list[str], list[str]]] = [
 ]
 
 
-async def seen_at(path: str, **options: Any) -> str | None:
+async def seen_at(path: str, root_path: str = "", **options: Any) -> str | None:
     """What the app may do with the session that it finds at this path; None where it finds none."""
     seen: list[str | None] = []
 
     async def look(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope["session"].mode.value if "session" in scope else None)
+        session = scope.get("session")
+        seen.append(None if session is None else "passive" if session.unit.passive else session.mode.value)
 
     async def receive() -> Message:
         return {"type": "http.request"}
@@ -309,7 +376,8 @@ async def seen_at(path: str, **options: Any) -> str | None:
         pytest.fail("no answer is sent")
 
     middleware = SessionMiddleware(look, KEY, **options)
-    await middleware({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": root_path, "headers": []}
+    await middleware(scope, receive, send)
     return seen[0]
 
 
@@ -327,3 +395,43 @@ async def test_read_only_paths_are_marked(routes: Any, matching: list[str], othe
     """The same patterns give a session that is loaded without its lock and cannot be written to."""
     assert [await seen_at(path, read_only=routes) for path in matching] == ["read-only"] * len(matching)
     assert [await seen_at(path, read_only=routes) for path in others] == ["open"] * len(others)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("routes", "matching", "others"), ROUTES)
+async def test_passive_paths_are_marked(routes: Any, matching: list[str], others: list[str]) -> None:
+    """The same patterns mark requests that do not count as activity, such as polls."""
+    assert [await seen_at(path, passive=routes) for path in matching] == ["passive"] * len(matching)
+    assert [await seen_at(path, passive=routes) for path in others] == ["open"] * len(others)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("option", ["exclude", "read_only", "passive"])
+@pytest.mark.parametrize(
+    ("path", "root", "matches"),
+    [
+        ("/shop/static/a.css", "/shop", True),
+        ("/static/a.css", "/shop", True),
+        ("/shop/static/a.css", "/shop/", True),
+        ("/shop/static/a.css", "", False),
+        ("/shops/static/a.css", "/shop", False),
+        ("/shop/cart", "/shop", False),
+    ],
+)
+async def test_patterns_match_below_a_mount(option: str, path: str, root: str, matches: bool) -> None:
+    """A pattern is the same whether the app is served alone, mounted, or behind a proxy's prefix."""
+    options: dict[str, Any] = {option: ["/static/*"]}
+    assert (await seen_at(path, root, **options) != "open") is matches
+
+
+@pytest.mark.anyio
+async def test_a_predicate_gets_the_scope_as_it_is() -> None:
+    """With its root path in it."""
+    asked: list[tuple[str, str]] = []
+
+    def predicate(scope: Scope) -> bool:
+        asked.append((scope["path"], scope["root_path"]))
+        return False
+
+    await seen_at("/shop/cart", "/shop", exclude=predicate)
+    assert asked == [("/shop/cart", "/shop")]

@@ -31,7 +31,7 @@ from pydantic import (
 
 from asgi_sessions.data import LiveMetadata, SessionData, decode, encode, encode_checked
 from asgi_sessions.errors import SessionDataError
-from asgi_sessions.record import normalise
+from asgi_sessions.record import id_of, normalise, user_of
 
 T = TypeVar("T")
 NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
@@ -540,3 +540,32 @@ def test_normalise_names_the_path(value: Any) -> None:
     else:
         assert plain == as_json_has_it(value)
         assert json.loads(json.dumps(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("record", "session_id", "user_id"),
+    [
+        (b'{"session_id":"s","user_id":"ada"}', "s", "ada"),
+        (b'{"metadata":{"session_id":"x","user_id":"x"},"user_id":null,"session_id":"s"}', "s", None),
+        (b'{"session_id":1,"user_id":["ada"]}', None, None),
+        ('{"session_id":"sü\\\\","user_id":"\\u00fc"}'.encode(), "sü\\", "ü"),
+        (b'{"session_id":"s","user_id":"ada"', None, None),
+        (b'["session_id","user_id"]', None, None),
+        (b"\xff", None, None),
+        (b'{"a":' * 10_000, None, None),
+        (b"", None, None),
+    ],
+)
+def test_whose_record_it_is(record: bytes, session_id: str | None, user_id: str | None) -> None:
+    """A record says so itself, whatever its model; what is no record says nothing."""
+    assert (id_of(record), user_of(record)) == (session_id, user_id)
+
+
+def test_every_record_says_whose_it_is() -> None:
+    """Also that of a model of which nothing is known here, with a field of another type."""
+
+    class Shop(SessionData):
+        cart: dict[str, int] = {}  # noqa: RUF012  # pydantic copies defaults
+
+    record = encode_checked(Shop(session_id="s", user_id="ada", cart={"a": 1}))
+    assert (id_of(record), user_of(record)) == ("s", "ada")

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 from asgi import KEY, Answer, empty_body, http_scope, page
-from deployments import binaries, chosen, command
+from deployments import binaries, chosen, command, scripts
 from faults.checkers import count_flaws
 from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, ResponseError
@@ -117,9 +117,10 @@ async def test_calls_in_flight_whose_connection_is_killed(
     results = await asyncio.gather(*commits, return_exceptions=True)
     assert results.count(Outcome.STORED) == stored
     lost = [each for each in results if isinstance(each, SessionStoreError)]
-    assert [str(each) for each in lost] == [LOST] * (20 - stored)
+    assert [str(each) for each in lost] == [f"{LOST}: the connection broke"] * (20 - stored)
     found = await store.get_batch(names)
-    assert [data.metadata for data in found.values()] == [{"n": 1} if stored else {}] * 20
+    kept = [data.metadata for data in found.values() if data is not None]
+    assert kept == [{"n": 1} if stored else {}] * 20
     for each in held:
         await store.release(each)
     await until(lambda: command(own_redis, "DBSIZE") == 21, "no lock is left")
@@ -252,14 +253,17 @@ async def test_a_lock_is_handed_over_on_a_full_server(
 
 
 async def test_locks_and_queues_that_are_evicted(own_redis: RedisServer) -> None:
-    """As `volatile-ttl` does, for they end soonest: who held one is answered 409, and no change is lost."""
+    """As `volatile-ttl` does, for they end soonest: the version fences, and no change is lost.
+
+    Who held one is answered 409 only where another took it meanwhile.
+    """
     async with counting(own_redis.url, pause=0.005) as site, counting(own_redis.url) as other_process:
         counted = await site.begin()
         async with crowd(site, [counted]), crowd(other_process, [counted]):
             for _ in range(20):
                 await served([counted], 1)
                 command(own_redis, "DEL", f"{counted.key}:lock", f"{counted.key}:wait")
-        assert set(counted.answers) == {200, 409}
+        assert set(counted.answers) <= {200, 409}
         assert await _kept(site, counted) == []
         await until(lambda: command(own_redis, "KEYS", "*") == [counted.key], "no lock is left")
 
@@ -305,11 +309,12 @@ async def test_something_else_at_a_sessions_other_keys(
     await elsewhere.aclose()
 
 
+@pytest.mark.parametrize("rules", [["resetchannels"], ["-publish"], ["-subscribe"]], ids=" ".join)
 async def test_a_user_without_a_right_to_the_wake_channel(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture, rules: list[str]
 ) -> None:
     """Those who wait ask again and again instead of being told: one warning, and every request is served."""
-    url = _user(own_redis, "~*", "+@all", "resetchannels")
+    url = _user(own_redis, "~*", "&*", "+@all", *rules)
     async with counting(url) as site, counting(url) as other_process:
         counted = await site.begin()
         async with crowd(site, [counted], 2), crowd(other_process, [counted], 2):
@@ -318,7 +323,29 @@ async def test_a_user_without_a_right_to_the_wake_channel(
         assert await _kept(site, counted) == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 2, "one for each process"
-    assert all("they poll" in each for each in warnings)
+    assert all("they poll" in each and "the ACL user may not" in each for each in warnings)
+
+
+@pytest.mark.parametrize("rules", [["resetchannels"], ["-publish"]], ids=" ".join)
+async def test_who_cannot_be_told_asks_ten_times_a_second(own_redis: RedisServer, rules: list[str]) -> None:
+    """So a lock that is let go is taken up soon, and not when a whole claim has passed."""
+    url = _user(own_redis, "~*", "&*", "+@all", *rules)
+    store, other = RedisSessionStore(url), RedisSessionStore(url)
+    await store.set("s", SessionData(session_id="s"))
+    for _ in range(3):
+        holder = await _taken(store)
+        waiter = asyncio.create_task(_taken(other))
+        await until(lambda: bool(command(own_redis, "EXISTS", f"{_KEY}:wait")), "it waits")
+        await asyncio.sleep(0.2)
+        command(own_redis, "CONFIG", "RESETSTAT")
+        await asyncio.sleep(0.5)
+        assert 3 <= scripts(own_redis) <= 6
+        began = asyncio.get_running_loop().time()
+        await store.release(holder)
+        taken = await waiter
+        assert asyncio.get_running_loop().time() - began < 0.3
+        await other.release(taken)
+    await asyncio.gather(store.aclose(), other.aclose())
 
 
 async def test_a_user_whose_keys_are_the_stores_own(own_redis: RedisServer) -> None:
@@ -429,7 +456,10 @@ async def test_a_crowd_shares_two_connections(own_redis: RedisServer) -> None:
 async def test_many_records_are_asked_for_in_few_commands(
     own_redis: RedisServer, number: int, asked: int
 ) -> None:
-    """500 in each; what is there is found by SCAN, for KEYS would stop the server for as long as it takes."""
+    """500 in each, 100 where they are parsed: others have their turn in between.
+
+    What is there is found by SCAN, for KEYS would stop the server for as long as it takes.
+    """
     store = RedisSessionStore(own_redis.url)
     records = {f"s{n}": SessionData(session_id=f"s{n}", user_id="ada") for n in range(number)}
     await store.set_batch(records)
@@ -437,7 +467,7 @@ async def test_many_records_are_asked_for_in_few_commands(
     assert len(await store.get_batch(records)) == number
     assert _asked(own_redis, "mget") == asked
     assert len(await store.find(SessionFilter(user_id="ada"))) == number
-    assert _asked(own_redis, "mget") == 2 * asked
+    assert _asked(own_redis, "mget") - asked <= number / 50 + 3
     assert len(await store.list_for_user("ada")) == number
     assert await store.count_active() == len(await store.list_active()) == number
     assert _asked(own_redis, "scan") >= 3
@@ -465,7 +495,7 @@ async def test_every_server_of_this_machine(version: str) -> None:
             assert [set(each.answers) for each in sessions] == [{200}] * 2
             assert await _kept(site, *sessions) == []
             records = {name: SessionData(session_id=name, user_id="ada") for name in ("a", "b")}
-            assert await site.store.set_batch(records, ttl=100) == 2
+            assert await site.store.set_batch(records, ttl=100) == {"a": True, "b": True}
             assert 0 < command(server, "PTTL", "session:{a}") <= 100_000
             assert await other_process.store.delete_for_user("ada") == 2
             assert sorted(await site.store.list_active()) == sorted(each.session_id for each in sessions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from redis.asyncio import Redis
@@ -16,7 +17,10 @@ from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.queues import PASSES
+from asgi_sessions.stores.redis.calls import CLOSED
+from asgi_sessions.stores.redis.leases import Lease
+from asgi_sessions.stores.redis.queue import TURNS
+from asgi_sessions.stores.redis.waiters import Acquired
 
 pytestmark = pytest.mark.anyio
 
@@ -124,11 +128,11 @@ async def test_a_commit_is_all_that_a_pass_costs(store: RedisSessionStore, raw: 
     order: list[int] = []
     await store.release(await _taken(store))
     await raw.config_resetstat()
-    await asyncio.gather(*[_count(store, order, number) for number in range(PASSES + 1)])
-    assert await _scripts(raw) == 1 + PASSES + 1
+    await asyncio.gather(*[_count(store, order, number) for number in range(TURNS + 1)])
+    assert await _scripts(raw) == 1 + TURNS + 1
     found = await store.get("s")
     assert found is not None
-    assert found.metadata == {"n": PASSES + 1}
+    assert found.metadata == {"n": TURNS + 1}
     await _nothing_left(raw, store)
 
 
@@ -156,11 +160,11 @@ async def test_after_some_passes_another_process_has_its_turn(
     order: list[int] = []
     tasks = [asyncio.create_task(_count(other, order, 100))]
     await _in_queue(raw, 1)
-    tasks += [asyncio.create_task(_count(store, order, number)) for number in range(PASSES + 4)]
+    tasks += [asyncio.create_task(_count(store, order, number)) for number in range(TURNS + 4)]
     await asyncio.sleep(0)
     assert await store.commit(holder, _record(n=0), release=True) is Outcome.STORED
     await asyncio.gather(*tasks)
-    assert order == [*range(PASSES), 100, *range(PASSES, PASSES + 4)]
+    assert order == [*range(TURNS), 100, *range(TURNS, TURNS + 4)]
     await _nothing_left(raw, store, other)
 
 
@@ -179,11 +183,11 @@ async def test_passes_without_a_change_count_too(
     holder = await _taken(store)
     tasks = [asyncio.create_task(_count(other, order, 100))]
     await _in_queue(raw, 1)
-    tasks += [asyncio.create_task(read(number)) for number in range(PASSES + 2)]
+    tasks += [asyncio.create_task(read(number)) for number in range(TURNS + 2)]
     await asyncio.sleep(0)
     await store.release(holder)
     await asyncio.gather(*tasks)
-    assert order == [*range(PASSES), 100, *range(PASSES, PASSES + 2)]
+    assert order == [*range(TURNS), 100, *range(TURNS, TURNS + 2)]
 
 
 async def test_a_waiter_never_sees_what_was_overwritten_before_its_turn(
@@ -215,7 +219,7 @@ async def test_a_deleted_record_is_gone_for_all_who_wait(
     elif ended_by == "release":
         await store.release(holder)
     else:
-        assert await store.discard(holder, retire=False) is Outcome.GONE
+        assert await store.discard(holder) is Outcome.GONE
     assert await asyncio.gather(*waiters) == [Missing.ABSENT] * 3
     await _nothing_left(raw, store)
 
@@ -244,6 +248,23 @@ async def test_a_delete_elsewhere_ends_the_waiting_with_the_next_renewal(
     assert await other.delete("s") is True
     assert await asyncio.wait_for(waiter, 5) is Missing.ABSENT
     assert await store.commit(holder, _record(n=1), release=True) is Outcome.GONE
+    await _nothing_left(raw, store, other)
+
+
+async def test_a_record_that_expired_under_its_lock_leaves_no_lock(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """The next one here takes it over and finds no record: who waits elsewhere learns that at once."""
+    await _stored(store)
+    holder = await _taken(store)
+    here = asyncio.create_task(store.checkout("s", _LOCK, _HOUR))
+    elsewhere = asyncio.create_task(other.checkout("s", _LOCK, _HOUR))
+    await _in_queue(raw, 1)
+    await raw.delete(_RECORD)
+    await store.release(holder)
+    assert await here is Missing.ABSENT
+    assert await asyncio.wait_for(elsewhere, 0.5) is Missing.ABSENT
+    assert await raw.keys() == []
     await _nothing_left(raw, store, other)
 
 
@@ -310,16 +331,75 @@ async def test_a_passed_on_lock_is_renewed(store: RedisSessionStore, raw: Redis)
     await _nothing_left(raw, store)
 
 
-async def test_a_pass_restarts_the_idle_timeout(store: RedisSessionStore, raw: Redis) -> None:
-    """A request that waited here counts as activity like any other."""
-    await _stored(store, Lifetime(absolute=3600, idle=60))
+@pytest.mark.parametrize("passive", [False, True])
+async def test_a_request_that_waits_here_has_arrived(
+    store: RedisSessionStore, raw: Redis, passive: bool
+) -> None:
+    """It counts as activity from then, as one that waits in another process does; a poll does not."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
     holder = await _taken(store)
-    (waiter,) = await _behind(store)
-    await raw.pexpire(_RECORD, 1000)
+    await raw.pexpire(_RECORD, 5_000)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=passive))
+    await asyncio.sleep(0)
+    await store.exists("s")
+    assert (await raw.pttl(_RECORD) > 59_000) is not passive
     assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
     taken = await waiter
+    assert isinstance(taken, Checkout)
     assert _values(taken) == {"n": 1}
-    assert await raw.pttl(_RECORD) > 59_000
+    await store.release(taken)
+
+
+@pytest.mark.parametrize("passive", [False, True])
+async def test_a_request_that_waits_in_redis_has_arrived(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis, passive: bool
+) -> None:
+    """The same for who is the only one of its process."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
+    holder = await _taken(other)
+    await raw.pexpire(_RECORD, 5_000)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=passive))
+    await _in_queue(raw, 1)
+    assert (await raw.pttl(_RECORD) > 59_000) is not passive
+    await other.release(holder)
+    taken = await waiter
+    assert isinstance(taken, Checkout)
+    await store.release(taken)
+
+
+async def test_a_hand_over_is_no_activity(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> None:
+    """Who gets the lock is not known to be the right client yet, here or in another process."""
+    rule = Lifetime(absolute=3600, idle=60)
+    await _stored(store, rule)
+    holder = await _taken(store)
+    waiters = [asyncio.create_task(each.checkout("s", _LOCK, rule, passive=True)) for each in (store, other)]
+    await _in_queue(raw, 1)
+    await raw.pexpire(_RECORD, 5_000)
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    for waiter, each in zip(waiters, (store, other), strict=True):
+        taken = await waiter
+        assert isinstance(taken, Checkout)
+        await each.release(taken)
+    assert await raw.pttl(_RECORD) <= 5_000
+
+
+async def test_a_pass_with_an_idle_timeout_needs_no_question(store: RedisSessionStore, raw: Redis) -> None:
+    """The next one of the process goes on with what was stored, whatever ends the session."""
+    rule = Lifetime(idle=60)
+    await _stored(store, rule)
+    holder = await _taken(store)
+    waiter = asyncio.create_task(store.checkout("s", _LOCK, rule, passive=True))
+    await asyncio.sleep(0)
+    await raw.config_resetstat()
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    taken = await waiter
+    assert isinstance(taken, Checkout)
+    assert await _scripts(raw) == 1
+    assert (_values(taken), taken.idle, taken.version) == ({"n": 1}, 60, holder.version)
     await store.release(taken)
 
 
@@ -365,6 +445,35 @@ async def test_a_wait_that_is_over_leaves_the_others_in_order(store: RedisSessio
     assert caught.value.waited >= 0.02
     await store.release(holder)
     await store.release(await waiter)
+    await _nothing_left(raw, store)
+
+
+@pytest.mark.parametrize("behind", range(4))
+@pytest.mark.parametrize("ended_by", ["delete", "lost lease"])
+async def test_a_successor_that_is_cancelled_when_all_is_over_disturbs_nobody(
+    store: RedisSessionStore, raw: Redis, ended_by: str, behind: int
+) -> None:
+    """It is given the lock, the session ends or its lease is lost, and it is cancelled before it runs."""
+    await _stored(store)
+    holder = await _taken(store)
+    successor, *others = [asyncio.create_task(store.checkout("s", _LOCK, _HOUR)) for _ in range(1 + behind)]
+    await asyncio.sleep(0)
+    lease = holder.seal
+    assert isinstance(lease, Lease)
+    assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
+    ending = asyncio.create_task(store.delete("s")) if ended_by == "delete" else None
+    if ending is None:
+        (await store._engines.get()).leases._give_up(lease.token, lease)
+    successor.cancel()
+    (result,) = await asyncio.gather(successor, return_exceptions=True)
+    assert isinstance(result, asyncio.CancelledError)
+    if ending is not None:
+        assert await ending is True
+    for other in others:
+        taken = await asyncio.wait_for(other, 5)
+        assert isinstance(taken, Missing if ending else Checkout)
+        if isinstance(taken, Checkout):
+            await store.release(taken)
     await _nothing_left(raw, store)
 
 
@@ -442,6 +551,56 @@ async def test_a_release_during_the_commit_of_another_task_passes_the_lock_once(
     assert await store.commit(taken, _record(n=2), release=True) is Outcome.STORED
     await store.release(await asyncio.wait_for(second, 5))
     await _nothing_left(raw, store)
+
+
+async def test_two_commits_of_one_request_hand_the_lock_over_once(
+    store: RedisSessionStore, raw: Redis
+) -> None:
+    """Both are to give it up; the successor of the first has it then, and it is held in Redis too."""
+    await _stored(store)
+    holder = await _taken(store)
+    token = holder.token
+    first, second = await _behind(store, 2)
+    commits = [store.commit(holder, _record(n=n), release=True) for n in (1, 2)]
+    assert await asyncio.gather(*commits) == [Outcome.STORED, Outcome.CONFLICT]
+    taken = await asyncio.wait_for(first, 5)
+    assert (taken.token, _values(taken)) == (token, {"n": 1})
+    assert await raw.get(_HOLDER) == token
+    assert await store.commit(taken, _record(n=3), release=True) is Outcome.STORED
+    await store.release(await asyncio.wait_for(second, 5))
+    await _nothing_left(raw, store)
+
+
+async def test_a_store_that_is_closed_is_waited_for_by_nobody(store: RedisSessionStore) -> None:
+    """Those who wait behind a holder of the same process learn at once that it ends."""
+    await _stored(store)
+    holder = await _taken(store)
+    waiters = [asyncio.create_task(store.checkout("s", _LOCK, _HOUR)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await store.aclose()
+    done, _ = await asyncio.wait(waiters, timeout=5)
+    assert [str(task.exception()) for task in done] == [CLOSED] * 3
+    await store.release(holder)
+
+
+async def test_a_request_that_has_to_wait_here_says_so(store: RedisSessionStore) -> None:
+    """Once, when it begins to wait behind another one of its process, and not where it need not wait."""
+    told: list[int] = []
+    await _stored(store)
+    engine, keys = await store._engines.get(), store._keys.of("s")
+    terms = engine.terms(_LOCK)
+    taken = await engine.queues.acquire(keys, terms, lambda: told.append(0))
+    waiting = [
+        asyncio.create_task(engine.queues.acquire(keys, terms, partial(told.append, number)))
+        for number in (1, 2)
+    ]
+    await asyncio.sleep(0)
+    assert told == [1, 2]
+    for following in [*waiting, None]:
+        assert isinstance(taken, Acquired)
+        engine.queues.release(keys, taken.token, terms)
+        taken = await following if following else taken
+    assert told == [1, 2]
 
 
 async def test_a_fault_of_redis_is_everybodys(own_redis: RedisServer) -> None:

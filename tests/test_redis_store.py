@@ -320,3 +320,10 @@ async def test_a_replica_is_not_believed_that_a_record_is_absent(own_redis: Redi
     assert await store.commit(taken, taken.record, release=True) is Outcome.GONE
     await store.aclose()
     await other.aclose()
+
+
+@pytest.mark.parametrize("prefix", ["my session:", "session:\n", "\t", "a\u00a0b:", "\x00"])
+def test_a_prefix_with_white_space_is_refused(prefix: str) -> None:
+    """It is a slip of the pen, and no tool that lists keys would show it."""
+    with pytest.raises(ValueError, match=r"prefix=.* has white-space or control characters; try 'app:"):
+        RedisSessionStore("redis://localhost", prefix)

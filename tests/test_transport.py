@@ -75,7 +75,7 @@ def test_commands_are_packed_as_redis_reads_them(args: list[bytes]) -> None:
     assert reader.gets() == args
 
 
-@given(st.tuples(*[st.binary(max_size=20)] * 5))
+@given(st.tuples(*[st.binary(max_size=20)] * 6))
 def test_scripts_are_packed_as_redis_reads_them(args: tuple[bytes, ...]) -> None:
     """A script call, by digest or with its body, carries keys and arguments as they were."""
     for head, command in ((SET.by_sha, b"EVALSHA"), (SET.by_body, b"EVAL")):
@@ -214,7 +214,7 @@ async def test_a_refused_port_fails_all_calls_at_once_and_the_next_one_tries_aga
     replies = await asyncio.gather(*[engine.command(b"GET", b"k") for _ in range(3)], return_exceptions=True)
     for reply in replies:
         assert isinstance(reply, SessionStoreError)
-        assert str(reply) == "Redis cannot be reached"
+        assert str(reply).startswith("Redis cannot be reached: nothing listens at 127.0.0.1:")
         assert isinstance(reply.__cause__, exceptions.ConnectionError)
     assert len({id(reply) for reply in replies}) == 3
     with server:
@@ -536,13 +536,13 @@ async def test_a_cluster_is_one_store(cluster: list[RedisServer]) -> None:
     client = RedisCluster(host="127.0.0.1", port=cluster[1].port)
     stores = [RedisSessionStore(f"redis+cluster://127.0.0.1:{cluster[0].port}"), RedisSessionStore(client)]
     records = {f"s{n}": SessionData(session_id=f"s{n}", user_id="ada") for n in range(20)}
-    assert await stores[0].set_batch(records) == 20
+    assert all((await stores[0].set_batch(records)).values())
     assert await stores[1].get_batch(records) == records
     assert await stores[1].list_active() == sorted(records)
     names = list(records)[:4]
     await asyncio.gather(*[each.increment_counter(name, "n") for each in stores for name in names * 5])
     counted = await stores[0].get_batch(names)
-    assert [counted[name].metadata for name in names] == [{"n": 10}] * 4
+    assert [data.metadata for data in counted.values() if data is not None] == [{"n": 10}] * 4
     assert await stores[1].delete_for_user("ada") == 20
     assert await stores[0].count_active() == 0
     await asyncio.gather(*[store.aclose() for store in stores])

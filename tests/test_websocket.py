@@ -61,10 +61,15 @@ class StepStore(InMemorySessionStore):
             raise SessionStoreError("the backend is down")
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
         await self.begin("checkout" if lock else "load")
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         try:
             await self.step()
         except BaseException:
@@ -74,10 +79,15 @@ class StepStore(InMemorySessionStore):
         return taken
 
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
         await self.begin("create")
-        return await super().create(session_id, record, lifetime, lock)
+        return await super().create(session_id, record, lifetime, lock, user)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         await self.begin("commit")
@@ -85,9 +95,27 @@ class StepStore(InMemorySessionStore):
         await self.step()
         return outcome
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
+    async def discard(self, checkout: Checkout) -> Outcome:
         await self.begin("discard")
-        outcome = await super().discard(checkout, retire=retire)
+        outcome = await super().discard(checkout)
+        await self.step()
+        return outcome
+
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        await self.begin("move")
+        outcome = await super().move(
+            checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+        )
         await self.step()
         return outcome
 
@@ -360,7 +388,7 @@ async def test_a_change_outside_a_transaction_raises_at_once(
 
 
 async def test_a_nested_change_outside_a_transaction_is_said_at_the_end() -> None:
-    """Nobody sees it happen, so the connection ends with the error."""
+    """Nobody sees it happen, so the connection ends with the error; it rises where the app closed before."""
     site = Site()
     cookie = await site.visitor(cart=[])
 
@@ -368,8 +396,15 @@ async def test_a_nested_change_outside_a_transaction_is_said_at_the_end() -> Non
         await send(ACCEPT)
         session["cart"].append(1)
 
+    async def closing_app(session: Session, receive: Receive, send: Send) -> None:
+        await app(session, receive, send)
+        await send({"type": "websocket.close", "code": 1000})
+
+    _, closed = await site.socket(app, cookie)
+    assert closed == {"type": "websocket.close", "code": 1008, "reason": ""}
+    assert site.events == ["uncaught_error"]
     with pytest.raises(ReadOnlySessionError):
-        await site.socket(app, cookie)
+        await site.socket(closing_app, cookie)
     assert (await site.record()).metadata == {"cart": []}
 
 
@@ -430,9 +465,10 @@ async def test_a_transaction_is_seen_by_the_next_request() -> None:
         await send(ACCEPT)
         async with session.transaction() as data:
             session["n"] = 2
-            data.user_id = "ada"
+            data.escalated = True
         site.assert_free()
-        assert await site.get(cookie, m=3) == ({"n": 2, "user": "ada"}, None)
+        assert await site.get(cookie, m=3) == ({"n": 2}, None)
+        assert (await site.record()).escalated is True
         assert dict(session) == {"n": 2}
         async with session.transaction() as again:
             assert again is data
@@ -903,14 +939,94 @@ async def test_a_fault_before_the_accept_closes_the_connection(
     assert (await site.record()).metadata == {"n": 1}
 
 
+async def begins_too_late(session: Session) -> None:
+    """The chat of README, with an anonymous client."""
+    async with session.transaction() as data:
+        data.increment_message_count()
+
+
+async def changes_outside(session: Session) -> None:
+    session["n"] = 2
+
+
+async def stores_a_set(session: Session) -> None:
+    async with session.transaction():
+        session["n"] = {1}
+
+
+@pytest.mark.parametrize(
+    ("act", "known", "fails_on", "event"),
+    [
+        (begins_too_late, False, None, "uncaught_error"),
+        (changes_outside, True, None, "uncaught_error"),
+        (stores_a_set, True, None, "unstorable_value"),
+        (count, True, "checkout", "store_error"),
+        (count, True, "commit", "store_error"),
+    ],
+)
+async def test_an_error_of_ours_closes_an_accepted_connection(
+    act: Callable[[Session], Awaitable[None]], known: bool, fails_on: str | None, event: str
+) -> None:
+    """With 1008 (RFC 6455 section 7.4.1) and one event: no traceback, and no 1006 for the client."""
+    site = Site()
+    cookie = await site.visitor(n=1) if known else None
+    site.store.fails_on = fails_on
+
+    async def app(session: Session, receive: Receive, send: Send) -> None:
+        await send(ACCEPT)
+        await act(session)
+
+    assert [message["type"] for message in await site.socket(app, cookie)] == [
+        "websocket.accept",
+        "websocket.close",
+    ]
+    assert (await site.socket(app, cookie))[1]["code"] == 1008
+    assert site.events == [event] * 2
+    site.assert_free()
+
+
+async def test_a_client_that_left_makes_no_noise() -> None:
+    """The close that can no longer be sent fails; the event tells what happened."""
+    site = Site()
+    scope = site.scope("websocket", lambda session, receive, send: changes(session, send), None, None, [])
+
+    async def changes(session: Session, send: Send) -> None:
+        await send(ACCEPT)
+        await changes_outside(session)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.close":
+            raise RuntimeError("Unexpected ASGI message 'websocket.close', after the client has gone")
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    await site.middleware(scope, receive, send)
+    assert site.events == ["uncaught_error"]
+
+
+async def test_an_error_of_the_app_rises_from_an_accepted_connection() -> None:
+    """It is not ours to answer."""
+    site = Site()
+
+    async def app(session: Session, receive: Receive, send: Send) -> None:
+        await send(ACCEPT)
+        raise ZeroDivisionError
+
+    sent: list[Message] = []
+    with pytest.raises(ZeroDivisionError):
+        await site.socket(app, sent=sent)
+    assert [message["type"] for message in sent] == ["websocket.accept"]
+
+
 @pytest.mark.parametrize(
     "began",
     [
-        [ACCEPT],
         [{"type": "websocket.close", "code": 4000}],
         [{"type": "websocket.http.response.start", "status": 403, "headers": []}],
+        [ACCEPT, {"type": "websocket.close", "code": 4000}],
     ],
-    ids=["accepted", "closed", "denied"],
+    ids=["closed", "denied", "accepted and closed"],
 )
 async def test_a_fault_after_the_answer_began_rises(began: list[Message]) -> None:
     """What was sent cannot be taken back and nothing is sent on top: the server gets the exception."""

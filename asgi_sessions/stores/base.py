@@ -8,39 +8,47 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from ..data import SessionData, SessionFilter, SessionMetrics, stamp
 from ..errors import SessionDataError, SessionStoreError
-from ..fields import check_id, new_session_id
-from ..record import encode, encode_checked
+from ..fields import check_id, new_session_id, user_text
+from ..record import counts_of, encode, encode_checked
 from ..session import held_session
 from .checkout import Checkout, Lifetime, raise_for
 from .local import LockPolicy
 from .requests import RequestOperations
+from .value import Value
 
-_PASSES = 10  # over a user's sessions, when signing out everywhere
+_logger = logging.getLogger("asgi_sessions")
 
 
 class SessionStore(RequestOperations):
-    """Keeps session records. A store of your own implements `get`, `set`, `delete` and `list_active`.
+    """Keeps session records. A store of your own implements four primitives and calls `super().__init__()`.
 
-    The rest is derived from those four: sessions are then locked within the process, a commit compares the
-    record before it writes, and each request of a session with an idle timeout writes its new TTL. Stores
-    for more than one process override the request operations with atomic ones.
+    `read_value`, `write_value` and `delete_value` move bytes whose content is the package's own, `iter_ids`
+    names what is there. All else comes with this class: sessions are then locked within the process, no
+    acknowledged change of this process is lost, and what has ended does not come back. Stores for more than
+    one process override the request operations with atomic ones.
     """
 
     # -- record operations: derived -------------------------------------------------------------------
 
+    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
+        """The ids of the records that are not absent, in sorted order; `limit=0` gives none."""
+        found = sorted([session_id async for session_id in self.iter_active()])
+        return found[offset : None if limit is None else offset + limit]
+
     async def count_active(self) -> int:
         """How many records are not absent."""
-        return len(await self.list_active())
-
-    async def cleanup_expired(self) -> int:
-        """Drop expired records now and say how many; 0 where the backend does so by itself."""
-        return 0
+        count = 0
+        async for _ in self.iter_active():
+            count += 1
+        return count
 
     async def update(self, session_id: str, updates: Mapping[str, Any], atomic: bool = False) -> bool:
         """Change some values and keep the TTL; False where the record is absent.
@@ -56,111 +64,148 @@ class SessionStore(RequestOperations):
     async def increment_counter(self, session_id: str, field: str, delta: int = 1) -> int:
         """Add to a number and return it, atomically against every other writer.
 
-        A name that is no model field counts in the metadata, from 0. `KeyError` where the record is absent,
-        `SessionDataError` where the field is not a number.
+        A name that is no model field counts in the metadata, from 0. Where the record is absent: 0, and one
+        warning in the log. `SessionDataError` where the field is not a number.
         """
         async with self.transaction(session_id) as data:
-            if data is None:
-                raise KeyError("no such session")
-            return add_to_field(data, field, delta)
+            if data is not None:
+                return add_to_field(data, field, delta)
+        _logger.warning("increment_counter(%r): the session does not exist, so nothing was counted", field)
+        return 0
 
     async def touch(self, session_id: str) -> bool:
         """Note activity now: `last_activity` is set, an idle timeout restarts. False where absent."""
-        async with self.transaction(session_id) as data:
+        async with self._turn(session_id, active=True) as data:
             if data is not None:
                 data.update_activity()
         return data is not None
 
     async def get_or_create(
-        self, session_id: str, factory: Callable[[], SessionData] | None = None, ttl: float | None = None
+        self,
+        session_id: str,
+        factory: Callable[[str], SessionData] | None = None,
+        ttl: float | None = None,
     ) -> SessionData:
-        """The record, created by `factory` where it is absent; two callers at once get one record."""
+        """The record, made by `factory(session_id)` where it is absent; callers at once get the same one."""
         while True:
             existing = await self.get(session_id)
             if existing is not None:
                 return existing
-            fresh = factory() if factory else self.model(session_id=session_id)
+            fresh = factory(session_id) if factory else self.model(session_id=session_id)
             self.check(session_id, fresh, ttl)
             lifetime = Lifetime(absolute=self.default_ttl if ttl is None else ttl)
-            if await self.create(session_id, encode_checked(fresh), lifetime, None) is not None:
-                if fresh.user_id:
-                    await self.link_user(fresh.user_id, session_id, lifetime)
+            if await self.create(session_id, encode_checked(fresh), lifetime, None, fresh.user_id):
                 return fresh
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData]:
-        """The records that are there, by id."""
-        found = {session_id: await self.get(session_id) for session_id in session_ids}
-        return {session_id: data for session_id, data in found.items() if data is not None}
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+        """The record of each id, None where it is absent."""
+        return {session_id: await self.get(session_id) for session_id in session_ids}
 
-    async def set_batch(self, records: Mapping[str, SessionData], ttl: float | None = None) -> int:
-        """`set` for many; how many were stored. Nothing is stored where one of them cannot be."""
+    async def set_batch(
+        self, records: Mapping[str, SessionData], ttl: float | None = None
+    ) -> dict[str, bool]:
+        """`set` for many; whether each was stored. Nothing is stored where one of them cannot be."""
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
             encode_checked(data)
-        return sum([await self.set(session_id, data, ttl) for session_id, data in records.items()])
+        return {session_id: await self.set(session_id, data, ttl) for session_id, data in records.items()}
 
-    async def delete_batch(self, session_ids: Iterable[str]) -> int:
-        """`delete` for many; how many were there."""
-        return sum([await self.delete(session_id) for session_id in session_ids])
+    async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
+        """`delete` for many; whether each was there."""
+        return {session_id: await self.delete(session_id) for session_id in session_ids}
 
     async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
-        """The records that match, at most `limit`."""
-        found: list[SessionData] = []
-        for session_id in await self.list_active():
-            if limit is not None and len(found) >= limit:
-                break
-            data = await self.get(session_id)
-            if data is not None and criteria.matches(data):
-                found.append(data)
-        return found
+        """The records that match, at most `limit`, by session id; what cannot be read is left out.
 
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
-        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none."""
-        return await self.find(SessionFilter(user_id=user_id)) if user_id else []
-
-    async def delete_for_user(self, user_id: str, keep: str | None = None) -> int:
-        """Sign a user out everywhere but in the session `keep`; how many sessions ended.
-
-        Looks again until there is none: a request under way may have given its session a new id meanwhile.
+        With a `limit` which ones of more that match is not said.
         """
-        ended = 0
-        for _ in range(_PASSES):
-            known = [data.session_id for data in await self.list_for_user(user_id)]
-            others = [session_id for session_id in known if session_id != keep]
-            if not others:
-                break
-            ended += await self.delete_batch(others)
-        return ended
+        found: dict[str, SessionData] = {}
+        if limit == 0:
+            return []
+        async with aclosing(self._iter_stored()) as records:
+            async for record in records:
+                with suppress(SessionStoreError):  # of another model: not for a list
+                    data = self.read(record)
+                    if criteria.matches(data):
+                        found[data.session_id] = data
+                if len(found) == limit:
+                    break
+        return [found[session_id] for session_id in sorted(found)]
+
+    async def list_for_user(self, user_id: str | int | UUID) -> list[SessionData]:
+        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none.
+
+        A number or a UUID counts as its text, as in `login()`. What the model cannot read is left out.
+        """
+        user = user_text(user_id) if user_id is not None else ""
+        return await self._sessions_of(user) if user else []
+
+    async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
+        """Sign a user out everywhere but in the session `keep`; how many sessions ended by this call.
+
+        Ends every session that was signed in as this user when it was called: one that is about to get a new
+        id ends instead. One that this process's model cannot read is ended too. Nobody (None, "") has none.
+        """
+        user = user_text(user_id) if user_id is not None else ""
+        return await self._end_all_of(user, keep) if user else 0
+
+    async def _sessions_of(self, user: str) -> list[SessionData]:
+        return await self.find(SessionFilter(user_id=user))
 
     async def get_metrics(self) -> SessionMetrics:
         """Figures over the active sessions; response times are those of this process's middleware."""
-        sessions = await self.find(SessionFilter())
+        sessions = messages = escalated = 0
+        async for record in self._iter_stored():
+            counted, is_escalated = counts_of(record)
+            sessions += 1
+            messages += counted
+            escalated += is_escalated
         return SessionMetrics(
-            total_messages=sum(data.message_count for data in sessions),
+            total_messages=messages,
             avg_response_time=self._response_seconds / self._responses if self._responses else 0.0,
-            escalation_rate=sum(data.escalated for data in sessions) / len(sessions) if sessions else 0.0,
-            active_sessions=len(sessions),
+            escalation_rate=escalated / sessions if sessions else 0.0,
+            active_sessions=sessions,
         )
 
     async def get_stats(self) -> dict[str, Any]:
-        """Counters of this store object, for a dashboard."""
-        return {"active_sessions": await self.count_active()}
+        """Figures for a dashboard: what is there, and the locks that are held and waited for."""
+        active = await self.count_active()
+        return {
+            **self._facts(),
+            "total_sessions": active,
+            "active_sessions": active,
+            "expired_sessions": 0,
+            **self._locks.counts(),
+        }
 
     async def health_check(self) -> dict[str, Any]:
-        """Write, read and delete a probe: `healthy`, `operations`, and `stats` or `error`; leaves nothing."""
-        probe = self.model.model_construct(session_id=f"health-{new_session_id()}")
+        """Write, read and delete a probe: `healthy`, `operations`, and `stats` or `error`; leaves nothing.
+
+        The same few calls however many sessions there are.
+        """
+        probe = SessionData(session_id=f"health-{new_session_id()}")
         operations = {"set": False, "get": False, "delete": False}
         try:
-            operations["set"] = await self.set(probe.session_id, SessionData(session_id=probe.session_id), 60)
+            operations["set"] = await self.set(probe.session_id, probe, 60)
             operations["get"] = await self.exists(probe.session_id)
             operations["delete"] = await self.delete(probe.session_id)
-            stats = await self.get_stats()
         except SessionStoreError as error:
             return {"healthy": False, "operations": operations, "error": str(error)}
-        return {"healthy": all(operations.values()), "operations": operations, "stats": stats}
+        return {"healthy": all(operations.values()), "operations": operations, "stats": self._facts()}
 
-    @asynccontextmanager
-    async def transaction(self, session_id: str) -> AsyncIterator[SessionData | None]:
+    def _facts(self) -> dict[str, Any]:
+        """What is known without asking the backend."""
+        return {"store_type": type(self).__name__, "default_ttl": self.default_ttl}
+
+    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
+        """Every record as it is stored, in constant memory."""
+        async with aclosing(self.iter_ids()) as known:
+            async for session_id in known:
+                found = await self._primitives.find(session_id)
+                if isinstance(found, Value):
+                    yield found.record
+
+    def transaction(self, session_id: str) -> AbstractAsyncContextManager[SessionData | None]:
         """Take a turn: lock, load, yield the record (None where absent), commit what changed, release.
 
         An exception in the block rolls everything back. In the request that holds the same session the
@@ -168,21 +213,30 @@ class SessionStore(RequestOperations):
         turn does not come within `lock_wait`; `SessionConflictError` or `LockLostError` when a writer that
         did not wait came first: nothing is stored then.
         """
+        return self._turn(session_id)
+
+    @asynccontextmanager
+    async def _turn(self, session_id: str, active: bool = False) -> AsyncIterator[SessionData | None]:
+        """A transaction; one that is `active` restarts the idle timeout."""
         held = held_session(self, session_id)
         if held is not None:
-            with held.savepoint() as data:
+            async with held.part() as data:
                 yield data
             return
         check_id(session_id)
-        taken = await self.checkout(session_id, self.lock_policy or LockPolicy(), None)
+        policy = self.lock_policy or LockPolicy()
+        taken = await self.checkout(session_id, policy, None, passive=True)
         if not isinstance(taken, Checkout):
             yield None
             return
         try:
+            if active and taken.idle is not None:
+                await self.keep_alive(taken)
             data = self.read(taken.record)
             user_id = data.user_id
             yield data
             if encode(data) != taken.record:
+                self.check(session_id, data, None)  # under another's id it could not be read any more
                 stamp(data)
                 record = encode_checked(data)
                 if data.user_id is not None and data.user_id != user_id:

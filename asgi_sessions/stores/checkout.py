@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..errors import LockLostError, SessionConflictError
+from ..errors import LockLostError, SessionConflictError, SessionStoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ class Missing(enum.Enum):
 
 
 class Outcome(enum.Enum):
-    """What became of a commit. Only STORED wrote anything."""
+    """What became of a commit. Of this call only STORED wrote anything."""
 
     STORED = "stored"
     GONE = "gone"  # the record was deleted or expired since it was checked out
     CONFLICT = "conflict"  # the record was changed by somebody who did not wait
-    LOST = "lost"  # the lease ended, another may hold the lock
+    LOST = "lost"  # the lease ended, and another has taken the lock
+    UNSURE = "unsure"  # refused, but an earlier try of this request may have been stored, and changed since
 
 
 @dataclass(slots=True)
@@ -51,18 +52,18 @@ class Checkout:
 
     `idle` is the record's idle timeout in seconds, None where it has none. `age` is how many seconds ago its
     life began (creation or sign-in) at the time of the checkout, None where the record does not say so.
-    `unsure` is a version that a commit wrote, or did not: its outcome is not known. `successor` is the record
-    that a move has stored under a new id; set before the old record is removed, so that whoever meets a fault
-    after that still knows where the session is.
+    `unsure` names the versions, with spaces between, that commits wrote, or did not: their outcome is not
+    known. `successor` is the record that a move has stored under a new id; set before the old record is
+    removed, so that whoever meets a fault after that still knows where the session is.
     """
 
-    session_id: str
-    record: bytes
+    session_id: str = field(repr=False)
+    record: bytes = field(repr=False)
     version: str
-    token: str | None
+    token: str | None = field(repr=False)
     expires_in: float | None = None
     waited: float = 0.0
-    seal: object = None
+    seal: object = field(default=None, repr=False)
     idle: float | None = None
     age: float | None = None
     unsure: str | None = None
@@ -107,3 +108,5 @@ def raise_for(outcome: Outcome) -> None:
         raise SessionConflictError("the session was changed by another writer since it was loaded")
     if outcome is Outcome.GONE:
         raise SessionConflictError("the session was deleted or has expired since it was loaded")
+    if outcome is Outcome.UNSURE:
+        raise SessionStoreError("whether the session's change was stored is not known: a reply was lost")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -19,7 +20,7 @@ class LockPolicy:
 
     timeout: float = 10.0  # the lease, renewed while the request runs
     wait: float = 15.0  # longest wait for others, then LockTimeoutError
-    max_waiters: int = 64  # of one session in one process, then TooManyWaitersError
+    max_waiters: int = 1024  # of one session in one process, then TooManyWaitersError
     max_hold: float = 300.0  # after this the lease is not renewed any more
 
 
@@ -47,6 +48,34 @@ class RetiredIds:
         now = self._clock()
         while self._until and self._until[oldest := next(iter(self._until))] <= now:
             del self._until[oldest]
+
+
+class Latches:
+    """One task at a time reads, compares and writes what a key names; the others wait in order.
+
+    Held for that step only, never for a request: what takes its time takes the session's lock.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[anyio.Lock, int]] = {}  # the latch, and how many hold it or wait
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        """Hold the key's latch for a block. Not reentrant."""
+        latch, users = self._held.get(key) or (anyio.Lock(), 0)
+        self._held[key] = latch, users + 1
+        try:
+            async with latch:
+                yield
+        finally:
+            latch, users = self._held[key]
+            if users > 1:
+                self._held[key] = latch, users - 1
+            else:
+                del self._held[key]
 
 
 class _Waiter:
@@ -81,6 +110,18 @@ class LocalLocks:
         """Whether the lease with this token still holds the lock."""
         holder = self._holders.get(session_id)
         return holder is not None and holder[0] == token and holder[1] > self._clock()
+
+    def is_taken_over(self, session_id: str, token: str | None) -> bool:
+        """Whether another lease than this one holds the lock.
+
+        A lease that has run out does no harm as long as nobody else has taken the lock.
+        """
+        holder = self._holders.get(session_id)
+        return holder is not None and holder[0] != token
+
+    def counts(self) -> dict[str, int]:
+        """How many locks are held, and how many of these somebody waits for."""
+        return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
     def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
         """The lock's token if the lock is free, else None. Nobody who waits is overtaken."""

@@ -6,39 +6,65 @@ import heapq
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from typing import Any
 
+import anyio.lowlevel
+
 from ..data import SessionData
-from ..record import encode_checked
+from ..errors import SessionStoreError
+from ..fields import check_id
+from ..record import encode_checked, user_of
 from .base import SessionStore
-from .checkout import Checkout, Lifetime, Missing, Outcome
+from .checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from .local import LocalLocks, LockPolicy, RetiredIds
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
+_CHUNK = 100  # records looked at before the event loop has its turn
+_SHARDS = 64  # parts in which the ids are listed: to copy all of a million at once takes 20 ms
 
 
 class _Entry:
-    __slots__ = ("ends", "expires", "idle", "record", "users", "version")
+    __slots__ = ("began", "ends", "expires", "idle", "record", "users", "version")
 
-    def __init__(self, expires: float, idle: float) -> None:
+    def __init__(self, began: float, expires: float, idle: float) -> None:
         self.record = b""
         self.version = ""
-        self.expires = expires  # the absolute bound by the store's clock, inf for none
+        self.began = began  # by the store's clock: when the life that `expires` bounds began
+        self.expires = expires  # the absolute bound, inf for none
         self.idle = idle  # seconds, inf for none
-        self.ends = expires  # when it is absent: the earlier of both bounds
-        self.users: tuple[str, ...] = ()  # whose list names it; one too many is harmless
+        self.ends = min(expires, began + idle)  # when it is absent: the earlier of both bounds
+        self.users: tuple[str, ...] = ()  # whose index names it; one too many is harmless
 
     def touch(self, now: float) -> None:
         self.ends = min(self.expires, now + self.idle)
+
+    def arrive(self, rule: Lifetime | None, now: float) -> None:
+        """A request came and has to wait: it counts, unless the session is over, by the caller's rule too."""
+        if self.ends > now and (rule is None or rule.idle is None or self.last(now) + rule.idle > now):
+            self.touch(now)
+
+    def last(self, now: float) -> float:
+        """When the last request came; where the end does not tell, it is now."""
+        clipped = self.idle == math.inf or self.ends == self.expires
+        return now if clipped else self.ends - self.idle
+
+    def bound(self, lifetime: Lifetime, now: float) -> None:
+        """Shorten the bounds; the idle timeout counts from the last request, so that it may be over."""
+        last = self.last(now)
+        self.expires = math.inf if lifetime.absolute is None else now + lifetime.absolute
+        self.idle = math.inf if lifetime.idle is None else lifetime.idle
+        self.ends = min(self.expires, last + self.idle)
 
 
 class InMemorySessionStore(SessionStore):
     """Sessions in memory, for one process: gone when it ends, not shared with other workers.
 
-    Holds at most `max_sessions` records; one more evicts an expired one or else the least recently active
-    one, never one that is checked out. `clock` gives seconds and never goes back.
+    Holds at most `max_sessions` records; one more evicts an expired one, else the least recently active one
+    in which nobody is signed in, else the least recently active one; never one that is checked out. `clock`
+    gives seconds and never goes back.
     """
 
     def __init__(
@@ -59,36 +85,49 @@ class InMemorySessionStore(SessionStore):
         self.model = model
         self._clock = clock
         self._locks = LocalLocks(clock)
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently active first
+        self._entries: dict[str, _Entry] = {}
+        self._ids: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for who lists them
+        self._anonymous: OrderedDict[str, None] = OrderedDict()  # least recently active first
+        self._signed_in: OrderedDict[str, None] = OrderedDict()  # the same
         self._ends: list[
             tuple[float, str]
         ] = []  # a heap; an entry that lived on is put back when it surfaces
         self._retired = RetiredIds(clock)
-        self._users: dict[str, set[str]] = {}
+        self._index: dict[str, set[str]] = {}  # the ids of each user's sessions: who is not in it cannot move
         self._versions = 0
         self._stats = {"hits": 0, "misses": 0, "writes": 0, "deletes": 0, "evictions": 0, "expirations": 0}
 
     # -- record operations ------------------------------------------------------------------------------
 
     async def get(self, session_id: str) -> SessionData | None:
+        check_id(session_id)
         entry = self._find(session_id)
         self._stats["misses" if entry is None else "hits"] += 1
         return None if entry is None else self.read(entry.record)
 
-    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
+    async def set(
+        self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
+    ) -> bool:
         self.check(session_id, data, ttl)
         record = encode_checked(data)
         entry = self._find(session_id)
-        if entry is None or ttl is not None:
-            idle = math.inf if entry is None else entry.idle
-            self._put(session_id, record, self.default_ttl if ttl is None else ttl, idle)
+        now = self._clock()
+        if entry is None:
+            if not create:
+                return False
+            self._put(session_id, record, _Entry(now, now + (ttl or self.default_ttl), math.inf))
         else:
             self._rewrite(entry, record)
-            self._entries.move_to_end(session_id)
-        self._link(data.user_id, session_id)
+            if ttl is not None:
+                entry.expires = now + ttl
+                entry.touch(now)
+                self._note_end(session_id, entry)
+        self._set_user(data.user_id, session_id)
+        self._used(session_id)
         return True
 
     async def delete(self, session_id: str) -> bool:
+        check_id(session_id)
         if self._find(session_id) is None:
             return False
         self._drop(session_id)
@@ -96,6 +135,7 @@ class InMemorySessionStore(SessionStore):
         return True
 
     async def exists(self, session_id: str) -> bool:
+        check_id(session_id)
         return self._find(session_id) is not None
 
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
@@ -104,60 +144,122 @@ class InMemorySessionStore(SessionStore):
             return heapq.nsmallest(offset + limit, self._entries)[offset:]
         return sorted(self._entries)[offset : None if limit is None else offset + limit]
 
+    async def iter_active(self) -> AsyncGenerator[str, None]:
+        """The ids in any order; those of sessions that begin meanwhile may be among them or not."""
+        for shard in self._ids:
+            for count, session_id in enumerate(list(shard), 1):
+                if count % _CHUNK == 0:
+                    await anyio.lowlevel.checkpoint()
+                if self._find(session_id) is not None:
+                    yield session_id
+            await anyio.lowlevel.checkpoint()
+
     async def count_active(self) -> int:
         await self.cleanup_expired()
         return len(self._entries)
 
     async def cleanup_expired(self) -> int:
-        return self._sweep(len(self._ends))
+        dropped = 0
+        while self._ends and self._ends[0][0] <= self._clock():
+            dropped += self._sweep(_CHUNK)
+            await anyio.lowlevel.checkpoint()
+        return dropped
 
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
-        known = await self.get_batch(sorted(self._users.get(user_id, ())))
-        return [data for data in known.values() if data.user_id == user_id]
+    async def _sessions_of(self, user: str) -> list[SessionData]:
+        found = []
+        for session_id in sorted(self._index.get(user, ())):
+            with suppress(SessionStoreError):  # of another model: not for a list
+                found.append(await self.get(session_id))
+        return [data for data in found if data is not None and data.user_id == user]
+
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        ending = sorted(self._index.get(user, set()) - {keep}, reverse=True)
+        for session_id in ending:
+            self._unlink(user, session_id)  # all at once: from now on none of them gets a new id
+        ended = 0
+        try:
+            while ending:
+                if len(ending) % _CHUNK == 0:
+                    await anyio.lowlevel.checkpoint()
+                session_id = ending.pop()
+                entry = self._find(session_id)
+                if entry is not None and user_of(entry.record) == user:
+                    ended += await self.delete(session_id)
+        finally:
+            for session_id in ending:  # of a call that was cut off: the next one has to find them
+                await self.link_user(user, session_id, Lifetime())
+        return ended
 
     async def get_stats(self) -> dict[str, Any]:
-        active = await self.count_active()
+        expired = await self.cleanup_expired()
+        active = len(self._entries)
         return {
+            **self._facts(),
+            "total_sessions": active + expired,
             "active_sessions": active,
+            "expired_sessions": expired,
+            **self._locks.counts(),
             "max_sessions": self.max_sessions,
             "utilization": active / self.max_sessions,
-            "locked_sessions": len(self._locks),
-            "default_ttl": self.default_ttl,
             **self._stats,
         }
 
     # -- request operations -----------------------------------------------------------------------------
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
         token, waited = None, 0.0
         if lock is not None and session_id in self._entries:
             token = self._locks.try_acquire(session_id, lock)
             if token is None:
+                if not passive:
+                    self._entries[session_id].arrive(lifetime, self._clock())
                 token, waited = await self._locks.acquire(session_id, lock)
         now = self._clock()
         entry = self._entries.get(session_id)
         if entry is None or entry.ends <= now:
-            self._find(session_id)  # drops it if it has expired
-            self._locks.release(session_id, token)
-            self._stats["misses"] += 1
-            return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
+            return self._missing(session_id, token)
+        taken = Checkout(
+            session_id, entry.record, entry.version, token,
+            None if entry.expires == math.inf else entry.expires - now, waited,
+            idle=None if entry.idle == math.inf else entry.idle, age=now - entry.began,
+        )  # fmt: skip
+        if lifetime is not None:
+            bounds = shorter(lifetime, taken)
+            if bounds is not None and not self._bounded(taken, entry, bounds, now):
+                return self._missing(session_id, token)
         self._stats["hits"] += 1
-        entry.ends = min(entry.expires, now + entry.idle)
-        self._entries.move_to_end(session_id)
-        expires_in = None if entry.expires == math.inf else entry.expires - now
-        return Checkout(session_id, entry.record, entry.version, token, expires_in, waited)
+        self._used(session_id)
+        return taken
+
+    async def keep_alive(self, checkout: Checkout) -> None:
+        entry = self._find(checkout.session_id)
+        if entry is not None:
+            entry.touch(self._clock())
 
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
         if self._find(session_id) is not None:
             return None
+        now = self._clock()
         absolute = math.inf if lifetime.absolute is None else lifetime.absolute
-        self._put(session_id, record, absolute, math.inf if lifetime.idle is None else lifetime.idle)
+        idle = math.inf if lifetime.idle is None else lifetime.idle
+        self._put(session_id, record, _Entry(now, now + absolute, idle))
+        self._link(user, session_id)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
-        return Checkout(session_id, record, self._entries[session_id].version, token, lifetime.absolute)
+        return self._created(session_id, token, now)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         outcome, entry = self._judge(checkout)
@@ -169,13 +271,41 @@ class InMemorySessionStore(SessionStore):
             checkout.token = None
         return outcome
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        outcome, old = self._judge(checkout)
+        if outcome is _STORED and was is not None and checkout.session_id not in self._index.get(was, ()):
+            outcome = Outcome.GONE  # a sign-out of this user is under way
+        if outcome is _STORED and old is not None:
+            now = self._clock()
+            new = _Entry(old.began, old.expires, old.idle)
+            if lifetime is not None:
+                absolute = math.inf if lifetime.absolute is None else lifetime.absolute
+                new = _Entry(now, now + absolute, math.inf if lifetime.idle is None else lifetime.idle)
+            new.touch(now)
+            self._drop(checkout.session_id)
+            self._retired.add(checkout.session_id)
+            self._put(session_id, record, new)
+            self._link(user, session_id)
+            token = self._locks.try_acquire(session_id, lock) if lock is not None else None
+            checkout.successor = self._created(session_id, token, now)
+        await self.release(checkout)
+        return outcome
+
+    async def discard(self, checkout: Checkout) -> Outcome:
         outcome, entry = self._judge(checkout)
         if outcome is _STORED and entry is not None:
             self._drop(checkout.session_id)
             self._stats["deletes"] += 1
-            if retire:
-                self._retired.add(checkout.session_id)
         await self.release(checkout)
         return outcome
 
@@ -185,9 +315,38 @@ class InMemorySessionStore(SessionStore):
 
     # -- inside -------------------------------------------------------------------------------------------
 
+    def _facts(self) -> dict[str, Any]:
+        return {"store_type": "memory", "default_ttl": self.default_ttl}
+
+    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self.iter_active()) as active:
+            async for session_id in active:
+                yield self._entries[session_id].record
+
+    def _missing(self, session_id: str, token: str | None) -> Missing:
+        self._find(session_id)  # drops it if it has expired
+        self._locks.release(session_id, token)
+        self._stats["misses"] += 1
+        return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
+
+    def _bounded(self, taken: Checkout, entry: _Entry, bounds: Lifetime, now: float) -> bool:
+        """Shorten the bounds of a record that was stored under a longer rule; False where it ends by that."""
+        entry.bound(bounds, now)
+        self._note_end(taken.session_id, entry)
+        taken.expires_in, taken.idle = bounds.absolute, bounds.idle
+        return entry.ends > now
+
+    def _created(self, session_id: str, token: str | None, now: float) -> Checkout:
+        entry = self._entries[session_id]
+        return Checkout(
+            session_id, entry.record, entry.version, token,
+            None if entry.expires == math.inf else entry.expires - now,
+            idle=None if entry.idle == math.inf else entry.idle, age=now - entry.began,
+        )  # fmt: skip
+
     def _judge(self, checkout: Checkout) -> tuple[Outcome, _Entry | None]:
         session_id = checkout.session_id
-        if checkout.token is not None and not self._locks.owns(session_id, checkout.token):
+        if checkout.token is not None and self._locks.is_taken_over(session_id, checkout.token):
             return Outcome.LOST, None
         entry = self._entries.get(session_id)
         if entry is None or entry.ends <= self._clock():
@@ -202,29 +361,39 @@ class InMemorySessionStore(SessionStore):
             return None
         return entry
 
-    def _put(self, session_id: str, record: bytes, absolute: float, idle: float) -> None:
-        if session_id in self._entries:
-            self._drop(session_id)
+    def _put(self, session_id: str, record: bytes, entry: _Entry) -> None:
         self._sweep(_SWEEP)
         while len(self._entries) >= self.max_sessions and self._evict():
             pass
-        now = self._clock()
-        entry = self._entries[session_id] = _Entry(now + absolute, idle)
+        self._entries[session_id] = entry
+        self._ids[hash(session_id) % _SHARDS].add(session_id)
+        self._anonymous[session_id] = None
         self._rewrite(entry, record)
-        entry.touch(now)
-        heapq.heappush(self._ends, (entry.ends, session_id))
+        self._note_end(session_id, entry)
 
     def _rewrite(self, entry: _Entry, record: bytes) -> None:
         self._versions += 1  # in one process a counter never repeats
         entry.record, entry.version = record, str(self._versions)
         self._stats["writes"] += 1
 
+    def _used(self, session_id: str) -> None:
+        """The session was active: others make room before it."""
+        order = self._anonymous if session_id in self._anonymous else self._signed_in
+        order.move_to_end(session_id)
+
     def _drop(self, session_id: str) -> None:
         entry = self._entries.pop(session_id)
-        self._unlink(entry, session_id)
+        self._ids[hash(session_id) % _SHARDS].discard(session_id)
+        self._anonymous.pop(session_id, None)
+        self._signed_in.pop(session_id, None)
+        for user_id in entry.users:
+            self._forget(user_id, session_id)
+
+    def _note_end(self, session_id: str, entry: _Entry) -> None:
         if len(self._ends) > 2 * len(self._entries) + 64:  # mostly of records that are gone: build it anew
-            self._ends = [(entry.ends, known) for known, entry in self._entries.items()]
+            self._ends = [(each.ends, known) for known, each in self._entries.items()]
             heapq.heapify(self._ends)
+        heapq.heappush(self._ends, (entry.ends, session_id))
 
     def _sweep(self, most: int) -> int:
         """Drop expired records, looking at no more than `most` of those whose end may have come."""
@@ -243,17 +412,20 @@ class InMemorySessionStore(SessionStore):
         return dropped
 
     def _evict(self) -> bool:
-        """Make room: an expired record, else the least recently active one that nobody has checked out."""
+        """Make room: see the class. False where everything is checked out."""
         while self._ends and self._ends[0][0] <= self._clock():
             if self._sweep(1):  # one is enough: the others go with those that are created after this one
                 return True
-        for _ in range(len(self._entries)):
-            session_id = next(iter(self._entries))
+        return self._evict_from(self._anonymous) or self._evict_from(self._signed_in)
+
+    def _evict_from(self, order: OrderedDict[str, None]) -> bool:
+        for _ in range(len(order)):
+            session_id = next(iter(order))
             if session_id not in self._locks:
                 self._drop(session_id)
                 self._stats["evictions"] += 1
                 return True
-            self._entries.move_to_end(session_id)
+            order.move_to_end(session_id)
         return False
 
     def _link(self, user_id: str | None, session_id: str) -> None:
@@ -261,11 +433,27 @@ class InMemorySessionStore(SessionStore):
             entry = self._entries[session_id]
             if user_id not in entry.users:
                 entry.users += (user_id,)
-            self._users.setdefault(user_id, set()).add(session_id)
+            self._index.setdefault(user_id, set()).add(session_id)
+            if self._anonymous.pop(session_id, session_id) is None:
+                self._signed_in[session_id] = None
 
-    def _unlink(self, entry: _Entry, session_id: str) -> None:
-        for user_id in entry.users:
-            sessions = self._users[user_id]
-            sessions.discard(session_id)
-            if not sessions:
-                del self._users[user_id]
+    def _set_user(self, user_id: str | None, session_id: str) -> None:
+        """The record says who is signed in: nobody else is."""
+        for other in self._entries[session_id].users:
+            if other != user_id:
+                self._unlink(other, session_id)
+        self._link(user_id, session_id)
+
+    def _unlink(self, user_id: str, session_id: str) -> None:
+        """Nobody is signed in any more where this was the only one."""
+        self._forget(user_id, session_id)
+        entry = self._entries[session_id]
+        entry.users = tuple(other for other in entry.users if other != user_id)
+        if not entry.users and self._signed_in.pop(session_id, session_id) is None:
+            self._anonymous[session_id] = None
+
+    def _forget(self, user_id: str, session_id: str) -> None:
+        sessions = self._index.get(user_id, set())
+        sessions.discard(session_id)
+        if not sessions:
+            self._index.pop(user_id, None)

@@ -1,139 +1,314 @@
-"""The request operations, as any store has them by its record operations: what the middleware calls."""
+"""The request operations, as any store has them by its primitives: what the middleware calls."""
 
 from __future__ import annotations
 
-import abc
-import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from ..data import SessionData
 from ..errors import SessionStoreError
 from ..fields import check_id
-from ..record import decode, encode
+from ..record import decode, encode_checked, misfit, user_of
 from .checkout import Checkout, Lifetime, Missing, Outcome
-from .local import LocalLocks, LockPolicy, RetiredIds
+from .local import Latches, LocalLocks, LockPolicy, RetiredIds
+from .primitives import Values
+from .value import Value
+
+_STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
-class RequestOperations(abc.ABC):
-    """Check out, create, commit, discard, release, renew: locked within the process, compared before written.
+class RequestOperations:
+    """Check out, create, commit, move, discard, release: locked within the process, compared before written.
 
-    Built on the four record operations that every store implements. Stores for more than one process override
-    all of this with atomic operations.
+    Built on four primitives, `read_value`, `write_value`, `delete_value` and `iter_ids`, which are all that a
+    store has to implement. Each operation holds its session while it reads, compares and writes, so that no
+    change of this process comes between. Stores for more than one process override all of this with atomic
+    operations.
     """
 
     model: type[SessionData] = SessionData
     default_ttl: float = 3600
     lock_policy: LockPolicy | None = None
+    shared = False  # made from a URL, or by default, for every middleware of this process that says the same
+    openers = 0  # middlewares whose apps have started and not yet shut down
 
     # -- life of the store itself -----------------------------------------------------------------------
 
     def __init__(self) -> None:
+        self._check_primitives()
         self._locks = LocalLocks()
         self._retired = RetiredIds()
+        self._primitives = Values(self)
+        self._users = Latches()  # of users who are being signed out, or whose session gets a new id
         self._responses = 0
         self._response_seconds = 0.0
 
+    def now(self) -> float:
+        """The store's clock, which alone decides what has expired: seconds since the epoch."""
+        return time.time()
+
     # -- what a store implements ------------------------------------------------------------------------
 
-    @abc.abstractmethod
-    async def get(self, session_id: str) -> SessionData | None:
-        """The record, None where it is absent. Takes no lock and does not count as activity."""
+    async def read_value(self, session_id: str) -> bytes | None:
+        """What was written under this id, None where nothing is; raise `SessionStoreError` on a fault."""
+        raise AssertionError("checked in the constructor")
 
-    @abc.abstractmethod
-    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
+    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+        """Write the value under this id, whatever lies there; it may be forgotten after `ttl` seconds.
+
+        Not cancelled once it has begun, so bound what the backend may take.
+        """
+        raise AssertionError("checked in the constructor")
+
+    async def delete_value(self, session_id: str) -> None:
+        """Delete what lies under this id; nothing where nothing does. Not cancelled once it has begun."""
+        raise AssertionError("checked in the constructor")
+
+    def iter_ids(self) -> AsyncGenerator[str, None]:
+        """Every id that has a value, in any order; one that comes or goes meanwhile may be missing."""
+        raise AssertionError("checked in the constructor")
+
+    def _check_primitives(self) -> None:
+        """`TypeError` for a store that has neither the primitives nor operations of its own."""
+        kind = type(self)
+        names = ("read_value", "write_value", "delete_value", "iter_ids")
+        missing = [name for name in names if getattr(kind, name) is getattr(RequestOperations, name)]
+        if missing and kind.checkout is RequestOperations.checkout:
+            raise TypeError(f"{kind.__name__} has to implement {', '.join(missing)}: see SessionStore")
+
+    # -- record operations ------------------------------------------------------------------------------
+
+    async def get(self, session_id: str) -> SessionData | None:
+        """The record, None where it is absent. Takes no lock and does not count as activity.
+
+        `SessionStoreError` where something else lies there.
+        """
+        check_id(session_id)
+        found = await self._primitives.find(session_id)
+        if isinstance(found, Value):
+            return self.read(found.record)
+        if found is Missing.UNREADABLE:
+            raise SessionStoreError(FOREIGN)
+        return None
+
+    async def set(
+        self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
+    ) -> bool:
         """Store the record whoever holds it; True when stored.
 
-        Without `ttl` (seconds) an existing record keeps its remaining time and a new one gets
-        `default_ttl`. Never waits: a request that holds the session then finds its commit refused.
-        `ValueError` for ttl ≤ 0 or another session's data, `SessionDataError` for what cannot be stored.
+        Without `ttl` (seconds) an existing record keeps its remaining time and a new one gets `default_ttl`.
+        Never waits for a request: one that holds the session finds its commit refused. `create=False` never
+        brings back a record that has ended: False then. `ValueError` for ttl ≤ 0 or another session's data,
+        `SessionDataError` for what cannot be stored.
         """
+        self.check(session_id, data, ttl)
+        record = encode_checked(data)
+        async with self._primitives.hold(session_id):
+            found = await self._primitives.find(session_id)
+            if found is Missing.UNREADABLE:
+                raise SessionStoreError(FOREIGN)
+            if isinstance(found, Value):
+                found.rewrite(record)
+                if ttl is not None:
+                    found.ends = self.now() + ttl
+                    found.touch(self.now())
+            elif not create:
+                return False
+            else:
+                found = Value.new(record, Lifetime(self.default_ttl if ttl is None else ttl), self.now())
+            await self._primitives.write(session_id, found)
+        return True
 
-    @abc.abstractmethod
     async def delete(self, session_id: str) -> bool:
         """Delete the record; False where it was absent. Never waits; a holder's commit is then refused."""
-
-    @abc.abstractmethod
-    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
-        """The ids of the records that are not absent, in sorted order; `limit=0` gives none."""
+        check_id(session_id)
+        async with self._primitives.hold(session_id):
+            found = await self._primitives.find(session_id)
+            if found is Missing.UNREADABLE:
+                raise SessionStoreError(FOREIGN)
+            if isinstance(found, Missing):
+                return False
+            await self._primitives.erase(session_id)
+        return True
 
     async def exists(self, session_id: str) -> bool:
         """Whether the record is there."""
-        return await self.get(session_id) is not None
+        check_id(session_id)
+        return isinstance(await self._primitives.find(session_id), Value)
+
+    async def iter_active(self) -> AsyncGenerator[str, None]:
+        """The ids of the records that are not absent, one after the other, in any order.
+
+        Wrap it in `contextlib.aclosing` where you may stop before the end.
+        """
+        async with aclosing(self.iter_ids()) as known:
+            async for session_id in known:
+                if await self.exists(session_id):
+                    yield session_id
+
+    async def cleanup_expired(self) -> int:
+        """Drop expired records now and say how many; 0 where the backend does so by itself."""
+        return sum(
+            [await self._primitives.drop_expired(known) for known in [each async for each in self.iter_ids()]]
+        )
+
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        """See `SessionStore.delete_for_user`: no session of this user's gets a new id meanwhile."""
+        async with self._users.hold(user):
+            known = [session_id async for session_id in self.iter_ids() if session_id != keep]
+            return sum([await self._end_if_of(user, session_id) for session_id in known])
+
+    async def _end_if_of(self, user_id: str, session_id: str) -> bool:
+        async with self._primitives.hold(session_id):
+            found = await self._primitives.find(session_id)
+            if not isinstance(found, Value) or user_of(found.record) != user_id:
+                return False
+            await self._primitives.erase(session_id)
+            return True
 
     # -- request operations: what the middleware calls ------------------------------------------------
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
-        """Lock (unless `lock` is None) and load; an idle timeout restarts.
+        """Lock (unless `lock` is None) and load.
 
-        `lifetime` is the rule of the caller for stores that do not keep one with the record; None leaves the
-        TTL alone there. Waits for others at most `lock.wait` seconds, then `LockTimeoutError`; behind
-        `lock.max_waiters` others `TooManyWaitersError` at once. A cancelled checkout leaves nothing behind.
+        `lifetime` is the caller's rule: a record with longer bounds gets these, and one that has ended by
+        them is absent; None leaves its bounds alone. The idle timeout does not restart (see `keep_alive`),
+        but a request that has to wait counts from its arrival, unless it is `passive`. Waits for others at
+        most `lock.wait` seconds, then `LockTimeoutError`; behind `lock.max_waiters` others
+        `TooManyWaitersError` at once. A cancelled checkout leaves nothing behind.
         """
         token, waited = None, 0.0
         if lock is not None:
-            token, waited = await self._locks.acquire(session_id, lock)
+            token = self._locks.try_acquire(session_id, lock)
+            if token is None:
+                if not passive:
+                    await self._primitives.touch(session_id, lifetime)
+                token, waited = await self._locks.acquire(session_id, lock)
         try:
-            data = await self.get(session_id)
-            if data is None:
-                self._locks.release(session_id, token)
-                return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
-            expires_in = await self._extend(data, lifetime)
+            async with self._primitives.hold(session_id):
+                found = await self._primitives.bounded(session_id, lifetime)
         except BaseException:
             self._locks.release(session_id, token)
             raise
-        record = encode(data)
-        return Checkout(session_id, record, _digest(record), token, expires_in, waited)
+        if isinstance(found, Value):
+            return found.checkout(session_id, self.now(), token, waited)
+        self._locks.release(session_id, token)
+        return Missing.RETIRED if found is Missing.ABSENT and session_id in self._retired else found
+
+    async def keep_alive(self, checkout: Checkout) -> None:
+        """Note that a request came, from the client that the record is for: the idle timeout restarts."""
+        await self._primitives.touch(checkout.session_id)
 
     async def create(
-        self, session_id: str, record: bytes, lifetime: Lifetime, lock: LockPolicy | None
+        self,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime,
+        lock: LockPolicy | None,
+        user: str | None = None,
     ) -> Checkout | None:
-        """Store a new record, and lock it for the caller unless `lock` is None; None where the id exists."""
-        token, _ = await self._locks.acquire(session_id, lock or LockPolicy())
-        created = False
-        try:
-            if not await self.exists(session_id):
-                created = await self.set(session_id, self.read(record), lifetime.ttl())
-        finally:
-            if lock is None or not created:
-                self._locks.release(session_id, token)
-        if not created:
-            return None
-        return Checkout(
-            session_id, record, _digest(record), token if lock is not None else None, lifetime.absolute
-        )
+        """Store a new record, and lock it for the caller unless `lock` is None; None where the id exists.
+
+        `user` is who is signed in in it: a store with an index of users enters it there.
+        """
+        async with self._primitives.hold(session_id):
+            if await self._primitives.find(session_id) is not Missing.ABSENT:
+                return None
+            created = Value.new(record, lifetime, self.now())
+            await self._primitives.write(session_id, created)
+            token = self._locks.try_acquire(session_id, lock) if lock is not None else None
+            return created.checkout(session_id, created.began, token)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         """Write the record if the lease, the version and the record are still what was checked out.
 
-        The TTL is kept. With `release` the lock is let go in the same trip, whatever the outcome. When
-        stored, `checkout` describes the new version.
+        The bounds are kept. A lease that has run out does no harm where nobody has taken the lock since: the
+        version tells. With `release` the lock is let go in the same trip, whatever the outcome. When stored,
+        `checkout` describes the new version. On a fault whether it is stored is not known, and the caller may
+        commit again: a version that was written by such a try counts as the one loaded.
         """
         try:
-            outcome = await self._refusal(checkout)
-            if outcome is Outcome.STORED:
-                await self.set(checkout.session_id, self.read(record))
-                checkout.record, checkout.version = record, _digest(record)
-            return outcome
+            async with self._primitives.hold(checkout.session_id):
+                found = await self._changeable(checkout)
+                if not isinstance(found, Value):
+                    return found
+                found.rewrite(record)
+                checkout.unsure = f"{checkout.unsure or ''} {found.version}".lstrip()
+                await self._primitives.write(checkout.session_id, found)
+            checkout.record, checkout.version, checkout.unsure = record, found.version, None
+            return _STORED
         finally:
             if release:
                 await self.release(checkout)
 
-    async def discard(self, checkout: Checkout, *, retire: bool) -> Outcome:
-        """Delete the checked-out record if lease and version still hold, and let the lock go.
+    async def move(
+        self,
+        checkout: Checkout,
+        session_id: str,
+        record: bytes,
+        *,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        was: str | None,
+        user: str | None,
+    ) -> Outcome:
+        """Store `record` under a new id that nobody knows, then retire the checked-out one.
 
-        With `retire` the id is remembered for `RETIRED_FOR` seconds: it was replaced by another. STORED
-        when the record is gone by this call, GONE where it was absent already.
+        `was` is the user of the old record and `user` that of the new one; a sign-out of `was` that is under
+        way ends the session: GONE. `lifetime` None keeps the old record's bounds. STORED: the new record is
+        `checkout.successor`, the old id is remembered for `RETIRED_FOR` seconds. Any other outcome leaves
+        nothing of the new one. On a fault `successor` is set if the old record may be gone: the session is
+        there then. Whoever dies on the way leaves the old session whole, or a record whose id nobody knows.
         """
         try:
-            outcome = await self._refusal(checkout)
-            if outcome is Outcome.STORED:
-                await self.delete(checkout.session_id)
-                if retire:
-                    self._retired.add(checkout.session_id)
-            return outcome
+            async with self._users.hold(was or ""), self._primitives.hold(checkout.session_id):
+                found = await self._changeable(checkout)
+                if not isinstance(found, Value):
+                    return found
+                await self._succeed(checkout, found, session_id, record, lifetime, lock)
+                return _STORED
+        finally:
+            await self.release(checkout)
+
+    async def _succeed(
+        self,
+        checkout: Checkout,
+        old: Value,
+        session_id: str,
+        record: bytes,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+    ) -> None:
+        now = self.now()
+        new = Value.new(record, lifetime or Lifetime(), now)
+        if lifetime is None:
+            new.began, new.ends, new.idle, new.until = old.began, old.ends, old.idle, now + old.idle
+        await self._primitives.write(session_id, new)
+        token = self._locks.try_acquire(session_id, lock) if lock is not None else None
+        checkout.successor = new.checkout(session_id, now, token)
+        await self._primitives.erase(checkout.session_id)
+        self._retired.add(checkout.session_id)
+
+    async def discard(self, checkout: Checkout) -> Outcome:
+        """Delete the checked-out record if lease and version still hold, and let the lock go.
+
+        STORED when the record is gone by this call, GONE where it was absent already.
+        """
+        try:
+            async with self._primitives.hold(checkout.session_id):
+                found = await self._changeable(checkout)
+                if not isinstance(found, Value):
+                    return found
+                await self._primitives.erase(checkout.session_id)
+                return _STORED
         finally:
             await self.release(checkout)
 
@@ -149,30 +324,32 @@ class RequestOperations(abc.ABC):
         """Prolong the leases; False for each that was lost."""
         return [self._locks.owns(checkout.session_id, checkout.token) for checkout in checkouts]
 
-    async def link_user(  # noqa: B027  # a hook: without an index the records are searched
-        self, user_id: str, session_id: str, lifetime: Lifetime
-    ) -> None:
-        """Note that the session belongs to this user, for `list_for_user`: before the commit of a change of
-        user, after the creation of a session (whose cookie nobody has yet).
+    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
+        """Note that the session belongs to this user, for a store with an index.
 
-        A link may outlive its session: `list_for_user` believes the record only.
+        Called before the commit of a change of user under one id, and when a rolling session is prolonged.
+
+        A link may outlive its session, and never undoes a sign-out: the records are believed.
         """
 
     # -- life of the store itself -----------------------------------------------------------------------
 
     def bind(self, model: type[SessionData], lock_policy: LockPolicy) -> None:
-        """Take model and lock settings from the middleware, where the store was given none of its own."""
+        """Take model and lock settings from the middleware, where the store was given none of its own.
+
+        A shared store goes by the latest middleware, but keeps a model that is the more special one.
+        """
         if not hasattr(self, "_locks"):
             raise TypeError(f"{type(self).__name__}.__init__ has to call super().__init__()")
-        if self.model is SessionData:
+        if self.model is SessionData or (self.shared and not issubclass(self.model, model)):
             self.model = model
-        if self.lock_policy is None:
+        if self.lock_policy is None or self.shared:
             self.lock_policy = lock_policy
 
-    async def open(self) -> None:  # noqa: B027  # a hook
+    async def open(self) -> None:
         """Make ready for the first request; a backend that is down is no error yet."""
 
-    async def aclose(self) -> None:  # noqa: B027  # a hook
+    async def aclose(self) -> None:
         """Let go of connections; a later call opens them again."""
 
     def read(self, record: bytes) -> SessionData:
@@ -180,8 +357,7 @@ class RequestOperations(abc.ABC):
         try:
             return decode(self.model, record)
         except ValueError as error:
-            name = self.model.__name__
-            raise SessionStoreError(f"the record cannot be read as {name}; it is left as it is") from error
+            raise SessionStoreError(str(misfit(self.model, error))) from error
 
     def note_response(self, seconds: float) -> None:
         """Count a request's duration for `get_metrics`."""
@@ -196,24 +372,18 @@ class RequestOperations(abc.ABC):
         if ttl is not None and not ttl > 0:
             raise ValueError("ttl is a number of seconds above 0; use delete() to end a session")
 
-    async def _refusal(self, checkout: Checkout) -> Outcome:
-        if checkout.token is not None and not self._locks.owns(checkout.session_id, checkout.token):
-            return Outcome.LOST
-        data = await self.get(checkout.session_id)
-        if data is None:
+    async def _changeable(self, checkout: Checkout) -> Value | Outcome:
+        """The record that a checkout may change, or why it may not."""
+        if checkout.token is not None and self._locks.is_taken_over(checkout.session_id, checkout.token):
+            return Outcome.LOST if checkout.unsure is None else Outcome.UNSURE
+        found = await self._primitives.find(checkout.session_id)
+        if found is Missing.ABSENT:
             return Outcome.GONE
-        return Outcome.STORED if _digest(encode(data)) == checkout.version else Outcome.CONFLICT
-
-    async def _extend(self, data: SessionData, lifetime: Lifetime | None) -> float | None:
-        if lifetime is None or lifetime.absolute is None:
-            left = None
-        else:
-            left = lifetime.absolute - (time.time() - data.created_at.timestamp())
-        if lifetime is not None and lifetime.idle is not None:
-            ttl = lifetime.idle if left is None else min(lifetime.idle, left)
-            await self.set(data.session_id, data, max(ttl, 0.001))
-        return left
+        if isinstance(found, Value):
+            known = checkout.unsure.split() if checkout.unsure else ()
+            if found.version == checkout.version or found.version in known:
+                return found
+        return Outcome.CONFLICT if checkout.unsure is None else Outcome.UNSURE
 
 
-def _digest(record: bytes) -> str:
-    return hashlib.sha256(record).hexdigest()
+FOREIGN = "what lies under this id is not a session record; it is left alone"

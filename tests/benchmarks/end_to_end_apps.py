@@ -71,12 +71,17 @@ class Watched(SessionStore):
         self._latest: dict[str, Checkout] = {}
 
     async def checkout(
-        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None
+        self,
+        session_id: str,
+        lock: LockPolicy | None,
+        lifetime: Lifetime | None,
+        *,
+        passive: bool = False,
     ) -> Checkout | Missing:
         latest = self._latest.get(session_id)
         if latest is not None and latest.token is not None:
             self.met += 1
-        taken = await super().checkout(session_id, lock, lifetime)
+        taken = await super().checkout(session_id, lock, lifetime, passive=passive)
         if isinstance(taken, Checkout):
             self._latest[session_id] = taken
         return taken

@@ -116,7 +116,7 @@ class Spoken:
     acquire: Command
     commit: Command
     token: bytes
-    version: bytes  # that was loaded
+    version: bytes  # that was loaded, as far as a commit compares it
     following: bytes  # that was written; its first 16 bytes are random
 
 
@@ -163,7 +163,7 @@ async def record_cycle(port: int, *, release: bool = True) -> Spoken:
         recorder.commands.clear()
         taken = await store.checkout(name, POLICY, LIFETIME)
         assert isinstance(taken, Checkout)
-        token, version = str(taken.token).encode(), taken.version.encode()
+        token, version = str(taken.token).encode(), taken.version[:44].encode()
         done_or_raise(await store.commit(taken, record_of(name), release=release))
         calls = [command for command in recorder.commands if command[0] == b"EVALSHA"]
         await store.release(taken)
@@ -262,7 +262,7 @@ class Floor:
         head, tail = self._acquire[number]
         token = b"%032x" % next(self._count)
         reply = await self._call(head + token + tail)
-        if type(reply) is not bytes or not reply.startswith(b"asgi1:"):
+        if type(reply) is not bytes or not reply.startswith(b"asgi2:"):
             raise RuntimeError(f"the session cannot be had: {reply}")
         return token, reply[6:50]
 
@@ -270,7 +270,7 @@ class Floor:
         one, two, three, four = self._commit[number]
         nonce = b"%016x" % next(self._count)
         reply = await self._call(one + token + two + version + three + nonce + four)
-        if reply != b"STORED":
+        if reply != b"STORED" + nonce:
             raise RuntimeError(f"the commit was refused: {reply}")
 
 
@@ -440,7 +440,7 @@ class RedisBenchmark:
 
     async def prepare(self, spoken: Spoken) -> None:
         """Lay down records that every commit finds as it expects them, and their locks."""
-        value = next(arg for arg in spoken.commit if arg.startswith(b"asgi1:" + spoken.following))
+        value = next(arg for arg in spoken.commit if arg.startswith(b"asgi2:" + spoken.following))
         record, lock = spoken.commit[3:5]
         async with Redis(port=self.port) as client:
             for first in range(0, self.keyspace, 1000):
@@ -473,8 +473,8 @@ def commit_again(spoken: Spoken) -> list[str]:
     for arg in spoken.commit:
         if arg == lock:
             again.append(b"held:" + _random(lock))
-        elif arg == b"asgi1:" + spoken.version:
-            again.append(b"asgi1:" + spoken.following)
+        elif arg == b"asgi2:" + spoken.version:
+            again.append(b"asgi2:" + spoken.following[:44])
         else:
             again.append(_random(arg) if arg.startswith(record) else arg)
     return [arg.decode() for arg in again]
@@ -501,7 +501,7 @@ async def server_table(server: RedisServer, calls: int) -> Table:
     spoken = await record_cycle(server.port, release=False)
     benchmark = RedisBenchmark(binary, server.port, calls)
     await benchmark.prepare(spoken)
-    await expect(server.url, acquire_again(spoken), b"asgi1:")
+    await expect(server.url, acquire_again(spoken), b"asgi2:")
     await expect(server.url, commit_again(spoken), b"STORED")
     commands = {
         "acquire": acquire_again(spoken),

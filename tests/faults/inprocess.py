@@ -48,7 +48,7 @@ class Process:
             answer.messages.append(message)
 
         headers = [] if cookie is None else [(b"cookie", f"session={cookie}".encode())]
-        full = http_scope(headers=headers, client=CLIENT, **scope)
+        full = http_scope(headers=headers, **{"client": CLIENT, **scope})
         full["tests.app"] = app
         await self._middleware(full, receive, send)
         return answer

@@ -49,12 +49,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Worker:
-    """A process of its own that serves an app; what it prints is added to `output`."""
+    """A process of its own that serves an app; what it prints is added to `output`.
+
+    UVICORN among the variables holds further options of the server.
+    """
 
     def __init__(self, variables: Mapping[str, str], output: Path) -> None:
         self._port = quiet_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._app = variables.get("APP", "faults.app:from_environment")
+        self._options = variables.get("UVICORN", "").split()
         self._output = output
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self._environment = {**os.environ, "PYTHONPATH": path, **variables}
@@ -63,7 +67,7 @@ class Worker:
     def start(self) -> None:
         """Start; it takes a moment until it serves."""
         command = [sys.executable, "-m", "uvicorn", "--factory", self._app]
-        command += ["--port", str(self._port), "--log-level", "warning"]
+        command += ["--port", str(self._port), "--log-level", "warning", *self._options]
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output)
 

@@ -193,7 +193,7 @@ class Attempt:
         await self.browser.assert_free()
         store = self.browser.process.store
         records = await store.get_batch(await store.list_active())
-        states = [(data.metadata.get("n"), data.user_id) for data in records.values()]
+        states = [(data.metadata.get("n"), data.user_id) for data in records.values() if data is not None]
         after = self.scenario.after
         assert set(states) <= {OLD, after}
         if self.finished:

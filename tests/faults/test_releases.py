@@ -103,6 +103,76 @@ async def test_two_releases_at_once(redis_url: str, raw: Redis) -> None:
         assert (len(data.cart), data.visits) == (21, 10)
 
 
+def read(session: Session) -> None:
+    """Look, and change nothing."""
+    assert session.get("n") in (None, 0)
+
+
+async def lie_idle(browser: Browser, seconds: float) -> None:
+    """So many seconds of the idle timeout are left."""
+    await browser.raw.pexpire(browser.key, round(seconds * 1000))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("left", [80, 20])
+async def test_a_shorter_idle_timeout_binds_older_sessions(
+    redis_url: str, raw: Redis, read_only: bool, left: int
+) -> None:
+    """A release with half of the time ends what has been idle for longer than that, and nothing else."""
+    shorter = {"idle_timeout": 50, "read_only": ["/*"] if read_only else []}
+    async with process_at(redis_url, idle_timeout=100) as old, process_at(redis_url, **shorter) as new:
+        browser = Browser(old, raw)
+        await browser.open(page(lambda session: session.update(n=0)))
+        await lie_idle(browser, left)
+        seen: list[object] = []
+        await browser.at(new).open(page(lambda session: seen.append(session.get("n"))))
+        assert seen == [0 if left == 80 else None]
+        assert bool(await raw.exists(browser.key)) is (left == 80 or read_only)
+
+
+async def test_another_client_is_no_activity(redis_url: str, raw: Redis) -> None:
+    """Whose fingerprint does not fit gets a fresh session, and the idle timeout of the other goes on."""
+    async with process_at(redis_url, idle_timeout=100) as process:
+        browser = Browser(process, raw)
+        await browser.open(page(lambda session: session.update(n=0)))
+        await lie_idle(browser, 20)
+        await browser.open(page(read), client=("198.51.100.9", 1))
+        assert process.events[-1] == "fingerprint_mismatch"
+        assert await raw.pttl(browser.key) <= 20_000
+        await browser.open(page(read))
+        assert await raw.pttl(browser.key) > 95_000
+
+
+async def test_records_of_the_release_before_go_on(redis_url: str, raw: Redis) -> None:
+    """What was written in the old format is read, changed and moved; each change is in the new one."""
+    async with process_at(redis_url, idle_timeout=100) as process:
+        browser = Browser(process, raw)
+
+        async def value_of(browser: Browser) -> bytes:
+            value = await raw.get(browser.key)
+            assert isinstance(value, bytes)
+            return value
+
+        async def make_old() -> None:
+            value = await value_of(browser)
+            await raw.set(browser.key, b"asgi1" + value[5:51] + value[65:], keepttl=True)
+
+        await browser.open(page(lambda session: session.update(n=0)))
+        for act in (
+            lambda session: session.update(m=1),
+            Session.regenerate_id,
+            lambda session: session.login("ada"),
+        ):
+            await make_old()
+            assert (await browser.open(page(read))).status == 200
+            assert (await value_of(browser))[:6] == b"asgi1:"
+            assert (await browser.open(page(act))).status == 200
+            assert (await value_of(browser))[:6] == b"asgi2:"
+        data = await browser.stored()
+        assert data is not None
+        assert (data.metadata, data.user_id) == ({"n": 0, "m": 1}, "ada")
+
+
 async def assert_ends_for_all(site: Site) -> None:
     """A session whose time is up by Redis' clock is gone, whatever a worker's clock says."""
     async with browser_like() as http:

@@ -160,6 +160,8 @@ class Book:
 
     def decision(self) -> str:
         if self.loaded is None:
+            if not self.now.blank:
+                self._notice_sign_in(None)
             return "nothing" if self.now.blank else "create"
         if self.fate == "end":
             return "delete" if self.now.blank else "replace"
@@ -168,7 +170,12 @@ class Book:
             return "move" if self.fate == "move" else "nothing"
         if self.modified and self.now.blank:
             return "delete"
+        self._notice_sign_in(self.loaded.content.fields["user_id"])
         return "move" if self.fate == "move" else "write"
+
+    def _notice_sign_in(self, before: str | None) -> None:
+        if self.now.fields["user_id"] not in (None, before) and self.fate == "keep":
+            self.fate = "move"
 
     def commit(self) -> str:
         """What became of it: "stored" or "gone"; `RefusedError` for what is answered with an error."""
@@ -358,7 +365,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "escalated": st.booleans(),
 }
 INVALID = [
-    ("user_id", "a b"),
+    ("user_id", "a -- b"),
     ("user_id", 1),
     ("message_count", -1),
     ("message_count", 100_001),

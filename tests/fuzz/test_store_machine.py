@@ -1,4 +1,4 @@
-"""Both stores against one model with a clock: every operation, in any order, at any time.
+"""Every kind of store against one model with a clock: every operation, in any order, at any time.
 
 Times are chosen so that nothing ends within seconds of a step of the clock: what really passes
 does not count. In Redis time passes by moving every end that is written there.
@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import copy
 import math
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import pytest
@@ -19,6 +18,7 @@ from asgi import Clock
 from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from moves import retire
 from redis import Redis
 from redis_server import RedisServer
 
@@ -26,147 +26,16 @@ from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, Sess
 from asgi_sessions.errors import LockTimeoutError, SessionConflictError, SessionDataError, SessionLockError
 from asgi_sessions.record import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
 from asgi_sessions.stores.redis import RedisSessionStore
 from fuzz import effort, explore
+from fuzz.store_model import DEFAULT_TTL, LEASE, Entry, Kind, Lease, Model, Out
 
 T = TypeVar("T")
 
-DEFAULT_TTL = 3500.0
-LEASE = 300.0
-RETIRED_FOR = 60.0
 POLICY = LockPolicy(timeout=LEASE, wait=0.001, max_hold=LEASE)
 IDS = ["a", "ünï.2", "0" * 32]
 USERS = ["ada", "bob"]
-
-# --- the model ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Entry:
-    """A record and its ends: the absolute one, and the idle one that restarts."""
-
-    data: SessionData
-    expires: float
-    idle: float
-    ends: float
-    version: int
-
-
-@dataclass
-class Lease:
-    """Who holds a lock, and until when."""
-
-    owner: Out
-    ends: float
-
-
-@dataclass(eq=False)
-class Out:
-    """A checkout: what was loaded, which version, under which lock."""
-
-    real: Checkout
-    session_id: str
-    version: int
-    locked: bool
-    data: SessionData
-
-
-@dataclass
-class Model:
-    """What any store holds. Where the two differ, they are told by the three flags."""
-
-    in_redis: bool
-    room: float
-    now: float = 0.0
-    versions: int = 0
-    entries: dict[str, Entry] = field(default_factory=dict)  # least recently active first
-    leases: dict[str, Lease] = field(default_factory=dict)
-    retired: dict[str, float] = field(default_factory=dict)
-
-    def find(self, session_id: str) -> Entry | None:
-        entry = self.entries.get(session_id)
-        return entry if entry is not None and entry.ends > self.now else None
-
-    def alive(self) -> dict[str, Entry]:
-        return {name: entry for name, entry in self.entries.items() if entry.ends > self.now}
-
-    def lease(self, session_id: str) -> Lease | None:
-        found = self.leases.get(session_id)
-        return found if found is not None and found.ends > self.now else None
-
-    def put(self, data: SessionData, absolute: float, idle: float) -> None:
-        """A record with a new life."""
-        self.entries.pop(data.session_id, None)
-        self.make_room()
-        self.versions += 1
-        ends = self.now + min(absolute, idle)
-        stored = data.model_copy(deep=True)
-        self.entries[data.session_id] = Entry(stored, self.now + absolute, idle, ends, self.versions)
-
-    def make_room(self) -> None:
-        """The expired go first, then the least recently active; who is checked out counts as active."""
-        if len(self.entries) < self.room:
-            return
-        self.entries = self.alive()
-        for session_id in list(self.entries):
-            if len(self.entries) < self.room:
-                return
-            if session_id in self.leases:
-                self.entries[session_id] = self.entries.pop(session_id)
-            else:
-                del self.entries[session_id]
-
-    def store(self, data: SessionData, ttl: float | None) -> None:
-        entry = self.find(data.session_id)
-        if entry is None or ttl is not None:
-            idle = math.inf if entry is None else entry.idle
-            self.put(data, DEFAULT_TTL if ttl is None else ttl, idle)
-        else:
-            self.rewrite(entry, data)
-            self.active(data.session_id)
-
-    def rewrite(self, entry: Entry, data: SessionData) -> None:
-        self.versions += 1
-        entry.data, entry.version = data.model_copy(deep=True), self.versions
-
-    def active(self, session_id: str) -> None:
-        self.entries[session_id] = self.entries.pop(session_id)
-
-    def request(self, session_id: str) -> Entry | None:
-        """A request came: the idle timeout restarts."""
-        entry = self.find(session_id)
-        if entry is not None:
-            entry.ends = min(entry.expires, self.now + entry.idle)
-            self.active(session_id)
-        return entry
-
-    def delete(self, session_id: str) -> bool:
-        there = self.find(session_id) is not None
-        self.entries.pop(session_id, None)
-        if self.in_redis:
-            self.leases.pop(session_id, None)  # there is nothing to lock any more
-        return there
-
-    def judge(self, out: Out) -> set[Outcome]:
-        """What a commit or discard of this checkout may come to."""
-        entry, lease = self.find(out.session_id), self.lease(out.session_id)
-        lost = out.locked and (lease is None or lease.owner is not out)
-        if lost:
-            return {Outcome.LOST, Outcome.GONE} if entry is None else {Outcome.LOST}
-        if entry is None:
-            return {Outcome.GONE}
-        return {Outcome.STORED if entry.version == out.version else Outcome.CONFLICT}
-
-    def let_go(self, out: Out) -> None:
-        lease = self.leases.get(out.session_id)
-        if lease is not None and lease.owner is out:
-            del self.leases[out.session_id]
-        out.locked = False
-
-    def is_busy(self, session_id: str) -> bool:
-        return self.lease(session_id) is not None
-
 
 # --- values ---------------------------------------------------------------------------------------
 
@@ -174,6 +43,12 @@ ids = st.sampled_from(IDS)
 names = st.sampled_from(["n", "m", "tags", "to_json"])
 jsons = st.sampled_from([None, True, 1, 2.5, "x", [], [1, {"deep": []}], {"k": [1]}])
 ttls = st.sampled_from([None, None, 500.5, 2500.5, 9500.5])
+locks = st.sampled_from([None, POLICY])
+lives = st.builds(Lifetime, st.sampled_from([2500.5, 5500.5]), st.sampled_from([None, 1500.5]))
+lives |= st.just(Lifetime(None, 1500.5))
+rules = st.none() | st.builds(
+    Lifetime, st.sampled_from([None, 1500.5, 9500.5]), st.sampled_from([None, 500.5])
+)
 contents = st.fixed_dictionaries(
     {},
     optional={
@@ -197,7 +72,7 @@ BAD_UPDATES: list[dict[str, Any]] = [
     {"n": 1, "message_count": -1},
     {"n": 1, "session_id": "another"},
     {"n": {1, 2}},
-    {"user_id": "no name"},
+    {"user_id": "no\nname"},
 ]
 filters: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
@@ -230,13 +105,13 @@ def spoil(data: SessionData | None) -> None:
 class StoreMachine(RuleBasedStateMachine):
     """Every operation of the contract."""
 
-    in_redis = False
+    kind: Kind
     room = math.inf
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.model = Model(self.in_redis, self.room)
+        self.model = Model(self.kind, self.room)
         self.outs: list[Out] = []
         self.store = self.make_store()
         self.store.lock_policy = POLICY
@@ -247,10 +122,10 @@ class StoreMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @initialize(idle=st.sampled_from([None, 1500.5]), lock=st.booleans())
-    def begin(self, idle: float | None, lock: bool) -> None:
+    @initialize(idle=st.sampled_from([None, 1500.5]), lock=locks)
+    def begin(self, idle: float | None, lock: LockPolicy | None) -> None:
         """There is a session, perhaps with an idle timeout, perhaps under a request."""
-        self.create("a", {"user_id": "ada"}, 2500.5, idle, lock)
+        self.create("a", {"user_id": "ada"}, Lifetime(2500.5, idle), lock)
 
     # -- single records ----------------------------------------------------------------------------
 
@@ -275,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
     def delete(self, session_id: str, batch: bool) -> None:
         """Waits for nobody."""
         if batch:
-            found = self.run(self.store.delete_batch([session_id])) == 1
+            found = self.run(self.store.delete_batch([session_id]))[session_id]
         else:
             found = self.run(self.store.delete(session_id))
         assert found is self.model.delete(session_id)
@@ -294,50 +169,41 @@ class StoreMachine(RuleBasedStateMachine):
             if told(data) != told(entry.data):
                 self.model.rewrite(entry, data)
 
-    def turn(
-        self, session_id: str, work: Coroutine[Any, Any, object], expected: object = True
-    ) -> Entry | None:
+    def turn(self, session_id: str, work: Coroutine[Any, Any, object]) -> Entry | None:
         """An operation that takes its turn: refused while another holds the lock."""
-        if self.model.is_busy(session_id) and self.counts_as_request(session_id):
+        if self.model.waits(session_id):
             with pytest.raises(LockTimeoutError):
                 self.run(work)
             return None
-        entry = self.model.request(session_id)
+        entry = self.take_turn(session_id)
         assert self.run(work) is (entry is not None)
-        self.give_up_lease(session_id)
         return entry
 
-    def counts_as_request(self, session_id: str) -> bool:
-        """Whether there is something to wait for; Redis notes a request even if it has to wait."""
-        if self.in_redis:
-            return self.model.request(session_id) is not None
-        return session_id in self.model.entries
-
-    def give_up_lease(self, session_id: str) -> None:
-        """Who comes after a lease has ended takes it away."""
-        if self.model.lease(session_id) is None:
-            self.model.leases.pop(session_id, None)
+    def take_turn(self, session_id: str) -> Entry | None:
+        """The lock is taken and let go, and nobody's idle timeout restarts."""
+        self.model.relieve(session_id)
+        entry = self.model.find(session_id)
+        if entry is not None:
+            self.model.active(session_id)
+        return entry
 
     @rule(session_id=ids, changes=st.sampled_from(BAD_UPDATES))
     def update_wrongly(self, session_id: str, changes: dict[str, Any]) -> None:
         """All updates are stored or none."""
-        if self.model.is_busy(session_id) or self.model.request(session_id) is None:
+        if self.model.waits(session_id) or self.take_turn(session_id) is None:
             return
         with pytest.raises((ValueError, SessionDataError)):
             self.run(self.store.update(session_id, changes))
-        self.give_up_lease(session_id)
 
     @rule(session_id=ids, name=st.sampled_from(["n", "m", "message_count"]), delta=st.integers(-1, 3))
     def increment(self, session_id: str, name: str, delta: int) -> None:
         """A number in a field or in the metadata; anything else is an error and stays."""
-        if self.model.is_busy(session_id):
+        if self.model.waits(session_id):
             return
         work = self.store.increment_counter(session_id, name, delta)
-        entry = self.model.request(session_id)
-        self.give_up_lease(session_id)
+        entry = self.take_turn(session_id)
         if entry is None:
-            with pytest.raises(KeyError):
-                self.run(work)
+            assert self.run(work) == 0
             return
         data = entry.data.model_copy(deep=True)
         value = data.message_count if name == "message_count" else data.metadata.get(name, 0)
@@ -348,14 +214,12 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="validation error"):
                 self.run(work)
         else:
-            total = self.run(work)
-            assert total == value + delta
+            assert self.run(work) == value + delta
             if name == "message_count":
                 data.increment_message_count(delta)
             else:
                 data.metadata[name] = value + delta
-            if told(data) != told(entry.data) or name == "message_count":
-                self.rewritten_if_changed(entry, data)
+            self.rewritten_if_changed(entry, data)
 
     def rewritten_if_changed(self, entry: Entry, data: SessionData) -> None:
         if told(data) != told(entry.data):
@@ -363,10 +227,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(session_id=ids)
     def touch(self, session_id: str) -> None:
-        """Notes activity, which is a new version."""
+        """Notes activity, which is a new version; the idle timeout restarts."""
         before = self.run(self.store.get(session_id))
         entry = self.turn(session_id, self.store.touch(session_id))
         if entry is not None and before is not None:
+            self.model.keep_alive(session_id)
             self.model.rewrite(entry, entry.data)
             after = self.run(self.store.get(session_id))
             assert after is not None
@@ -378,14 +243,12 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         """The record that is there, else a new one; `create` never overwrites."""
         fresh = SessionData(session_id=session_id, **copy.deepcopy(content)) if by_factory else None
-        factory = (lambda: fresh) if fresh is not None else None
-        data = self.run(self.store.get_or_create(session_id, factory, ttl))
+        data = self.run(self.store.get_or_create(session_id, None if fresh is None else lambda _: fresh, ttl))
         entry = self.model.find(session_id)
         if entry is None:
             created = SessionData(session_id=session_id, **copy.deepcopy(content if by_factory else {}))
             created.created_at = data.created_at
-            self.model.put(created, DEFAULT_TTL if ttl is None else ttl, math.inf)
-            entry = self.model.entries[session_id]
+            entry = self.model.put(created, Lifetime(DEFAULT_TTL if ttl is None else ttl))
         assert told(data) == told(entry.data)
         spoil(data)
         spoil(fresh)
@@ -393,10 +256,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(session_id=ids, fails=st.booleans(), rival=st.sampled_from(["", "", "set", "delete"]))
     def transact(self, session_id: str, fails: bool, rival: str) -> None:
         """A block is stored or rolled back, and refused where a writer that did not wait came first."""
-        if self.model.is_busy(session_id):
+        if self.model.waits(session_id):
             return
-        entry = self.model.request(session_id)
-        self.give_up_lease(session_id)
+        entry = self.take_turn(session_id)
         expected: tuple[type[BaseException], ...] = (RuntimeError,) if fails else ()
         if rival and entry is not None and not fails:
             expected = (SessionConflictError, SessionLockError)
@@ -444,15 +306,16 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(SessionDataError):
                 self.run(self.store.set_batch(records, ttl))
             return
-        assert self.run(self.store.set_batch(records, ttl)) == len(chosen)
+        assert self.run(self.store.set_batch(records, ttl)) == dict.fromkeys(chosen, True)
         for data in records.values():
             self.model.store(data, ttl)
             spoil(data)
 
     @rule(chosen=st.lists(ids, unique=True, max_size=4))
     def delete_batch(self, chosen: list[str]) -> None:
-        """How many were there."""
-        assert self.run(self.store.delete_batch(chosen)) == sum([self.model.delete(name) for name in chosen])
+        """Which of them were there."""
+        expected = {name: self.model.delete(name) for name in chosen}
+        assert self.run(self.store.delete_batch(chosen)) == expected
 
     @rule(limit=st.none() | st.integers(0, 3), offset=st.integers(0, 3))
     def list_active(self, limit: int | None, offset: int) -> None:
@@ -463,21 +326,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(criteria=filters, limit=st.none() | st.integers(0, 3))
     def find(self, criteria: dict[str, Any], limit: int | None) -> None:
-        """What the filter matches, in the order of ids."""
+        """What the filter matches, in the order of ids; of more than `limit` nobody says which."""
         wanted = SessionFilter(**criteria)
         alive = self.model.alive()
-        expected = [name for name in sorted(alive) if wanted.matches(alive[name].data)][:limit]
-        assert [data.session_id for data in self.run(self.store.find(wanted, limit))] == expected
+        expected = {name for name in alive if wanted.matches(alive[name].data)}
+        found = [data.session_id for data in self.run(self.store.find(wanted, limit))]
+        assert found == sorted(found)
+        assert expected.issuperset(found)
+        assert len(found) == min(len(expected), len(expected) if limit is None else limit)
 
     @rule(user=st.sampled_from(USERS), keep=st.none() | ids)
     def delete_for_user(self, user: str, keep: str | None) -> None:
         """Everywhere but in one session."""
-        mine = [
-            name for name, each in self.model.alive().items() if each.data.user_id == user and name != keep
-        ]
-        assert self.run(self.store.delete_for_user(user, keep)) == len(mine)
-        for name in mine:
-            self.model.delete(name)
+        assert self.run(self.store.delete_for_user(user, keep)) == self.model.sign_out(user, keep)
 
     @rule()
     def clean_up(self) -> None:
@@ -492,64 +353,58 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- requests ----------------------------------------------------------------------------------
 
-    @rule(
-        session_id=ids,
-        content=contents,
-        absolute=st.sampled_from([None, 2500.5, 5500.5]),
-        idle=st.sampled_from([None, 1500.5]),
-        lock=st.booleans(),
-    )
+    @rule(session_id=ids, content=contents, lifetime=lives, lock=locks)
     def create(
-        self, session_id: str, content: dict[str, Any], absolute: float | None, idle: float | None, lock: bool
+        self, session_id: str, content: dict[str, Any], lifetime: Lifetime, lock: LockPolicy | None
     ) -> None:
         """Never over another."""
-        if (absolute, idle) == (None, None) or (lock and session_id in self.model.leases):
-            return
+        if lock and session_id in self.model.leases:
+            return  # an id that nobody knows is not locked
         data = SessionData(session_id=session_id, **copy.deepcopy(content))
-        lifetime = Lifetime(absolute, idle)
-        created = self.run(self._create(data, lifetime, POLICY if lock else None))
+        record = encode_checked(data)
+        created = self.run(self.store.create(session_id, record, lifetime, lock, data.user_id))
         assert (created is None) is (self.model.find(session_id) is not None)
         if created is not None:
-            self.model.put(data, absolute or math.inf, idle or math.inf)
-            self.took(created, lock)
+            self.took(created, self.model.put(data, lifetime), lock)
 
-    async def _create(
-        self, data: SessionData, lifetime: Lifetime, lock: LockPolicy | None
-    ) -> Checkout | None:
-        created = await self.store.create(data.session_id, encode_checked(data), lifetime, lock)
-        if created is not None and data.user_id is not None:
-            await self.store.link_user(data.user_id, data.session_id, lifetime)
-        return created
-
-    def took(self, real: Checkout, lock: bool) -> None:
-        entry = self.model.entries[real.session_id]
-        assert (real.token is not None) is lock
+    def took(self, real: Checkout, entry: Entry, lock: LockPolicy | None) -> None:
+        assert (real.token is None) is (lock is None)
         data = decode(SessionData, real.record)
         assert told(data) == told(entry.data)
+        assert real.age == pytest.approx(self.model.now - entry.began, abs=30)
         left = entry.expires - self.model.now
         assert real.expires_in == (None if left == math.inf else pytest.approx(left, abs=30))
-        out = Out(real, real.session_id, entry.version, lock, data)
+        assert real.idle == (None if entry.idle == math.inf else pytest.approx(entry.idle))
+        out = Out(real, real.session_id, entry.version, lock is not None, data)
         if lock:
             self.model.leases[real.session_id] = Lease(out, self.model.now + LEASE)
         self.outs.append(out)
 
-    @rule(session_id=ids, lock=st.booleans())
-    def checkout(self, session_id: str, lock: bool) -> None:
-        """Locks and loads; why not, where there is nothing to load."""
-        work = self.store.checkout(session_id, POLICY if lock else None, None)
-        if lock and self.model.is_busy(session_id) and self.counts_as_request(session_id):
+    @rule(session_id=ids, lock=locks, lifetime=rules, passive=st.booleans())
+    def checkout(
+        self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, passive: bool
+    ) -> None:
+        """Locks and loads, under bounds that are no longer than its rule; why not, where there is nothing."""
+        work = self.store.checkout(session_id, lock, lifetime, passive=passive)
+        if lock and self.model.waits(session_id):
             with pytest.raises(LockTimeoutError):
                 self.run(work)
+            if not passive:
+                self.model.arrives(session_id, lifetime)
             return
-        taken, entry = self.run(work), self.model.request(session_id)
         if lock:
-            self.give_up_lease(session_id)
+            self.model.relieve(session_id)
+        was_there = self.model.find(session_id) is not None
+        taken, entry = self.run(work), self.model.bounded(session_id, lifetime, lock is not None)
         if entry is not None:
             assert isinstance(taken, Checkout)
-            self.took(taken, lock)
+            self.model.active(session_id)
+            self.took(taken, entry, lock)
             return
         retired = self.model.retired.get(session_id, 0) > self.model.now
-        assert taken is (Missing.RETIRED if retired else Missing.ABSENT)
+        assert taken is (Missing.RETIRED if retired else Missing.ABSENT) or (
+            was_there and taken is Missing.ABSENT
+        )
 
     def out(self, number: int) -> Out | None:
         return self.outs[number % len(self.outs)] if self.outs else None
@@ -564,8 +419,10 @@ class StoreMachine(RuleBasedStateMachine):
             session_id=out.session_id, created_at=out.data.created_at, **copy.deepcopy(content)
         )
         outcome = self.run(self._commit(out, data, release))
-        assert outcome in self.model.judge(out)
+        assert outcome is self.model.judge(out)
         entry = self.model.find(out.session_id)
+        if entry is not None and data.user_id is not None:
+            entry.users.add(data.user_id)
         if outcome is Outcome.STORED and entry is not None:
             self.model.rewrite(entry, data)
             out.version, out.data = entry.version, data
@@ -584,22 +441,57 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.let_go(out)
             self.outs.remove(out)
 
-    @rule(number=st.integers(0, 5), retire=st.booleans())
-    def discard(self, number: int, retire: bool) -> None:
+    @rule(number=st.integers(0, 5))
+    def discard(self, number: int) -> None:
         """Deletes what was checked out, under the same conditions."""
         out = self.out(number)
         if out is None:
             return
         expected = self.model.judge(out)
-        there = self.model.find(out.session_id) is not None
-        outcome = self.run(self.store.discard(out.real, retire=retire))
-        taken_for_a_retry = self.in_redis and not there and out.session_id in self.model.retired
-        assert outcome in expected or taken_for_a_retry  # see the last test of this module
-        if outcome is Outcome.STORED and there:
+        assert self.run(self.store.discard(out.real)) is expected
+        if expected is Outcome.STORED:
             self.model.delete(out.session_id)
-            if retire:
-                self.model.retired[out.session_id] = self.model.now + RETIRED_FOR
         self.after(out, True)
+
+    @rule(number=st.integers(0, 5), new_id=ids, content=contents, lifetime=st.none() | lives, lock=locks)
+    def move(
+        self,
+        number: int,
+        new_id: str,
+        content: dict[str, Any],
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+    ) -> None:
+        """The session goes on under an id that nobody knows, or nothing is left of it there."""
+        out = self.out(number)
+        if out is None or new_id == out.session_id or self.model.find(new_id) or new_id in self.model.leases:
+            return
+        data = SessionData(session_id=new_id, **copy.deepcopy(content))
+        expected = self.model.judge(out)
+        outcome = self.run(self._move(out, data, lifetime, lock))
+        assert outcome is expected
+        if expected is not Outcome.STORED:
+            assert out.real.successor is None
+        else:
+            assert out.real.successor is not None
+            self.model.move(out, data, lifetime)
+            self.took(out.real.successor, self.model.entries[new_id], lock)
+        self.after(out, True)
+
+    async def _move(
+        self, out: Out, data: SessionData, lifetime: Lifetime | None, lock: LockPolicy | None
+    ) -> Outcome:
+        users, record = {"was": out.data.user_id, "user": data.user_id}, encode_checked(data)
+        return await self.store.move(out.real, data.session_id, record, lifetime=lifetime, lock=lock, **users)
+
+    @rule(number=st.integers(0, 5))
+    def keep_alive(self, number: int) -> None:
+        """The idle timeout restarts, whoever has the lock; what has ended stays so."""
+        out = self.out(number)
+        if out is not None:
+            self.run(self.store.keep_alive(out.real))
+            if out.real.idle is not None or self.kind is not Kind.REDIS:
+                self.model.keep_alive(out.session_id)
 
     @rule(number=st.integers(0, 5))
     def release(self, number: int) -> None:
@@ -618,7 +510,7 @@ class StoreMachine(RuleBasedStateMachine):
         lease = self.model.lease(out.session_id)
         owned = out.locked and lease is not None and lease.owner is out
         assert self.run(self.store.renew([out.real])) == [owned]
-        if owned and lease is not None and self.in_redis:
+        if owned and lease is not None and self.kind is Kind.REDIS:
             lease.ends = self.model.now + LEASE
 
     # -- time --------------------------------------------------------------------------------------
@@ -627,11 +519,7 @@ class StoreMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         """By the store's clock."""
         self.move_clock(seconds)
-        self.model.now += seconds
-        if self.in_redis:
-            self.model.leases = {
-                name: lease for name, lease in self.model.leases.items() if lease.ends > self.model.now
-            }
+        self.model.pass_time(seconds)
 
     def move_clock(self, seconds: float) -> None:
         raise NotImplementedError
@@ -641,16 +529,18 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def the_store_holds_what_the_model_says(self) -> None:
         """All that is alive, nothing else, each under its own user."""
-        alive = self.model.alive()
+        self.model.entries = alive = self.model.alive()
         found = self.run(self.store.get_batch(IDS))
-        assert {name: told(data) for name, data in found.items()} == {
+        assert list(found) == list(IDS)
+        assert {name: told(data) for name, data in found.items() if data is not None} == {
             name: told(entry.data) for name, entry in alive.items()
         }
         for user in USERS:
             mine = {name for name, entry in alive.items() if entry.data.user_id == user}
             assert {data.session_id for data in self.run(self.store.list_for_user(user))} == mine
         for data in found.values():
-            spoil(data)
+            if data is not None:
+                spoil(data)
 
     def teardown(self) -> None:
         """When all is let go, no lock is left."""
@@ -670,6 +560,7 @@ class StoreMachine(RuleBasedStateMachine):
 class MemoryMachine(StoreMachine):
     """The store in memory, with a clock that is moved, and room for two."""
 
+    kind = Kind.MEMORY
     room = 2
 
     def make_store(self) -> SessionStore:
@@ -680,11 +571,15 @@ class MemoryMachine(StoreMachine):
         self.clock.now += seconds
 
     @invariant()
-    def the_order_is_that_of_activity(self) -> None:
-        """What goes first when room is needed is the same, and the heap of ends does not grow."""
+    def the_books_agree(self) -> None:
+        """Who goes first when room is needed, and whose sessions they are; the heap of ends does not grow."""
         assert isinstance(self.store, InMemorySessionStore)
-        alive = self.model.alive()
-        assert [name for name in self.store._entries if name in alive] == list(alive)
+        entries = self.model.entries
+        assert list(self.store._anonymous) == [name for name, each in entries.items() if not each.users]
+        assert list(self.store._signed_in) == [name for name, each in entries.items() if each.users]
+        index = {user: {name for name, each in entries.items() if user in each.users} for user in USERS}
+        assert self.store._index == {user: sessions for user, sessions in index.items() if sessions}
+        assert set().union(*self.store._ids) == set(entries)
         assert len(self.store._ends) <= 2 * len(self.store._entries) + 65
 
     def leaves_nothing(self) -> None:
@@ -693,7 +588,68 @@ class MemoryMachine(StoreMachine):
         assert self.run(self.store.count_active()) == 0
         assert isinstance(self.store, InMemorySessionStore)
         assert not self.store._entries
-        assert not self.store._users
+        assert not self.store._index
+        assert len(self.store._users) == 0
+
+
+class DictStore(SessionStore):
+    """A store of somebody else's: four primitives on a dict, which forgets by itself when it likes to."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.default_ttl = DEFAULT_TTL
+        self.clock = clock
+        self.values: dict[str, tuple[bytes, float]] = {}
+        self._locks, self._retired = LocalLocks(clock), RetiredIds(clock)
+
+    def now(self) -> float:
+        return self.clock.now
+
+    async def read_value(self, session_id: str) -> bytes | None:
+        value, _ = self.values.get(session_id, (None, 0.0))
+        return value
+
+    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+        self.values[session_id] = value, self.clock.now + ttl
+
+    async def delete_value(self, session_id: str) -> None:
+        self.values.pop(session_id, None)
+
+    async def iter_ids(self) -> AsyncGenerator[str, None]:
+        for session_id in list(self.values):
+            yield session_id
+
+    def forget(self) -> None:
+        """Drop what need not be kept any more."""
+        self.values = {name: each for name, each in self.values.items() if each[1] > self.clock.now}
+
+
+class ThirdPartyMachine(StoreMachine):
+    """A store of four primitives; the rest is the base class's."""
+
+    kind = Kind.THIRD_PARTY
+
+    def make_store(self) -> SessionStore:
+        self.clock = Clock()
+        return DictStore(self.clock)
+
+    def move_clock(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def forget(self) -> None:
+        """The backend drops what it was told may be forgotten, whenever it likes to."""
+        assert isinstance(self.store, DictStore)
+        self.store.forget()
+
+    def leaves_nothing(self) -> None:
+        assert isinstance(self.store, DictStore)
+        assert len(self.store._locks) == 0
+        assert (len(self.store._users), len(self.store._primitives._latches)) == (0, 0)
+        self.clock.now += 1e9
+        assert self.run(self.store.count_active()) == 0
+        self.run(self.store.cleanup_expired())
+        assert self.store.values == {}
 
 
 # Time passes: every end that is written in Redis comes nearer, those within the records too.
@@ -703,13 +659,18 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind, left = redis.call('TYPE', key).ok, redis.call('PTTL', key)
   if kind == 'string' then
     local value = redis.call('GET', key)
-    if string.sub(value, 1, 6) == 'asgi1:' and tonumber(string.sub(value, 24, 36)) > 0 then
-      local ends = math.max(tonumber(string.sub(value, 24, 36)) - by, 1)
-      redis.call('SETRANGE', key, 23, string.format('%013.0f', ends))
+    if string.sub(value, 1, 6) == 'asgi2:' then
+      for _, place in ipairs({23, 51}) do -- the absolute end and the begin
+        local moment = tonumber(string.sub(value, place + 1, place + 13))
+        if moment > 0 then
+          redis.call('SETRANGE', key, place, string.format('%013.0f', math.max(moment - by, 1)))
+        end
+      end
     end
-  elseif kind == 'zset' then
+  elseif kind == 'zset' then -- a negative time: the session is being ended
     for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
-      redis.call('ZINCRBY', key, -by, member)
+      local since = tonumber(redis.call('ZSCORE', key, member))
+      redis.call('ZINCRBY', key, since < 0 and by or -by, member)
     end
   end
   if left > by then
@@ -721,10 +682,15 @@ end
 """
 
 
+def _around(place: int) -> tuple[slice, slice, slice]:
+    """Before thirteen digits, they themselves, and after them."""
+    return slice(place), slice(place, place + 13), slice(place + 13, None)
+
+
 class RedisMachine(StoreMachine):
     """The store in a real Redis."""
 
-    in_redis = True
+    kind = Kind.REDIS
     url = ""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -748,11 +714,12 @@ class RedisMachine(StoreMachine):
 
     def move_clock(self, seconds: float) -> None:
         self.raw.eval(_MOVE_CLOCK, 0, str(round(seconds * 1000)))
-        for out in self.outs:  # the version that was checked out has the end within it
-            head = out.real.version
-            ends = int(head[17:30])
-            if ends:
-                out.real.version = f"{head[:17]}{max(ends - round(seconds * 1000), 1):013d}{head[30:]}"
+        for out in self.outs:  # the version that was checked out has both within it
+            for place in (17, 45):
+                head, moment, rest = (out.real.version[part] for part in _around(place))
+                if int(moment):
+                    moment = f"{max(int(moment) - round(seconds * 1000), 1):013d}"
+                out.real.version = head + moment + rest
 
     def keys(self) -> list[str]:
         """All that lies in Redis."""
@@ -767,6 +734,7 @@ class RedisMachine(StoreMachine):
     @invariant()
     def records_end_when_they_should(self) -> None:
         """The time to live is what the model says."""
+        self.run(self.store.exists("fence"))  # what was posted has arrived then
         for name, entry in self.model.alive().items():
             left = self.raw.pttl(f"session:{{{name}}}") / 1000
             assert left == pytest.approx(entry.ends - self.model.now, abs=60)
@@ -780,6 +748,11 @@ class RedisMachine(StoreMachine):
 def test_the_store_in_memory() -> None:
     """Against the model."""
     explore(MemoryMachine, effort(60, steps=40))
+
+
+def test_a_third_partys_store() -> None:
+    """Against the same model."""
+    explore(ThirdPartyMachine, effort(60, steps=40))
 
 
 def test_the_store_in_redis(redis_server: RedisServer) -> None:
@@ -800,8 +773,8 @@ async def test_a_session_is_replaced_once(redis_url: str, lock: LockPolicy | Non
         quick = await store.checkout("s", lock, None)
         assert isinstance(late, Checkout)
         assert isinstance(quick, Checkout)
-        assert await store.discard(quick, retire=True) is Outcome.STORED
-        assert await other.discard(late, retire=True) is not Outcome.STORED
+        assert await retire(store, quick) is Outcome.STORED
+        assert await retire(other, late) is not Outcome.STORED
     finally:
         await store.aclose()
         await other.aclose()

@@ -44,6 +44,7 @@ class Plan:
     rate: int = 300
     pause: float = 0.02  # of a visitor between two requests
     work: float = 0.05  # of the app in a stranger's request, with the lock held
+    max_waiters: int = 64  # few, so that strangers are turned away in a short round too
 
 
 @dataclass
@@ -102,7 +103,7 @@ async def measure(make: Callable[[], SessionStore], plan: Plan) -> dict[str, lis
         for load in LOADS:
             gc.collect()  # or what earlier rounds left would be collected in the same load each time
             store = make()
-            played[load].append(await play(Service(store), load, plan))
+            played[load].append(await play(Service(store, {"max_waiters": plan.max_waiters}), load, plan))
             await store.aclose()
     return played
 

@@ -57,7 +57,8 @@ REQUIREMENTS = tuple(Requirement(*line) for line in [
     ("COOKIE-3", "ASVS 3.3.5; RFC 6265bis: storage model",
      "Name and value are at most 4096 bytes."),
     ("COOKIE-4", "RFC 6265 section 8.6 (weak integrity)",
-     "Of two different valid cookies neither counts; what is not signed does not matter."),
+     "Of two live sessions neither counts, nor does any where more cookies come than are looked at; dead "
+     "ones and what is not signed do not matter."),
     ("COOKIE-5", "CWE-113",
      "No setting can put a line break or an attribute into `Set-Cookie`."),
     ("COOKIE-6", "ASVS 14.3.3",
@@ -109,7 +110,7 @@ REQUIREMENTS = tuple(Requirement(*line) for line in [
      "A WebSocket's cookie and client are checked like those of a request."),
     # answers and logs
     ("CACHE-1", "ASVS V14.3; SMCS: Web Content Caching",
-     "What depends on the session says so, and an answer with a cookie is not stored."),
+     "What depends on the session says so, and an answer with a cookie is not stored by caches for many."),
     ("ERR-1", "ASVS 16.5.1",
      "The middleware's own answers say nothing about the cause."),
     ("ERR-2", "ASVS 16.5.2, 16.5.3",

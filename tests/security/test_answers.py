@@ -22,6 +22,7 @@ from asgi_sessions import (
     SessionStore,
     SessionStoreError,
 )
+from asgi_sessions.caching import Sharing, sharing
 from asgi_sessions.cookie import CookieSigner, SessionCookie
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, read, write
@@ -75,32 +76,58 @@ async def test_an_answer_with_a_cookie_is_not_stored(service: Service) -> None:
 @pytest.mark.parametrize(
     ("says", "sent"),
     [
-        (b"public, max-age=600", False),
-        (b"max-age=600", False),
-        (b"s-maxage=600", False),
-        (b"public, max-age=0", False),
-        (b"max-age=60", False),
-        (b"no-cache", True),
-        (b"max-age=0", True),
-        (b"private, max-age=600", True),
-        (b"no-store", True),
-        (None, True),
+        ({"Cache-Control": "public, max-age=600"}, False),
+        ({"Cache-Control": "max-age=600"}, False),
+        ({"Cache-Control": "s-maxage=600"}, False),
+        ({"Cache-Control": "public, max-age=0"}, False),
+        ({"Cache-Control": "max-age=60"}, False),
+        ({"Cache-Control": "must-revalidate", "Expires": "Fri, 01 Jan 2100 00:00:00 GMT"}, False),
+        ({"Expires": "Fri, 01 Jan 2100 00:00:00 GMT"}, False),
+        ({"CDN-Cache-Control": "max-age=60", "Cache-Control": "no-store"}, False),
+        ({"Cloudflare-CDN-Cache-Control": "max-age=60"}, False),
+        ({"Surrogate-Control": "max-age=60", "Cache-Control": "private"}, False),
+        ({"X-Accel-Expires": "60"}, False),
+        ({"Cache-Control": "no-cache"}, True),
+        ({"Cache-Control": "max-age=0"}, True),
+        ({"Cache-Control": "must-revalidate"}, True),
+        ({"Cache-Control": "private, max-age=600"}, True),
+        ({"Cache-Control": "no-store"}, True),
+        ({}, True),
     ],
 )
 @pytest.mark.parametrize("why", ["rolling", "rotated"])
 async def test_a_cookie_is_not_refreshed_on_a_page_for_everybody(
-    store: SessionStore, says: bytes | None, sent: bool, why: str
+    store: SessionStore, says: dict[str, str], sent: bool, why: str
 ) -> None:
-    """A page that the app lets caches keep never carries the cookie of who happened to ask for it."""
+    """A page that caches may keep never carries the cookie of who happened to ask for it.
+
+    Where the app neither allows nor forbids it, the answer with the cookie does.
+    """
     rotation = {"secret_key": KEY[::-1], "secret_key_fallbacks": [KEY]}
     service = Service(store, {"rolling": True} if why == "rolling" else rotation)
     visitor = service.visitor()
     await visitor.begin()
     aged = SessionCookie(KEY, clock=lambda: time.time() - 4000)
     visitor.token = aged.signer.sign(visitor.session_id)
-    headers = [] if says is None else [(b"Cache-Control", says)]
+    headers = [(name.encode(), value.encode()) for name, value in says.items()]
     answer = await visitor.use(page(headers=headers))
     assert len(answer.cookies) == int(sent)
+    if sent:
+        assert sharing(answer.headers, time.time()) is Sharing.FORBIDDEN
+    else:
+        assert answer.headers[1:] == headers
+
+
+@requirement("CACHE-1")
+async def test_a_cookie_is_not_refreshed_with_a_304(store: SessionStore) -> None:
+    """It would join the page that caches have kept (RFC 9111 section 3.2)."""
+    service = Service(store, {"rolling": True})
+    visitor = service.visitor()
+    await visitor.begin()
+    aged = SessionCookie(KEY, clock=lambda: time.time() - 4000)
+    visitor.token = aged.signer.sign(visitor.session_id)
+    assert (await visitor.use(page(status=304))).cookies == []
+    assert len((await visitor.use(page())).cookies) == 1
 
 
 # -- errors --------------------------------------------------------------------------------------------

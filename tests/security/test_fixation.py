@@ -11,7 +11,7 @@ import pytest
 from asgi import KEY, Clock, page, start, stream
 from redis import Redis
 
-from asgi_sessions import InMemorySessionStore, Session, SessionStore
+from asgi_sessions import InMemorySessionStore, Session, SessionClosedError, SessionStore
 from asgi_sessions.cookie import SessionCookie
 from asgi_sessions.types import ASGIApp, Receive, Scope, Send
 from security.requirements import requirement
@@ -63,6 +63,135 @@ async def test_a_planted_session_never_comes_back(clock: Clock) -> None:
     await attacker.open(write)
     assert attacker.session_id not in (planted, victim.session_id)
     assert await attacker.sees() == {"n": 1}
+
+
+async def as_oauth_clients_do(session: Session) -> None:
+    """The state that was kept for the way back goes, the provider's claims come."""
+    session.pop("_state_provider_x", None)
+    session["user"] = {"iss": "https://id.example", "sub": "4711", "email": "ada@example.com"}
+
+
+async def as_admin_panels_do(session: Session) -> None:
+    """Two of them: a name, and a token of their own."""
+    session.update({"username": "ada"})
+
+
+async def as_other_admin_panels_do(session: Session) -> None:
+    session.update({"token": "..."})
+
+
+async def as_login_managers_do(session: Session) -> None:
+    session["_user_id"], session["_fresh"] = "4711", True
+
+
+async def as_libraries_do_that_know_of_fixation(session: Session) -> None:
+    """Where the session has the method, it is awaited."""
+    await session.regenerate_id()
+    session["_auth_user_id"] = "4711"
+
+
+async def as_tutorials_do(session: Session) -> None:
+    session.clear()
+    session["user_id"] = 4711
+
+
+async def in_the_typed_record(session: Session) -> None:
+    session.data.user_id = "ada"
+
+
+async def in_a_transaction(session: Session) -> None:
+    async with session.transaction():
+        session["user"] = "ada"
+
+
+async def saved_early(session: Session) -> None:
+    session["user"] = "ada"
+    await session.save()
+    session["seen"] = 1
+
+
+SIGN_INS = [
+    as_oauth_clients_do,
+    as_admin_panels_do,
+    as_other_admin_panels_do,
+    as_login_managers_do,
+    as_libraries_do_that_know_of_fixation,
+    as_tutorials_do,
+    in_the_typed_record,
+    in_a_transaction,
+    saved_early,
+]
+
+
+@requirement("FIX-1")
+@pytest.mark.parametrize("act", SIGN_INS)
+async def test_a_sign_in_by_assignment_gives_a_new_id(service: Service, act: Any) -> None:
+    """An app that never heard of `login()` is safe from a planted cookie too."""
+    attacker, victim = await plant(service.option(fingerprint=None))
+    planted = attacker.session_id
+    await victim.open(act)
+    await victim.open(lambda session: session.update(secret="s"))
+    assert victim.session_id != planted
+    assert not await service.store.exists(planted)
+    assert await attacker.sees() == {}
+    assert (await victim.sees())["secret"] == "s"
+
+
+@requirement("FIX-1")
+@pytest.mark.parametrize("act", [as_oauth_clients_do, as_admin_panels_do, as_login_managers_do])
+async def test_a_planted_session_that_is_signed_in(service: Service, act: Any) -> None:
+    """The attacker's own account: when somebody else signs in over it, the attacker is out."""
+    attacker = service.option(fingerprint=None).visitor()
+    who = {"user": {"sub": "666"}, "username": "eve", "_user_id": "666", "token": "..."}
+    await attacker.begin(**who)
+    victim, planted = attacker.copy(), attacker.session_id
+    await victim.open(act)
+    assert victim.session_id != planted
+    assert await attacker.sees() == {}
+
+
+@requirement("FIX-1")
+async def test_who_stays_signed_in_keeps_the_id(service: Service) -> None:
+    """Other values, claims that are refreshed, and a sign-out by assignment leave it."""
+    visitor = service.visitor()
+    await visitor.begin(user={"sub": "1", "exp": 1}, token="a")
+    before = visitor.session_id
+    for change in (
+        lambda session: session["user"].update(exp=2),
+        lambda session: session.update(token="b", cart=[1]),
+        lambda session: session.pop("user"),
+    ):
+        await visitor.open(change)
+        assert visitor.session_id == before
+    assert await visitor.sees() == {"token": "b", "cart": [1]}
+
+
+@requirement("FIX-1")
+async def test_who_does_not_want_it_turns_it_off(service: Service) -> None:
+    """`rotate_on=()`."""
+    visitor = service.option(rotate_on=()).visitor()
+    before = await visitor.begin()
+    await visitor.open(lambda session: session.update(user="ada"))
+    assert visitor.session_id == before
+
+
+@requirement("FIX-1")
+async def test_a_sign_in_that_comes_too_late_is_refused(service: Service) -> None:
+    """In a stream, or on a WebSocket that is open, no cookie can be sent: nobody is signed in."""
+    visitor = service.visitor()
+    before = await visitor.begin(n=1)
+    with pytest.raises(SessionClosedError, match=r"login\(\).*before the response starts"):
+        await visitor.use(stream(read, lambda session: session.update(user="ada")))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        async with scope["session"].transaction():
+            scope["session"]["user"] = "ada"
+
+    await visitor.connect(app)
+    data = await service.store.get(before)
+    assert data is not None
+    assert data.metadata == {"n": 1}
 
 
 @requirement("FIX-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio
@@ -287,26 +288,25 @@ async def test_a_session_that_moves_meanwhile_is_ended_too(
     assert await service.store.count_active() == 0
 
 
-class FourOperations(SessionStore):
+class FourPrimitives(SessionStore):
     """A store of somebody else: what it does not have itself, the base does with what it has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: dict[str, SessionData] = {}
+        self.values: dict[str, bytes] = {}
 
-    async def get(self, session_id: str) -> SessionData | None:
-        return self.records.get(session_id)
+    async def read_value(self, session_id: str) -> bytes | None:
+        return self.values.get(session_id)
 
-    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
-        self.check(session_id, data, ttl)
-        self.records[session_id] = data.model_copy(deep=True)
-        return True
+    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+        self.values[session_id] = value
 
-    async def delete(self, session_id: str) -> bool:
-        return self.records.pop(session_id, None) is not None
+    async def delete_value(self, session_id: str) -> None:
+        self.values.pop(session_id, None)
 
-    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
-        return sorted(self.records)[offset : None if limit is None else offset + limit]
+    async def iter_ids(self) -> AsyncGenerator[str, None]:
+        for session_id in list(self.values):
+            yield session_id
 
 
 @requirement("END-3")
@@ -314,7 +314,7 @@ class FourOperations(SessionStore):
 @pytest.mark.parametrize("derived", [False, True])
 async def test_nobody_has_no_sessions(store: SessionStore, nobody: Any, derived: bool) -> None:
     """The user id of a visitor who is not signed in names no session, least of all every session."""
-    service = Service(FourOperations() if derived else store)
+    service = Service(FourPrimitives() if derived else store)
     visitor, anonymous = service.visitor(), service.visitor()
     await visitor.open(login)
     await anonymous.begin()

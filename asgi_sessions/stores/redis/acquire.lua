@@ -2,22 +2,23 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': load without a lock)  2 lease (ms; 0 without a lock)
 --       3 wait (ms; 0: do not queue); may be left out: 0, and the caller need not be told the time
---       for those who queue  4 wake channel or '-'  5 max waiters
---       6 the token under which the caller queued before, or ''  7 '1': a lock without record
+--       for those who queue  4 wake channel or '-'
+--       5 the token under which the caller queued before, or ''  6 '1': a lock without record
+--       7 idle timeout by the caller's rule (ms; 0: none). A caller who has to queue counts as activity, unless
+--         the session is over by that; '-': does not count
 -- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0; to two arguments nearly
 --       always the record alone
 --       {'A'} absent  {'R'} retired  {'X'} not a record of ours; nothing is locked
---       {'B', lock's ttl} busy, not queued  {'F'} busy, the queue is full
+--       {'B', lock's ttl} busy, not queued
 --       {'W', lock's ttl, now} queued under the token
 --       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
 -- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
 
--- Nearly always: a free lock, a record without an idle timeout. It is through before a function is defined. (A
--- question for the time and a table in the reply cost half as much again as all the rest.)
+-- Nearly always: a free lock. It is through before a function is defined. (A question for the time and a table in
+-- the reply cost half as much again as all the rest.)
 if #ARGV < 4 then
   local value = redis.pcall('GET', KEYS[1])
-  if type(value) == 'string' and string.sub(value, 1, 6) == 'asgi1:'
-    and string.sub(value, 37, 51) == ':0000000000000:'
+  if type(value) == 'string' and string.byte(value, 65) == 10 and string.sub(value, 1, 6) == 'asgi2:'
     and (ARGV[1] == '' or redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])) then
     if not ARGV[3] then
       return value
@@ -29,12 +30,9 @@ end
 
 -- include record
 local token, lease, wait = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3] or 0)
-local earlier, state, record, now = ARGV[6] or '', 'L', '', clock()
-if ARGV[7] ~= '1' then
+local earlier, bare, state, record, now = ARGV[5] or '', ARGV[6] == '1', 'L', '', clock()
+if not bare then
   state, record = read(KEYS[1])
-  if state == 'L' then
-    keep_alive(KEYS[1], record, now)
-  end
 end
 if state == 'L' and (lease == 0 or (earlier == '' and redis.call('SET', KEYS[2], token, 'NX', 'PX', lease))) then
   return {'L', record, now}
@@ -42,12 +40,14 @@ end
 
 -- include handover
 if state ~= 'L' then
-  if earlier ~= '' then
-    leave(earlier)
-  end
   if state == 'A' then
     require_primary(KEYS[1])
     state = redis.call('EXISTS', KEYS[4]) == 1 and 'R' or 'A'
+  end
+  if earlier ~= '' and redis.call('GET', KEYS[2]) == earlier then
+    dismiss(state, now)
+  elseif earlier ~= '' then
+    leave(earlier)
   end
   return {state}
 end
@@ -66,26 +66,21 @@ local ttl = redis.call('PTTL', KEYS[2])
 if wait == 0 then
   return {'B', ttl}
 end
-local queue, alive = redis.call('LRANGE', KEYS[3], 0, -1), 0
-for _, entry in ipairs(queue) do
-  local deadline, _, queued = waiter(entry)
+if not bare and ARGV[7] ~= '-' then
+  keep_alive(KEYS[1], record, now, tonumber(ARGV[7]))
+end
+for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  local queued = select(3, waiter(entry))
   if queued == earlier then
     return {'K', ttl, now}
   elseif queued == token then
     return {'W', ttl, now}
-  elseif deadline > now then
-    alive = alive + 1
   end
 end
-if alive >= tonumber(ARGV[5]) then
-  return {'F'}
-end
-if alive < #queue then
-  for _, entry in ipairs(queue) do
-    if waiter(entry) <= now then
-      redis.call('LREM', KEYS[3], 1, entry)
-    end
-  end
+local first = redis.call('LINDEX', KEYS[3], 0)
+while first and waiter(first) <= now do
+  redis.call('LPOP', KEYS[3])
+  first = redis.call('LINDEX', KEYS[3], 0)
 end
 redis.call('RPUSH', KEYS[3], string.format('%.0f %s %s', now + wait, ARGV[4], token))
 redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[3]), wait + 1000))

@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import Protocol, TypeAlias, Union
+from typing import Protocol
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from ...errors import SessionStoreError
+from .replies import About, Fits, Reply, anything
 from .scripts import Script
-from .wire import Parser
-
-Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
+OUT_OF_STEP = "the connection to Redis gave a reply that is none to its call, and was dropped"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
+
+
+class NotSentError(SessionStoreError):
+    """The call never left, so it has done nothing."""
+
+
+class Parser(Protocol):
+    """What is used of redis-py's parser: how an error reply becomes an exception."""
+
+    def parse_error(self, response: str) -> Exception: ...
 
 
 class Connection(Protocol):
@@ -27,6 +37,7 @@ class Connection(Protocol):
     # wait for, since the lane's deadline bounds what can pile up.
     _writer: asyncio.StreamWriter | None
     _parser: Parser
+    _reader: asyncio.StreamReader | None
 
     async def read_response(self, disable_decoding: bool = False) -> Reply: ...
     async def send_command(self, *args: str | bytes) -> None: ...
@@ -36,23 +47,33 @@ class Connection(Protocol):
 class Pool(Protocol):
     """What is used of a connection pool of redis-py."""
 
+    connection_class: type[AbstractConnection]
+
     async def get_connection(self) -> Connection: ...
     async def release(self, connection: Connection) -> None: ...
     async def aclose(self) -> None: ...
 
 
 class Call:
-    """A command under way and the future of its reply."""
+    """A command under way and the future of its reply, which `fits` what the command is `about`."""
 
-    __slots__ = ("future", "hops", "packed", "script", "sent_twice", "since")
+    __slots__ = ("about", "fits", "future", "hops", "packed", "script", "sent_twice", "since")
 
     def __init__(
-        self, script: Script | None, packed: bytes, future: asyncio.Future[Reply], since: float
+        self,
+        script: Script | None,
+        packed: bytes,
+        future: asyncio.Future[Reply],
+        since: float,
+        about: About = b"",
+        fits: Fits = anything,
     ) -> None:
         self.script = script  # None: a plain command
         self.packed = packed
         self.future = future
         self.since = since
+        self.about: About = about
+        self.fits: Fits = fits
         self.sent_twice = False
         self.hops = 0  # how often a cluster has sent it elsewhere
 
@@ -79,10 +100,15 @@ class Call:
             self.future.add_done_callback(partial(_answer_again, caller, self.script.doubtful))
         return True
 
-    def fail(self, message: str, cause: BaseException | None = None) -> None:
-        """Give the caller a `SessionStoreError` of its own."""
+    def answer(self, reply: Reply) -> None:
+        """Give the caller its reply, if there still is one."""
         if not self.future.done():
-            error = SessionStoreError(message)
+            self.future.set_result(reply)
+
+    def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
+        """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""
+        if not self.future.done():
+            error = SessionStoreError(message) if sent else NotSentError(message)
             error.__cause__ = cause
             self.future.set_exception(error)
 

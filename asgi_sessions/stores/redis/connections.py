@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from redis.asyncio import Redis, RedisCluster
@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from .calls import Pool
+from .faults import explain
 from .sentinels import SentinelClient, Sentinels
 from .urls import Address, read
 
@@ -56,7 +57,7 @@ class Deployment:
     that lead nowhere from here, `remap` tells those that do.
     """
 
-    template: ConnectionPool
+    template: ConnectionPool = field(repr=False)  # which shows the password
     timeout: float
     seeds: tuple[Address, ...] = ()
     remap: Callable[[Address], Address] | None = None
@@ -85,6 +86,7 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
     """What this client or URL describes. `ValueError` for what is wrong in a URL, or a timeout ≤ 0."""
     if timeout is not None and not timeout > 0:
         raise ValueError("socket_timeout is a number of seconds above 0")
+    _refuse_stand_ins(client_or_url)
     remap = None
     if isinstance(client_or_url, str):
         template, seeds = read(client_or_url)
@@ -110,8 +112,16 @@ def _require_right_options(described: Deployment) -> None:
     """Make a connection, which connects to nobody yet, but whose making tells what is wrong."""
     try:
         cast(Any, described.pool()).make_connection()
-    except RedisError as error:
-        raise ValueError(f"a wrong option of the connection to Redis: {error}") from error
+    except (RedisError, TypeError) as error:
+        raise ValueError(f"a wrong option of the connection to Redis: {explain(error)}") from error
+
+
+def _refuse_stand_ins(client: object) -> None:
+    if any(kind.__module__.partition(".")[0] == "fakeredis" for kind in type(client).__mro__):
+        raise TypeError(
+            "fakeredis has no server to connect to: give InMemorySessionStore() (or memory://) to tests,"
+            " or the URL of a real Redis"
+        )
 
 
 def sentinels_of(pool: Pool) -> Sentinels | None:

@@ -52,7 +52,6 @@ local function hand_over(claim, cluster, bare)
     if state ~= 'L' then
       return dismiss(state, now)
     end
-    keep_alive(KEYS[1], value, now)
     news = value
   end
   local entry = redis.call('LPOP', KEYS[3])

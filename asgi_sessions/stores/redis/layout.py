@@ -12,44 +12,76 @@ from ...errors import SessionStoreError
 from ...fields import check_id
 from ..checkout import RETIRED_FOR
 from .names import new_nonce
+from .replies import mark_of
 from .scripts import Keys
 
 KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 MB
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header
-HEADER = re.compile(rb"asgi1:([0-9a-f]{16}:([0-9]{13}):[0-9]{13}):")
-_NONCE = 16
-HEADER_SIZE = len("asgi1:") + _NONCE + 2 * len(":0000000000000") + len(":")
+_HEADER = re.compile(rb"asgi(?:2:([0-9a-f]{16}(?::[0-9]{13}){3})\n|1:([0-9a-f]{16}(?::[0-9]{13}){2}):)")
+HEADER_SIZE = len(b"asgi2:0123456789abcdef:0000000000000:0000000000000:0000000000000\n")
+NONCE = 16  # digits, with which a version begins
+_ENDS, _IDLE, _BEGAN = slice(17, 30), slice(31, 44), slice(45, 58)  # in a version
+_FORMATS = {58: b"2", 44: b"1"}  # by the length of a version
+_UNKNOWN_BEGIN = b":0000000000000"
 _GLOB = re.compile(rb"([*?\[\]\\])")
 
-NO_IDLE = b":0000000000000"  # what the version of a record without an idle timeout ends with
 _PACKED_KEYS = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b:wait\r\n$%d\r\n%b:retired\r\n"
 RETIRED_MS = b"%d" % round(RETIRED_FOR * 1000)
 
 
 class Stored(NamedTuple):
-    """A record in Redis. `version` changes with every write; `ends` is in ms of Redis' clock, 0 for never."""
+    """A record in Redis. `version` is what its header says, and changes with every write.
+
+    Times are in ms, 0 for none, `ends` and `began` by Redis' clock. A record of an earlier release does not
+    say when it began.
+    """
 
     record: bytes
-    version: str
+    version: bytes
     ends: int
+    idle: int
+    began: int
+
+    def __repr__(self) -> str:
+        return f"Stored({len(self.record)} bytes, ends={self.ends})"
+
+
+def parse(value: bytes) -> Stored | None:
+    """The parts of a value; None where it is not a record of ours."""
+    header = _HEADER.match(value)
+    if header is None:
+        return None
+    version = header[1] or header[2]
+    ends, idle, began = int(version[_ENDS]), int(version[_IDLE]), int(version[_BEGAN] or 0)
+    return Stored(value[header.end() :], version, ends, idle, began)
 
 
 def unpack(value: bytes) -> Stored:
     """The parts of a value. `SessionStoreError` where it is not a record of ours."""
-    header = HEADER.match(value)
-    if header is None:
+    stored = parse(value)
+    if stored is None:
         raise SessionStoreError("what lies under this id is not a session record; it is left alone")
-    return Stored(value[header.end() :], header[1].decode(), int(header[2]))
+    return stored
 
 
 def pack_value(version: bytes, record: bytes) -> bytes:
     """What lies at a record's key."""
-    return b"asgi1:%b:%b" % (version, record)
+    return b"asgi2:%b\n%b" % (version, record)
+
+
+def header_of(version: bytes) -> bytes:
+    """What stands before a record of this version, in the format that it has."""
+    return b"asgi2:%b\n" % version if len(version) == 58 else b"asgi1:%b:" % version
+
+
+def head_of(version: bytes) -> bytes:
+    """The 50 bytes by which a commit recognises what was loaded: format and version, but for the begin."""
+    return b"asgi%b:%b" % (_FORMATS[len(version)], version[:44])
 
 
 def next_version(version: bytes) -> bytes:
-    """A new version that keeps the timeouts of the old one."""
-    return new_nonce() + version[_NONCE:]
+    """A new version that keeps the timeouts of the old one, and the begin as far as it is known."""
+    return new_nonce() + version[NONCE:] + (_UNKNOWN_BEGIN if len(version) == 44 else b"")
 
 
 def milliseconds(seconds: float | None) -> bytes:
@@ -64,8 +96,11 @@ class KeySpace:
     """
 
     def __init__(self, prefix: str) -> None:
+        if not prefix.isprintable() or any(character.isspace() for character in prefix):
+            raise ValueError(f"prefix={prefix!r} has white-space or control characters; try 'app:session:'")
         self.prefix = prefix.encode()
-        self.pattern = _GLOB.sub(rb"\\\1", self.prefix) + b"{*}"
+        self.all_keys = _GLOB.sub(rb"\\\1", self.prefix) + b"{*"  # of sessions, with locks and queues
+        self.pattern = self.all_keys + b"}"
         self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
 
     def record(self, session_id: str) -> bytes:
@@ -78,7 +113,7 @@ class KeySpace:
         record = self.record(session_id)
         lock, size = record + b":lock", len(record)
         packed = _PACKED_KEYS % (size, record, size + 5, lock, size + 5, record, size + 8, record)
-        return Keys(record, lock, packed)
+        return Keys(record, lock, packed, mark_of(session_id))
 
     def user(self, user_id: str) -> bytes:
         """The sorted set of a user's session ids."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ...errors import SessionStoreError
-from .calls import Reply
+from .replies import Reply
 from .scripts import RENEW, Keys, Script
 from .terms import Terms
 
@@ -18,12 +18,22 @@ _logger = logging.getLogger("asgi_sessions.redis")
 class Lease:
     """A lock that is held until further notice; times in seconds of the event loop's clock."""
 
-    __slots__ = ("due", "ends", "keys", "terms", "token", "until")
+    __slots__ = ("ahead", "due", "ends", "keys", "terms", "token", "until")
 
-    def __init__(self, keys: Keys, token: bytes, terms: Terms, due: float, ends: float, until: float) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        token: bytes,
+        terms: Terms,
+        due: float,
+        ends: float,
+        until: float,
+        ahead: float = 0.0,
+    ) -> None:
         self.keys = keys
         self.token = token
         self.terms = terms
+        self.ahead = ahead  # ms by which Redis' clock was ahead of the loop's when the lock was taken
         self.due = due
         self.ends = ends  # unless it is renewed
         self.until = until  # not renewed after this
@@ -48,32 +58,34 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, keys: Keys, token: bytes, terms: Terms, now: float, left: float) -> Lease:
+    def hold(
+        self, keys: Keys, token: bytes, terms: Terms, now: float, left: float, ahead: float = 0.0
+    ) -> Lease:
         """Renew this lease until it is dropped or its `max_hold` is over.
 
         `left` is how much of it is left `now`, in seconds: little where the lock was handed over.
         """
         due = now + left / 3
-        lease = self._held[token] = Lease(keys, token, terms, due, now + left, now + terms.max_hold)
+        lease = self._held[token] = Lease(keys, token, terms, due, now + left, now + terms.max_hold, ahead)
         if self._timer is None or due < self._fires_at:
             self._arm(due)
         return lease
 
-    def left(self, token: bytes) -> float:
-        """Seconds for which this lease surely lasts; 0 where it is not held."""
-        lease = self._held.get(token)
-        return 0.0 if lease is None else max(lease.ends - self._loop.time(), 0.0)
+    def get(self, token: bytes) -> Lease | None:
+        """None where it is not held, or not any more."""
+        return self._held.get(token)
 
     def drop(self, token: bytes) -> None:
         """Renew it no more; nothing where it was not held or its `max_hold` is over."""
         self._held.pop(token, None)
 
-    def close(self) -> None:
-        """Renew nothing any more."""
-        self._held.clear()
+    def close(self) -> list[Lease]:
+        """Renew nothing any more; what was held."""
+        held, self._held = list(self._held.values()), {}
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return held
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
@@ -108,7 +120,9 @@ class Leases:
             _logger.warning("a session's lock could not be renewed, the next try follows: %s", error)
         elif reply.result() == 0:
             self._give_up(token, lease)
-            _logger.warning("a session's lock was lost while its request ran; its commit will be refused")
+            _logger.warning(
+                "a session's lock was lost while its request ran; its commit is refused if another took it"
+            )
         else:
             lease.ends = ends
 

@@ -1,211 +1,243 @@
-"""The queue within one process: one request of a session speaks with Redis, the others wait here.
-
-The speaker holds the lock or asks for it. When it is done it passes the lock to the next one here, at most
-`PASSES` times in a row: then the lock goes to who waits in Redis, and the next one here queues there.
-"""
+"""The queues within one process: carries out what `LockQueue` decides."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from .calls import CLOSED, NotSentError
 from .names import new_token
+from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .scripts import Keys
 from .terms import Terms
-from .waiters import Grant, Turn
+from .waiters import Acquired, Waiter
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-PASSES = 8  # from hand to hand within the process, before other processes have their turn
+Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
+"""Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""
 
-Waiter: TypeAlias = "asyncio.Future[Grant | bytes]"
-"""Gets the lock with the record, or the turn to speak with Redis: the token of a lock to take over, empty
-where there is none."""
+Member: TypeAlias = "Seat | bytes"
+"""Who waits is named by its seat, who came first by the token under which it asks."""
 
-
-class Queue:
-    """Those of this process who want one session, in the order in which they came."""
-
-    __slots__ = ("ahead", "asks_again", "heir", "passed", "token", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: list[Waiter] = []
-        self.token = b""  # of the speaker's lock; empty while it asks
-        self.asks_again = False  # the speaker found the lock taken: it waits too
-        self.heir: Waiter | None = None  # gets the lock when the commit that is under way is stored
-        self.passed = 0  # how often in a row
-        self.ahead = 0.0  # ms by which Redis' clock is ahead of the loop's
+_FREE = State.FREE  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
-class Queues:
+def _ended() -> LockQueue[Member]:
+    queue: LockQueue[Member] = LockQueue(b"")
+    queue.leave(b"", b"")
+    return queue
+
+
+_NONE = _ended()  # stands for the queue of a session that nobody wants; every token is a stranger to it
+
+
+class LockQueues:
     """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._queues: dict[bytes, Queue] = {}
+        self._queues: dict[bytes, LockQueue[Member]] = {}
 
     def __len__(self) -> int:
         return len(self._queues)
 
     # -- to the lock --------------------------------------------------------------------------------------
 
-    async def acquire(self, keys: Keys, terms: Terms) -> Grant | bytes:
-        """The lock, or why there is nothing to lock: see `Turn.take`. Cancelled, it leaves nothing behind."""
+    async def acquire(
+        self, keys: Keys, terms: Terms, arrived: Callable[[], None] | None = None
+    ) -> Acquired | bytes:
+        """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
+
+        `arrived` is called where the caller has to wait for others of this process: Redis does not hear of it
+        until it has its turn.
+        """
         engine, record = self._engine, keys.record
         queue, started = self._queues.get(record), engine.loop.time()
         if queue is not None:
-            given = await self._wait(keys, terms, queue)
-            if isinstance(given, Grant):
-                return given._replace(waited=engine.loop.time() - started)
-            return await self._speak(keys, terms, queue, started, given)
-        queue = self._queues[record] = Queue()
+            return await self._acquire_behind(keys, terms, queue, started, arrived)
         token = new_token()
+        queue = self._queues[record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
             found = engine.found(await engine.take(keys, token, terms, started), started)
         except BaseException as error:
-            engine.let_go(keys, token, terms)
-            self._ends(record, queue, error)
+            if not isinstance(error, NotSentError):
+                engine.let_go(keys, token, terms)
+            self._failed(keys, terms, queue, token, error)
             raise
         if isinstance(found, tuple):
-            queue.token, queue.ahead = token, found[1]
-            return Grant(token, *found, terms.lease, 0.0)
+            queue.granted(token, token)
+            value, ahead = found
+            return Acquired(token, value, ahead, terms.lease, 0.0)
         if found == b"B":
-            return await self._speak(keys, terms, queue, started)
-        self._next(record, queue)
+            queue.found_taken(token)
+            return await self._ask(keys, terms, queue, token, started)
+        self._do(keys, terms, queue, queue.leave(token, b""))
         return found
 
-    async def _wait(self, keys: Keys, terms: Terms, queue: Queue) -> Grant | bytes:
-        if len(queue.waiting) + queue.asks_again >= terms.max_waiters:
+    async def _acquire_behind(
+        self,
+        keys: Keys,
+        terms: Terms,
+        queue: LockQueue[Member],
+        started: float,
+        arrived: Callable[[], None] | None,
+    ) -> Acquired | bytes:
+        seat: Seat = self._engine.loop.create_future()
+        if not queue.join(seat, terms.max_waiters):
             raise TooManyWaitersError(terms.max_waiters)
-        waiter: Waiter = self._engine.loop.create_future()
-        queue.waiting.append(waiter)
+        if arrived is not None:
+            arrived()
         try:
-            await asyncio.wait((waiter,), timeout=terms.wait)
+            await asyncio.wait((seat,), timeout=terms.wait)
         except BaseException:
-            self._leave(keys, terms, queue, waiter)
+            self._leave(keys, terms, queue, seat)
             raise
-        if not waiter.done():
-            self._leave(keys, terms, queue, waiter)
+        if not seat.done():
+            self._leave(keys, terms, queue, seat)
             raise LockTimeoutError(terms.wait)
-        return waiter.result()
+        given = seat.result()
+        if isinstance(given, Acquired):
+            return given._replace(waited=self._engine.loop.time() - started)
+        return await self._ask(keys, terms, queue, seat, started, given)
 
-    def _leave(self, keys: Keys, terms: Terms, queue: Queue, waiter: Waiter) -> None:
-        """Give up a place, or what was given in it."""
-        if not waiter.done():
-            waiter.cancel()
-            if waiter in queue.waiting:
-                queue.waiting.remove(waiter)
-        elif waiter.exception() is None:
-            given = waiter.result()
-            token = given.token if isinstance(given, Grant) else given
-            self._engine.leases.drop(token)
-            if not self._next(keys.record, queue, token) and token:
-                self._engine.let_go(keys, token, terms)
+    def _leave(self, keys: Keys, terms: Terms, queue: LockQueue[Member], seat: Seat) -> None:
+        """Give up a seat, or what was given in it."""
+        given: Acquired | bytes = b""
+        if seat.done() and seat.exception() is None:
+            given = seat.result()
+        token = given.token if isinstance(given, Acquired) else given
+        self._do(keys, terms, queue, queue.leave(seat, token))
 
-    async def _speak(
-        self, keys: Keys, terms: Terms, queue: Queue, started: float, place: bytes = b""
-    ) -> Grant | bytes:
-        """Queue in Redis, or take over the lock that was passed on under `place`."""
-        queue.asks_again = True
+    async def _ask(
+        self,
+        keys: Keys,
+        terms: Terms,
+        queue: LockQueue[Member],
+        member: Member,
+        started: float,
+        token: bytes = b"",
+    ) -> Acquired | bytes:
+        """Queue in Redis, or take over the lock with this token."""
         try:
-            if not place and terms.wait > 0:
+            if not token and terms.wait > 0:
                 await self._engine.channel.open()
-            answer = await Turn(self._engine, keys, terms, started, place).take()
+            answer = await Waiter(self._engine, keys, terms, started, token).take()
         except BaseException as error:
-            self._ends(keys.record, queue, error)
+            self._failed(keys, terms, queue, member, error)
             raise
-        if isinstance(answer, Grant):
-            queue.token, queue.ahead, queue.asks_again = answer.token, answer.ahead, False
+        if isinstance(answer, Acquired):
+            self._do(keys, terms, queue, queue.granted(member, answer.token))
         else:
-            self._next(keys.record, queue)
+            self._do(keys, terms, queue, queue.leave(member, b""))
         return answer
 
-    def _ends(self, record: bytes, queue: Queue, error: BaseException) -> None:
-        """The speaker failed. A fault of Redis is everybody's: who would ask next would only wait for it."""
+    def _failed(
+        self, keys: Keys, terms: Terms, queue: LockQueue[Member], member: Member, error: BaseException
+    ) -> None:
+        """The asker has failed, and let go of what it had in Redis."""
         if isinstance(error, SessionStoreError):
-            for waiter in queue.waiting:
-                fault = SessionStoreError(*error.args)
-                fault.__cause__ = error.__cause__
-                waiter.set_exception(fault)
-            queue.waiting.clear()
-        self._next(record, queue)
-
-    def _next(self, record: bytes, queue: Queue, token: bytes = b"") -> bool:
-        """The next one speaks, and may take over the lock with this token. False: nobody waits any more."""
-        queue.token = b""
-        if not queue.waiting:
-            del self._queues[record]
-            return False
-        queue.asks_again = True
-        queue.waiting.pop(0).set_result(token)
-        return True
+            _tell(queue.fault(member), error)
+            self._end(keys, queue)
+        else:
+            self._do(keys, terms, queue, queue.leave(member, b""))
 
     # -- from the lock ------------------------------------------------------------------------------------
 
     def release(self, keys: Keys, token: bytes, terms: Terms) -> None:
         """Pass the lock on, here or in Redis; written, not waited for."""
-        queue = self._queues.get(keys.record)
-        if queue is not None and queue.token == token:
-            if queue.heir is not None:
-                return  # the commit that is under way in another task passes it on
-            if queue.waiting and queue.passed < PASSES:
-                queue.passed += 1
-                self._next(keys.record, queue, token)
-                return
-        self._engine.let_go(keys, token, terms)
-        self.leave(keys, token)
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, terms, queue, queue.release(token))
 
     def leave(self, keys: Keys, token: bytes) -> None:
         """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
-        queue = self._queues.get(keys.record)
-        if queue is not None and queue.token == token and token and queue.heir is None:
-            queue.passed = 0
-            self._next(keys.record, queue)
+        queue = self._queues.get(keys.record, _NONE)
+        self._do_asks(keys, queue, queue.ended(token))
 
     def dismiss(self, keys: Keys) -> None:
         """The record is deleted by a call that is on its way: nobody need wait for who holds it."""
-        queue = self._queues.get(keys.record)
-        if queue is not None and queue.token:
-            self.leave(keys, queue.token)
+        queue = self._queues.get(keys.record, _NONE)
+        self._do_asks(keys, queue, queue.deleted())
 
-    def settle(self, keys: Keys, token: bytes) -> bool:
-        """Whether there is an heir, to whom the lock goes when the commit that follows is stored.
+    def commit_begins(self, keys: Keys, token: bytes) -> After:
+        """What the commit that follows has to do with the lock.
 
-        Without one the commit lets the lock go in Redis, and the next one here asks. The heir is chosen
-        before the commit is sent: who comes later could be handed a record that is older than its request.
+        HAND_OVER: say how it went, by `handed_over` or `hand_over_failed`. LET_GO: the next one here asks.
         """
-        queue = self._queues.get(keys.record)
-        if queue is None or queue.token != token or not token or queue.heir is not None:
-            return False
-        if queue.waiting and queue.passed < PASSES:
-            queue.heir = queue.waiting.pop(0)
-            return True
-        queue.passed = 0
-        self._next(keys.record, queue)
-        return False
+        queue = self._queues.get(keys.record, _NONE)
+        after, asks = queue.commit_begins(token)
+        if asks:
+            self._do_asks(keys, queue, asks)
+        elif queue.state is _FREE:
+            self._end(keys, queue)
+        return after
 
-    def disinherit(self, keys: Keys) -> None:
-        """The heir is the first of those who wait again: it has to ask Redis what became of the commit."""
-        queue = self._queues[keys.record]
-        heir, queue.heir = queue.heir, None
-        if heir is not None and not heir.done():
-            queue.waiting.insert(0, heir)
+    def handed_over(self, keys: Keys, token: bytes, terms: Terms, stored: Acquired | None) -> None:
+        """The successor gets the lock, and with it what was `stored` under it.
 
-    def inherit(self, keys: Keys, token: bytes, terms: Terms, stored: bytes | None, age: float) -> None:
-        """The heir gets the lock, and with it the value that was `stored` under it `age` seconds ago.
-
-        Without a value, or where it may be too old, the heir asks Redis whether the lock is still ours.
+        None: that is not known, or may be too old. The next one asks Redis whether the lock is still ours.
         """
-        queue = self._queues[keys.record]
-        heir, left = queue.heir, self._engine.leases.left(token)
-        queue.passed += 1
-        if stored is not None and age < left / 2 and heir is not None and not heir.done():
-            queue.heir = None
-            heir.set_result(Grant(token, stored, queue.ahead, left, 0.0))
-            return
-        self._engine.leases.drop(token)
-        self.disinherit(keys)
-        if not self._next(keys.record, queue, token):
-            self._engine.let_go(keys, token, terms)
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, terms, queue, queue.committed(token, fresh=stored is not None), stored)
+
+    def hand_over_failed(self, keys: Keys, token: bytes, terms: Terms) -> None:
+        """What became of the commit is not known. Its request still holds the lock, if it has not let go."""
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, terms, queue, queue.unknown(token))
+
+    def close(self) -> None:
+        """Nobody is to wait any more; who asks or holds comes to an end by itself."""
+        for queue in self._queues.values():
+            _tell(queue.close(), SessionStoreError(CLOSED))
+
+    # -- carrying out -------------------------------------------------------------------------------------
+
+    def _do(
+        self,
+        keys: Keys,
+        terms: Terms,
+        queue: LockQueue[Member],
+        actions: Iterable[Action[Member]],
+        stored: Acquired | None = None,
+    ) -> None:
+        """A lock that is let go or taken over is renewed no more: its token counts for nothing after that."""
+        for action in actions:
+            if isinstance(action, LetGo):
+                self._engine.leases.drop(action.token)
+                self._engine.let_go(keys, action.token, terms)
+            elif isinstance(action, Ask):
+                self._engine.leases.drop(action.token)
+                _wake(action.member, action.token)
+            elif isinstance(action, Give) and stored is not None:
+                _wake(action.member, stored)
+        if queue.state is _FREE:
+            self._end(keys, queue)
+
+    def _do_asks(self, keys: Keys, queue: LockQueue[Member], asks: Iterable[Ask[Member]]) -> None:
+        for ask in asks:
+            _wake(ask.member, ask.token)
+        if queue.state is _FREE:
+            self._end(keys, queue)
+
+    def _end(self, keys: Keys, queue: LockQueue[Member]) -> None:
+        """The queue has ended; there may be another one already."""
+        if self._queues.get(keys.record) is queue:
+            del self._queues[keys.record]
+
+
+def _wake(member: Member, given: Acquired | bytes) -> None:
+    """Only who waits is woken, and who waits has a seat."""
+    if not isinstance(member, bytes):
+        member.set_result(given)
+
+
+def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
+    """Each gets an error of its own."""
+    for tell in tells:
+        fault = SessionStoreError(*error.args)
+        fault.__cause__ = error.__cause__
+        if not isinstance(tell.member, bytes):
+            tell.member.set_exception(fault)

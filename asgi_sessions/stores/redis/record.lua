@@ -1,21 +1,24 @@
 -- Shared chunk: what lies at a record's key, and Redis' clock.
--- A record is 'asgi1:' nonce(16) ':' absolute end(13, ms, 0 none) ':' idle(13, ms, 0 none) ':' JSON.
--- Its version is everything between the first and the last of these colons. JSON is never parsed here.
+-- A record is 'asgi2:' nonce(16) ':' absolute end(13) ':' idle timeout(13) ':' begin(13) '\n' JSON. Times are in ms,
+-- 0 for none; the life began with creation or sign-in. Before, it was 'asgi1:' nonce ':' end ':' idle ':' JSON, which
+-- is still read: the begin is unknown then. The version is what lies between 'asgi2:' and '\n'; whether it is the same
+-- is told from its first 44 bytes, which both formats share. JSON is never parsed here.
 
-local byte = string.byte
+local byte, sub = string.byte, string.sub
 
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local SHAPE = '^asgi1:%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x:%d%d%d%d%d%d%d%d%d%d%d%d%d:%d%d%d%d%d%d%d%d%d%d%d%d%d:'
+local SHAPE = '^asgi%d:%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x:%d%d%d%d%d%d%d%d%d%d%d%d%d:%d%d%d%d%d%d%d%d%d%d%d%d%d:'
+local BEGIN = '^%d%d%d%d%d%d%d%d%d%d%d%d%d\n'
 
--- 'A' absent | 'X' not a record of ours | 'L', value; with `last`, the bytes up to there are enough.
+-- 'A' absent | 'X' not a record of ours | 'L', value; with `head`, the header is enough.
 -- The outline is looked at, prefix and colons; `strictly` the digits between them too, which costs more than
 -- all the rest of a request's script.
-local function read(key, last, strictly)
-  local value = redis.pcall('GETRANGE', key, 0, last or -1)
+local function read(key, head, strictly)
+  local value = redis.pcall('GETRANGE', key, 0, head and 64 or -1)
   if value == '' then
     return redis.call('EXISTS', key) == 1 and 'X' or 'A'
   end
@@ -25,11 +28,14 @@ local function read(key, last, strictly)
     end
     redis.call('GETRANGE', key, 0, 0) -- raises again what has nothing to do with the key's type
   end
-  if string.sub(value, 1, 6) == 'asgi1:' and byte(value, 23) == 58 and byte(value, 37) == 58
-    and byte(value, 51) == 58 and (not strictly or string.find(value, SHAPE)) then
-    return 'L', value
+  local format = sub(value, 1, 6)
+  if byte(value, 23) ~= 58 or byte(value, 37) ~= 58 or byte(value, 51) ~= 58
+    or (format ~= 'asgi1:' and (format ~= 'asgi2:' or byte(value, 65) ~= 10))
+    or (strictly and not string.find(value, SHAPE))
+    or (strictly and format == 'asgi2:' and not string.find(value, BEGIN, 52)) then
+    return 'X'
   end
-  return 'X'
+  return 'L', value
 end
 
 -- Absence is believed from a primary only: this changes nothing, and a replica, which may lag, refuses it.
@@ -38,31 +44,42 @@ local function require_primary(key)
 end
 
 local function version_of(value)
-  return string.sub(value, 7, 50)
+  return sub(value, 7, 50)
 end
 
--- The absolute end and the idle timeout.
+-- The absolute end, the idle timeout and the begin.
 local function bounds_of(value)
-  return tonumber(string.sub(value, 24, 36)) or 0, tonumber(string.sub(value, 38, 50)) or 0
+  local began = byte(value, 5) == 50 and tonumber(sub(value, 52, 64)) or 0
+  return tonumber(sub(value, 24, 36)) or 0, tonumber(sub(value, 38, 50)) or 0, began
 end
 
--- The earlier of two spans of time, where 0 is no bound.
-local function first_end(absolute, idle)
-  if absolute == 0 or (idle > 0 and idle < absolute) then
-    return idle
+-- The lesser of two ends or spans of time, where 0 is none.
+local function sooner(one, other)
+  if one == 0 or (other > 0 and other < one) then
+    return other
   end
-  return absolute
+  return one
 end
 
--- A request came: the idle timeout restarts, but never beyond the absolute end.
-local function keep_alive(key, value, now)
-  if string.sub(value, 38, 50) ~= '0000000000000' then
-    local absolute, idle = bounds_of(value)
-    local left = absolute > 0 and math.max(absolute - now, 1) or 0
-    redis.call('PEXPIRE', key, first_end(left, idle))
+-- For how long nobody came: told by what is left of the idle timeout. Where the absolute end cuts that short (a
+-- second of tolerance) or there is none, it is not known and taken for no time.
+local function quiet(key, absolute, idle, now)
+  local left = redis.call('PTTL', key)
+  if idle > 0 and left >= 0 and (absolute == 0 or now + left < absolute - 1000) then
+    return math.max(idle - left, 0)
+  end
+  return 0
+end
+
+-- A request came: the idle timeout restarts, but never beyond the absolute end. Under a `rule` (ms; 0: none) that
+-- is shorter the session may have ended already: then nothing restarts.
+local function keep_alive(key, value, now, rule)
+  local absolute, idle = bounds_of(value)
+  if idle > 0 and (rule == 0 or rule >= idle or quiet(key, absolute, idle, now) < rule) then
+    redis.call('PEXPIRE', key, sooner(absolute > 0 and math.max(absolute - now, 1) or 0, idle))
   end
 end
 
-local function header(nonce, absolute, idle)
-  return string.format('asgi1:%s:%013.0f:%013.0f:', nonce, absolute, idle)
+local function header(nonce, absolute, idle, began)
+  return string.format('asgi2:%s:%013.0f:%013.0f:%013.0f\n', nonce, absolute, idle, began)
 end

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, cast
 
-from ...data import SessionData, SessionFilter
+from ...data import SessionData
 from ...errors import SessionStoreError
 from ...fields import check_id, is_identifier
 from ...record import encode_checked
 from ..base import SessionStore
 from ..checkout import Lifetime
-from .calls import Reply
+from .commands import CHUNK, remove, values
 from .connections import Client, deployment
 from .engine import Engine, Engines
-from .layout import KeySpace, milliseconds, unpack
+from .index import UserIndex
+from .layout import KeySpace, milliseconds, parse, unpack
 from .names import new_nonce
-from .scripts import LINK, REMOVE, SET, UNLINK, pack_args
-from .transport import Lane
+from .replies import is_list, is_number, is_record, mark_of
+from .scripts import SET
 
-LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
-LINK_SETTLES = 60.0  # seconds in which the record of a new link must come
-TIDY_EVERY = 32  # links of one user; somebody who signs in for years leaves no endless list
-CHUNK = 500  # records asked for in one command, keys looked at in one step of a scan
+AT_ONCE = 100  # records that are read and parsed before others have their turn
 FOREIGN = "what lies under this id is not a session record; it is left alone"
+LEFT_ABSENT, CREATED = 2, 3  # replies of set.lua
 
 
 class RedisRecords(SessionStore):
@@ -46,112 +45,155 @@ class RedisRecords(SessionStore):
         self.default_ttl = default_ttl
         self.model = model
         self._keys = KeySpace(prefix)
+        self._index = UserIndex(self._keys)
         self._engines = Engines(deployment(client_or_url, socket_timeout), self._keys.prefix)
 
-    # -- single records and batches: a batch is one round trip ---------------------------------------------
+    # -- single records and batches: one round trip, some more to write where users are to be linked --------
 
     async def get(self, session_id: str) -> SessionData | None:
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
-        record = self._record_key(session_id)
+        check_id(session_id)
         engine = await self._engines.get()
-        value = cast("bytes | None", await engine.command(b"GET", record))
-        return None if value is None else self.read(unpack(value).record)
+        key = self._keys.record(session_id)
+        reply = await engine.command(b"GET", key, about=mark_of(session_id), fits=is_record)
+        return None if reply is None else self._own(session_id, cast(bytes, reply))
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData]:
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
         wanted = list(session_ids)
-        values = await self._values(wanted)
-        found = {name: value for name, value in zip(wanted, values, strict=True) if value is not None}
-        return {name: self.read(unpack(value).record) for name, value in found.items()}
+        for session_id in wanted:
+            check_id(session_id)
+        found = await values(await self._engines.get(), self._keys, wanted)
+        return {
+            name: None if value is None else self._own(name, value)
+            for name, value in zip(wanted, found, strict=True)
+        }
 
     async def exists(self, session_id: str) -> bool:
         """Whether anything lies under this id."""
-        record = self._record_key(session_id)
+        check_id(session_id)
         engine = await self._engines.get()
-        return await engine.command(b"EXISTS", record) == 1
+        return await engine.command(b"EXISTS", self._keys.record(session_id), fits=is_number) == 1
 
-    async def set(self, session_id: str, data: SessionData, ttl: float | None = None) -> bool:
-        return await self.set_batch({session_id: data}, ttl) == 1
+    async def set(
+        self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
+    ) -> bool:
+        return (await self._set({session_id: data}, ttl, create))[session_id]
 
-    async def set_batch(self, records: Mapping[str, SessionData], ttl: float | None = None) -> int:
+    async def set_batch(
+        self, records: Mapping[str, SessionData], ttl: float | None = None
+    ) -> dict[str, bool]:
+        return await self._set(records, ttl, True)
+
+    async def _set(
+        self, records: Mapping[str, SessionData], ttl: float | None, create: bool
+    ) -> dict[str, bool]:
+        """Links come first: who dies in between leaves one that leads to nothing of the user's.
+
+        The link of a record that was not there comes once more: a sign-out may have seen that it was not.
+        """
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
         encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
         engine = await self._engines.get()
-        users = [(data.user_id, name) for name, data in records.items() if data.user_id is not None]
-        links = [self._link(engine, user_id, name, ttl) for user_id, name in users]
-        times = milliseconds(ttl), milliseconds(self.default_ttl)
+        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
+        await self._index.link_all(engine, users, ttl)
+        rest = milliseconds(ttl), milliseconds(self.default_ttl), b"1" if create else b"0"
         writes = [
-            engine.run(SET, self._keys.record(name), new_nonce(), record, *times)
+            engine.run(SET, self._keys.record(name), new_nonce(), record, *rest)
             for name, record in encoded.items()
         ]
-        replies = await asyncio.gather(*writes, *links)
-        if 0 in replies[: len(writes)]:
+        replies = dict(zip(encoded, await asyncio.gather(*writes), strict=True))
+        created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
+        await self._index.link_all(engine, created, ttl, tidy=False)
+        if 0 in replies.values():
             raise SessionStoreError(FOREIGN)
-        return len(writes)
+        return {name: reply != LEFT_ABSENT for name, reply in replies.items()}
 
     async def delete(self, session_id: str) -> bool:
-        return await self.delete_batch([session_id]) == 1
+        return (await self.delete_batch([session_id]))[session_id]
 
-    async def delete_batch(self, session_ids: Iterable[str]) -> int:
-        keys = [self._keys.of(session_id) for session_id in session_ids]
-        engine = await self._engines.get()
-        args = pack_args(b"", b"", b"0", engine.unlocked.claim_ms, engine.clustered, b"")
-        calls = [engine.call(REMOVE, each.record, REMOVE.by_sha + each.packed + args) for each in keys]
-        for each in keys:
-            engine.queues.dismiss(each)
-        replies = await asyncio.gather(*calls)
+    async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
+        ids = list(dict.fromkeys(session_ids))
+        replies = await remove(await self._engines.get(), self._keys, ids)
         if b"X" in replies:
             raise SessionStoreError(FOREIGN)
-        return replies.count(b"STORED")
+        return {name: reply == b"STORED" for name, reply in zip(ids, replies, strict=True)}
 
-    # -- many records ---------------------------------------------------------------------------------------
+    # -- all records: others have their turn after each step ------------------------------------------------
+
+    async def iter_active(self) -> AsyncGenerator[str, None]:
+        """The ids of the records that are not absent, in no order and in constant memory.
+
+        What is there all the time comes at least once; twice where Redis resizes its table meanwhile (SCAN).
+        """
+        async with aclosing(self._pages(self._keys.pattern)) as pages:
+            async for names in pages:
+                for session_id in self._ids(names):
+                    yield session_id
 
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
-        found = sorted(await self._scan())
-        return found[offset : None if limit is None else offset + limit]
+        end = None if limit is None else offset + limit
+        found: set[str] = set()
+        async for names in self._pages(self._keys.pattern):
+            found.update(self._ids(names))
+            if end is not None and len(found) > 2 * end + CHUNK:
+                found = set(sorted(found)[:end])
+        return sorted(found)[offset:end]
 
     async def count_active(self) -> int:
-        return len(await self._scan())
-
-    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
-        """The records that match, at most `limit`; what cannot be read is left out."""
-        found: list[SessionData] = []
-        ids = await self.list_active()
-        for start in range(0, len(ids), CHUNK):
-            if limit is not None and len(found) >= limit:
-                break
-            found += [
-                data for data in await self._readable(ids[start : start + CHUNK]) if criteria.matches(data)
-            ]
-        return found[:limit]
-
-    async def list_for_user(self, user_id: str) -> list[SessionData]:
-        if not user_id:
-            return []
-        engine = await self._engines.get()
-        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1")
-        linked = sorted(member.decode() for member in cast("list[bytes]", reply))
-        found = [data for data in await self._readable(linked) if data.user_id == user_id]
-        stale = set(linked) - {data.session_id for data in found}
-        age = milliseconds(LINK_SETTLES)
-        key = self._keys.user(user_id)
-        await asyncio.gather(*[engine.run(UNLINK, key, name.encode(), age) for name in stale])
-        return found
-
-    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
-        engine = await self._engines.get()
-        linked = await self._link(engine, user_id, session_id, lifetime.absolute)
-        if cast(int, linked) % TIDY_EVERY == 0:
-            await self.list_for_user(user_id)
+        """How many records are not absent; one that `iter_active` gives twice counts twice."""
+        count = 0
+        async for names in self._pages(self._keys.pattern):
+            count += len(self._ids(names))
+        return count
 
     async def get_stats(self) -> dict[str, Any]:
+        """What lies in Redis. Expired records are none: Redis drops them by itself.
+
+        `locks_waited_for` counts those that another process waits for than the one that holds them.
+        """
         engine = await self._engines.get()
+        sessions = held = waited_for = 0
+        async for names in self._pages(self._keys.all_keys):
+            sessions += len(self._ids(names))
+            locks = [name for name in names if name.endswith(b"}:lock")]
+            queues = [engine.command(b"EXISTS", name[: -len(b"lock")] + b"wait") for name in locks]
+            held += len(locks)
+            waited_for += (await asyncio.gather(*queues)).count(1)
         return {
-            "active_sessions": await self.count_active(),
-            "locked_sessions": len(engine.leases),  # by this event loop
-            "default_ttl": self.default_ttl,
-            "prefix": self.prefix,
+            **self._facts(),
+            "total_sessions": sessions,
+            "active_sessions": sessions,
+            "expired_sessions": 0,
+            "locks_held": held,
+            "locks_waited_for": waited_for,
         }
+
+    async def cleanup_expired(self) -> int:
+        """0: Redis drops what has expired by itself."""
+        return 0
+
+    # -- the sessions of a user -----------------------------------------------------------------------------
+
+    async def _sessions_of(self, user: str) -> list[SessionData]:
+        engine = await self._engines.get()
+        linked = await self._index.members(engine, user)
+        found: list[SessionData] = []
+        for start in range(0, len(linked), AT_ONCE):
+            found += await self._readable(engine, linked[start : start + AT_ONCE])
+        return [data for data in found if data.user_id == user]
+
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        """See `SessionStore.delete_for_user`.
+
+        `keep` is ended too where an earlier call that did not keep it was cut off. `SessionStoreError` where
+        something cannot be told to be a session or not: all others have ended then, and that one can no
+        longer get a new id.
+        """
+        return await self._index.end(await self._engines.get(), user, keep)
+
+    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
+        await self._index.link(await self._engines.get(), user_id, session_id, lifetime.absolute)
 
     # -- life of the store itself ---------------------------------------------------------------------------
 
@@ -163,50 +205,50 @@ class RedisRecords(SessionStore):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    def _record_key(self, session_id: str) -> bytes:
-        check_id(session_id)
-        return self._keys.record(session_id)
+    def _facts(self) -> dict[str, Any]:
+        return {"store_type": "redis", "default_ttl": self.default_ttl, "prefix": self.prefix}
 
-    def _link(
-        self, engine: Engine, user_id: str, session_id: str, absolute: float | None
-    ) -> asyncio.Future[Reply]:
-        """Without an absolute bound nobody knows how long the session lives on: the link must outlive it."""
-        ttl = milliseconds(LINKED_FOR if absolute is None else absolute + LINK_SETTLES)
-        return engine.run(LINK, self._keys.user(user_id), session_id.encode(), ttl)
+    def _ids(self, names: Iterable[bytes]) -> list[str]:
+        """Of the records among these keys."""
+        ids = [self._keys.session_id(name) for name in names if name.endswith(b"}")]
+        return [session_id for session_id in ids if is_identifier(session_id)]
 
-    async def _values(self, session_ids: Sequence[str]) -> list[bytes | None]:
-        """What lies under each id, None where that is nothing or no text. One round trip."""
-        keys = [self._record_key(session_id) for session_id in session_ids]
+    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
+        """Every record as it is stored; see `iter_active`."""
         engine = await self._engines.get()
-        size = 1 if engine.router.clustered else CHUNK
-        calls = [engine.command(b"MGET", *keys[start : start + size]) for start in range(0, len(keys), size)]
-        replies = await asyncio.gather(*calls)
-        return [value for reply in replies for value in cast("list[bytes | None]", reply)]
+        async with aclosing(self._pages(self._keys.pattern)) as pages:
+            async for names in pages:
+                ids = self._ids(names)
+                for start in range(0, len(ids), AT_ONCE):
+                    for record in await self._stored(engine, ids[start : start + AT_ONCE]):
+                        yield record
 
-    async def _readable(self, session_ids: Sequence[str]) -> list[SessionData]:
+    async def _stored(self, engine: Engine, session_ids: Sequence[str]) -> list[bytes]:
+        """The records of these ids; what is none of ours is left out."""
+        found = [parse(value) for value in await values(engine, self._keys, session_ids) if value is not None]
+        return [stored.record for stored in found if stored is not None]
+
+    async def _readable(self, engine: Engine, session_ids: Sequence[str]) -> list[SessionData]:
         found: list[SessionData] = []
-        for value in await self._values(session_ids):
-            if value is not None:
-                with contextlib.suppress(
-                    SessionStoreError
-                ):  # not ours, or of another model: not for this list
-                    found.append(self.read(unpack(value).record))
+        for record in await self._stored(engine, session_ids):
+            with suppress(SessionStoreError):  # of another model: not for a list
+                found.append(self.read(record))
         return found
 
-    async def _scan(self) -> list[str]:
-        """The ids of all records, each once: SCAN may give a key twice."""
-        engine = await self._engines.get()
-        lanes = await engine.router.primaries()
-        found = await asyncio.gather(*[self._scan_node(lane) for lane in lanes])
-        return list(dict.fromkeys(name for names in found for name in names if is_identifier(name)))
+    def _own(self, session_id: str, value: bytes) -> SessionData:
+        """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
+        data = self.read(unpack(value).record)
+        if data.session_id != session_id:
+            raise SessionStoreError(FOREIGN)
+        return data
 
-    async def _scan_node(self, lane: Lane) -> list[str]:
-        cursor = b"0"
-        names: list[str] = []
-        options = (b"MATCH", self._keys.pattern, b"COUNT", b"%d" % CHUNK, b"TYPE", b"string")
-        while True:
-            reply = await lane.command(b"SCAN", cursor, *options)
-            cursor, keys = cast("tuple[bytes, list[bytes]]", reply)
-            names += [self._keys.session_id(key) for key in keys]
-            if cursor == b"0":
-                return names
+    async def _pages(self, pattern: bytes) -> AsyncGenerator[list[bytes], None]:
+        """The keys, of texts only, as SCAN gives them: step by step, and some maybe twice."""
+        engine = await self._engines.get()
+        options = (b"MATCH", pattern, b"COUNT", b"%d" % CHUNK, b"TYPE", b"string")
+        for lane in await engine.router.primaries():
+            cursor = b""
+            while cursor != b"0":
+                reply = await lane.command(b"SCAN", cursor or b"0", *options, fits=is_list)
+                cursor, names = cast("tuple[bytes, list[bytes]]", reply)
+                yield names

@@ -9,8 +9,9 @@ from typing import Protocol, cast
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
-from .calls import CLOSED, Call, Reply, forget
+from .calls import CLOSED, Call, forget
 from .connections import Deployment, close, sentinels_of
+from .replies import Reply, is_list
 from .scripts import pack
 from .transport import Lane
 from .urls import Address
@@ -90,7 +91,7 @@ class Cluster:
 
     async def primaries(self) -> list[Lane]:
         lane = self.any_lane()
-        reply = await lane.command(b"CLUSTER", b"SLOTS")
+        reply = await lane.command(b"CLUSTER", b"SLOTS", fits=is_list)
         ranges = cast("list[tuple[int, int, tuple[bytes | None, int]]]", reply)
         origin = next(address for address, other in self._lanes.items() if other is lane)
         for first, last, (host, port, *_), *_ in ranges:
@@ -99,10 +100,10 @@ class Cluster:
         return [self._at(address) for address in sorted(set(self._slots.values()))]
 
     async def aclose(self) -> None:
+        """All at once: several nodes may be away, and each is waited for."""
         lanes, self._lanes = self._lanes, {}
-        for lane in lanes.values():
-            await lane.aclose()
-            await close(lane.pool)
+        await asyncio.gather(*[lane.aclose() for lane in lanes.values()])
+        await asyncio.gather(*[close(lane.pool) for lane in lanes.values()])
 
     def _at(self, address: Address) -> Lane:
         lane = self._lanes.get(address)

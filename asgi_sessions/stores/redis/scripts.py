@@ -10,6 +10,8 @@ import hashlib
 import re
 from importlib.resources import files
 
+from .replies import Fits, anything, is_created, is_list, is_number, is_removed, is_stored, is_taken, is_text
+
 _LUA = files("asgi_sessions.stores.redis")
 _INCLUDE = re.compile(rb"^ *-- include (\w+)$", re.MULTILINE)
 
@@ -30,10 +32,10 @@ class Script:
     It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
     through before they need them. `doubtful` are the replies that, when a call was sent again, may mean that
     the first one had been carried out. With `once` a call that may have been carried out is not sent again.
-    No request waits for the reply to one that is not `urgent`.
+    No request waits for the reply to one that is not `urgent`. `fits` tells its replies from others.
     """
 
-    __slots__ = ("body", "by_body", "by_sha", "doubtful", "name", "once", "urgent")
+    __slots__ = ("body", "by_body", "by_sha", "doubtful", "fits", "name", "once", "urgent")
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class Script:
         doubtful: tuple[bytes, ...] = (),
         once: bool = False,
         urgent: bool = True,
+        fits: Fits = anything,
     ) -> None:
         body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         sha = hashlib.sha1(body, usedforsecurity=False).hexdigest().encode()
@@ -54,19 +57,24 @@ class Script:
         self.doubtful = doubtful
         self.once = once
         self.urgent = urgent
+        self.fits = fits
         self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
         self.by_body = size + pack_args(b"EVAL", body, number)  # teaches it
 
 
 class Keys:
-    """The keys of a session's record, lock, queue and retired id, in one hash slot; packed once."""
+    """The keys of a session's record, lock, queue and retired id, in one hash slot; packed once.
 
-    __slots__ = ("lock", "packed", "record")
+    Its record begins with the `mark`; empty for a lock without a record.
+    """
 
-    def __init__(self, record: bytes, lock: bytes, packed: bytes) -> None:
+    __slots__ = ("lock", "mark", "packed", "record")
+
+    def __init__(self, record: bytes, lock: bytes, packed: bytes, mark: bytes = b"") -> None:
         self.record = record
         self.lock = lock
         self.packed = packed
+        self.mark = mark
 
 
 def _source(chunk: str) -> bytes:
@@ -74,15 +82,24 @@ def _source(chunk: str) -> bytes:
 
 
 # With `Keys`:
-ACQUIRE = Script("acquire", 4, 7)
-TAKE = Script("acquire", 4, 2)  # a single try
-TAKE_AND_TELL = Script("acquire", 4, 3)  # the time too
-COMMIT = Script("commit", 4, 5, doubtful=(b"LOST", b"CONFLICT"))  # stored, and written over since
-REMOVE = Script("remove", 4, 6)
-RELEASE = Script("release", 4, 4, urgent=False)
+ACQUIRE = Script("acquire", 4, 7, fits=is_taken)
+TAKE = Script("acquire", 4, 2, fits=is_taken)  # a single try
+TAKE_AND_TELL = Script("acquire", 4, 3, fits=is_taken)  # the time too
+_OVERWRITTEN = (b"LOST", b"CONFLICT")  # or stored, and written over since
+COMMIT = Script("commit", 4, 5, doubtful=_OVERWRITTEN, fits=is_stored)
+COMMIT_AGAIN = Script("commit", 4, 6, doubtful=_OVERWRITTEN, fits=is_stored)  # after one of unknown outcome
+REBOUND = Script("rebound", 4, 3, fits=is_taken)
+REMOVE = Script("remove", 4, 6, fits=is_removed)
+RELEASE = Script("release", 4, 4, urgent=False, fits=is_number)
 # With keys of their own:
-CREATE = Script("create", 2, 6)
-RENEW = Script("renew", 1, 2, urgent=False)
-SET = Script("set", 1, 4, once=True)  # again, it would take back what others have written since
-LINK = Script("link", 1, 2)
-UNLINK = Script("unlink", 1, 2)
+CREATE = Script("create", 2, 7, fits=is_created)
+RENEW = Script("renew", 1, 2, urgent=False, fits=is_number)
+SET = Script(  # once: again, it would take back what others have written since
+    "set", 1, 5, once=True, fits=is_number
+)
+TOUCH = Script("touch", 1, 1, urgent=False, fits=is_number)
+# With a user's index:
+LINK = Script("link", 1, 4, fits=is_list)
+SUCCEED = Script("succeed", 1, 3, fits=is_text)
+MARK = Script("mark", 1, 1, fits=is_list)
+SETTLE = Script("settle", 1, 2, urgent=False, fits=is_number)

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from operator import attrgetter
 
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from ...errors import SessionStoreError
-from .calls import CLOSED, LOST, Call, Connection, Pool, Reply, forget, give_back
+from .calls import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
+from .faults import explain
 from .polling import BusyPoll
+from .replies import About, Fits, Reply, WrongRecords, anything
 from .scripts import Script, pack
-from .wire import Wire, can_take_over
+from .wire import Wire, can_take_over, has_unread
 
 FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
@@ -30,6 +34,8 @@ ANSWER_WITHIN = 0.5  # seconds for its answer
 AGAIN = 0.05  # seconds after which a call is sent again that a replica refused
 TRIES = 20  # of a call, until its name leads to the primary
 _PING = pack(b"PING")
+
+_logger = logging.getLogger("asgi_sessions.redis")
 
 
 class Lane:
@@ -40,6 +46,9 @@ class Lane:
     connection can be made, all calls fail at once and the next call tries again. After `idle` seconds without
     a call the connection may be gone without a word: calls wait until it has answered a PING, and are sent
     on another where it does not.
+
+    When a reply does not fit its call, nobody knows whose replies came before it and would come after it: the
+    connection is dropped, all calls fail, and none is sent again.
     """
 
     def __init__(
@@ -70,25 +79,27 @@ class Lane:
         self._ping: asyncio.Future[Reply] | None = None  # it has been asked
         self._held: asyncio.TimerHandle | None = None  # until then nothing is written
         self._leaving = False  # its node is a replica: replies are awaited, then it is given up
-        self._wire: Wire[Call]
+        self._wire: Wire
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
+        self._wrong = WrongRecords()
+        self._connections = 0  # made so far
         self._flush_scheduled = False
         self._closed = False
 
     # -- calling ------------------------------------------------------------------------------------------
 
-    def run(self, script: Script, packed: bytes) -> asyncio.Future[Reply]:
+    def run(self, script: Script, packed: bytes, about: About = b"") -> asyncio.Future[Reply]:
         """Send a call of a script by its digest; the future gives its reply or raises `SessionStoreError`."""
         future: asyncio.Future[Reply] = asyncio.Future(loop=self._loop)
-        self.put(Call(script, packed, future, self._loop.time()))
+        self.put(Call(script, packed, future, self._loop.time(), about, script.fits))
         return future
 
-    def command(self, *args: bytes) -> asyncio.Future[Reply]:
+    def command(self, *args: bytes, about: About = b"", fits: Fits = anything) -> asyncio.Future[Reply]:
         """Send a command that may be sent twice."""
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self.put(Call(None, pack(*args), future, self._loop.time()))
+        self.put(Call(None, pack(*args), future, self._loop.time(), about, fits))
         return future
 
     def put(self, call: Call) -> None:
@@ -188,23 +199,30 @@ class Lane:
             connection = await asyncio.wait_for(self.pool.get_connection(), self._connect_within)
         except Exception as error:
             self.reachable = False
-            raise SessionStoreError("Redis cannot be reached") from error
+            tls = issubclass(self.pool.connection_class, SSLConnection)
+            raise SessionStoreError(f"Redis cannot be reached: {explain(error, tls=tls)}") from error
         self.reachable = True
+        self._connections += 1
         return connection
 
     def _reading(self, connection: Connection) -> Awaitable[None]:
         """What ends, with the reason, when the connection does."""
         if self._writer is None or not can_take_over():
             return self._read(connection)
-        self._wire = Wire(self._writer.transport, connection._parser, self._sent, self._failed)
+        stream, parser = connection._reader, connection._parser
+        self._wire = Wire(self._writer.transport, stream, parser, self._sent, self._failed, self._misfit)
+        if has_unread(stream):
+            self._wire.end(self._out_of_step())
         return self._wire.lost
 
     def _failed(self, reply: Exception) -> None:
         """What arrived is an error: of one call, or of the connection."""
-        if isinstance(reply, ResponseError):
-            self._refused(self._sent.popleft(), reply)
-        else:
+        if not isinstance(reply, ResponseError):
             self._wire.end(reply)
+        elif not self._sent:
+            self._wire.end(self._out_of_step())
+        else:
+            self._refused(self._sent.popleft(), reply)
 
     async def _read(self, connection: Connection) -> None:
         """The same through redis-py's stream, where hiredis is not installed."""
@@ -213,17 +231,34 @@ class Lane:
             try:
                 reply = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
+                if not sent:
+                    raise self._out_of_step() from error
                 self._refused(sent.popleft(), error)
                 continue
-            future = sent.popleft().future
-            if not future.done():
-                future.set_result(reply)
+            if sent and sent[0].fits(reply, sent[0].about):
+                sent.popleft().answer(reply)
+            elif (misfit := self._misfit(reply)) is not None:
+                raise misfit
+
+    def _misfit(self, reply: Reply) -> SessionStoreError | None:
+        """Nobody asked, or for something else. No error where it is a record that is known to be wrong."""
+        if self._sent:
+            call = self._sent[0]
+            withheld = self._wrong.withheld(reply, call.about, self._connections)
+            if call.fits(withheld, call.about):
+                self._sent.popleft().answer(withheld)
+                return None
+        return self._out_of_step()
+
+    def _out_of_step(self) -> SessionStoreError:
+        _logger.error(OUT_OF_STEP)
+        return SessionStoreError(OUT_OF_STEP)
 
     def _refused(self, call: Call, error: ResponseError) -> None:
         """An error reply. A replica's says that the node is a primary no more."""
         demoted = isinstance(error, ReadOnlyError) or "-READONLY" in str(error)  # in scripts before Redis 7
         if not call.future.done() and not self._sent_on(call, error, demoted):
-            call.fail("Redis refused the call", error)
+            call.fail(f"Redis refused the call: {explain(error)}", error)
         if demoted or self._leaving:
             self._leave()
 
@@ -265,7 +300,7 @@ class Lane:
             if call.again():
                 again.append(call)
             else:
-                call.fail(LOST, error)
+                call.fail(f"{LOST}: {explain(error)}", error)
         self._sent.clear()
         self._outgoing = sorted([*again, *self._outgoing], key=attrgetter("since"))
         self.flush()
@@ -315,11 +350,13 @@ class Lane:
             self.drop("the connection to Redis had been idle and does not answer any more")
 
     def _fail_all(self, message: str, cause: BaseException | None) -> None:
-        calls = [*self._sent, *self._outgoing]
+        sent, outgoing = list(self._sent), self._outgoing
         self._sent.clear()
         self._outgoing = []
-        for call in calls:
+        for call in sent:
             call.fail(message, cause)
+        for call in outgoing:
+            call.fail(message, cause, sent=call.sent_twice)
 
     # -- the deadline ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Waiting for a lock: one caller's turn."""
+"""Waiting for a lock in Redis: one caller's way to it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, Reply
+from .calls import NOT_OURS, NotSentError
 from .names import new_token
+from .replies import Reply
 from .scripts import ACQUIRE, Keys, pack_args
 from .terms import NO_CHANNEL, Terms
 
@@ -18,7 +19,7 @@ POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds
 
 
-_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
+_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"W": 3, b"K": 3}
 
 
 def understood(reply: Reply) -> list[bytes | int]:
@@ -33,7 +34,7 @@ def understood(reply: Reply) -> list[bytes | int]:
     raise SessionStoreError(NOT_OURS)
 
 
-class Grant(NamedTuple):
+class Acquired(NamedTuple):
     """The lock and the record.
 
     `ahead` is by how much Redis' clock is ahead of the loop's, in ms; `left` of the lease is in seconds.
@@ -45,13 +46,69 @@ class Grant(NamedTuple):
     left: float
     waited: float
 
+    def __repr__(self) -> str:
+        return f"Acquired(left={self.left}, waited={self.waited})"
 
-class Turn:
-    """One caller's way to a lock. Whatever ends it but a grant, it leaves no lock and no place in the queue.
 
-    Each question to Redis goes under a token of its own. A message is believed only for the token that
-    Redis' last answer spoke of, and only while it is young: a process that was frozen may find one for a
-    lock that was given to others since. `place` is the token of a lock that another holder of this process
+class Place:
+    """The tokens of one caller that Redis may know. Each question goes under a fresh one.
+
+    A message is believed only for the token that Redis' last answer spoke of: a process that was frozen may
+    find one for a lock that was given to others since.
+
+    answer   the token is now  given up
+    -------  ----------------  --------------------------------------------------------------------------
+    L, W     the fresh one     the earlier one: the lock or the place is under the fresh one
+    K        the earlier one   the fresh one, which counts for nothing
+    B        the earlier one   the fresh one, which Redis did not keep
+    A, R, X  none              both: the queue is gone
+    none     the earlier one   nothing: Redis may know both, and both have to be let go in the end
+    """
+
+    __slots__ = ("fresh", "token")
+
+    def __init__(self, token: bytes = b"") -> None:
+        self.token = token  # of a lock or a place in the queue; empty: none
+        self.fresh = b""  # asked under, and not yet answered
+
+    def ask(self) -> bytes:
+        """The token of the next question."""
+        self.fresh = new_token()
+        return self.fresh
+
+    def answered(self, kind: bytes) -> tuple[bytes, ...]:
+        """The tokens that are given up."""
+        earlier, fresh = self.token, self.fresh
+        self.fresh = b""
+        if kind in (b"L", b"W"):
+            self.token = fresh
+            return (earlier,)
+        if kind in (b"K", b"B"):
+            return (fresh,)
+        return earlier, fresh, *self.gone()
+
+    def gone(self) -> tuple[bytes, ...]:
+        """The queue is gone, and this place with it; the token that is given up."""
+        token, self.token = self.token, b""
+        return (token,)
+
+    def left(self) -> list[bytes]:
+        """The tokens to let go if the caller gives up now."""
+        return [token for token in (self.fresh, self.token) if token]
+
+
+def question(keys: Keys, terms: Terms, place: Place, address: bytes | None, wait: float) -> bytes:
+    """A call of `ACQUIRE`, packed; it queues where there are seconds to wait."""
+    wait_ms = b"%d" % max(round(wait * 1000), 1) if wait else b"0"
+    bare, address = b"1" if terms.bare else b"0", address or NO_CHANNEL
+    args = pack_args(place.fresh, terms.lease_ms, wait_ms, address, place.token, bare, terms.activity)
+    return ACQUIRE.by_sha + keys.packed + args
+
+
+class Waiter:
+    """One caller's way to a lock. Whatever ends it but success, it leaves no lock and no place in the queue.
+
+    A message is believed only while it is young. `token` is of a lock that another holder of this process
     leaves to this caller; `started` (the loop's time) is when the wait began, None: now.
     """
 
@@ -59,56 +116,54 @@ class Turn:
         "_address",
         "_ahead",
         "_engine",
-        "_fresh",
+        "_is_told",
         "_keys",
         "_message",
         "_place",
-        "_place_told",
         "_started",
         "_terms",
     )
 
     def __init__(
-        self, engine: Engine, keys: Keys, terms: Terms, started: float | None = None, place: bytes = b""
+        self, engine: Engine, keys: Keys, terms: Terms, started: float | None = None, token: bytes = b""
     ) -> None:
         self._engine = engine
         self._keys = keys
         self._terms = terms
         self._started = engine.loop.time() if started is None else started
         self._address: bytes | None = engine.channel.name if engine.channel.live else None
-        self._fresh = b""  # asked under, and not yet answered
-        self._place = place  # queued under
-        self._place_told = False  # queued with our channel: will be told
+        self._place = Place(token)
+        self._is_told = False  # queued with our channel
         self._message: asyncio.Future[bytes | None] | None = None
         self._ahead = 0.0  # ms by which Redis' clock is ahead of the loop's; rather too much than too little
 
-    async def take(self) -> Grant | bytes:
+    async def take(self) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: b"A" absent, b"R" retired, b"X" not a record.
 
-        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once when the queue is full.
+        `LockTimeoutError` when the wait is over, `TooManyWaitersError` at once where nobody may wait. (How
+        many do is for each process to count: one of it waits in Redis, the others behind that one.)
         """
         try:
             return await self._take()
         except BaseException:
-            self._undo()
+            for token in self._place.left():  # posted: it must leave even while this task is being cancelled
+                self._engine.let_go(self._keys, token, self._terms)
             raise
         finally:
-            self._engine.channel.forget(self._fresh)
-            self._engine.channel.forget(self._place)
+            self._forget(self._place.fresh, self._place.token)
 
-    async def _take(self) -> Grant | bytes:
+    async def _take(self) -> Acquired | bytes:
         while True:
             last = self._left() <= 0
             kind, *rest = await self._ask(last)
             if kind == b"L":
-                return self._granted(cast(bytes, rest[0]), self._terms.lease)
-            if kind == b"F":
-                raise TooManyWaitersError(self._terms.max_waiters)
+                return self._acquired(cast(bytes, rest[0]), self._terms.lease)
             if kind not in (b"B", b"W", b"K"):
-                self._forget_place()
                 return cast(bytes, kind)
             if last:
                 raise LockTimeoutError(self._waited())
+            if not self._terms.max_waiters:
+                raise TooManyWaitersError(0)
             if self._message is not None:
                 news = await self._woken(self._message, cast(int, rest[0]))
                 told = None if news is None else self._told(news)
@@ -119,39 +174,31 @@ class Turn:
 
     async def _ask(self, last: bool) -> list[bytes | int]:
         """One question; afterwards `_place` and `_message` are those that the answer speaks of."""
-        channel, terms = self._engine.channel, self._terms
-        queue = self._address is not None and not last
-        fresh = self._fresh = new_token()
+        channel, terms, place = self._engine.channel, self._terms, self._place
+        queue = self._address is not None and not last and terms.max_waiters > 0
+        fresh = place.ask()
         message = channel.expect(fresh) if queue else None
         asked = self._engine.loop.time()
-        wait = b"%d" % max(round(self._left() * 1000), 1) if queue else b"0"
-        args = pack_args(
-            fresh,
-            terms.lease_ms,
-            wait,
-            self._address or NO_CHANNEL,
-            b"%d" % terms.max_waiters,
-            self._place,
-            b"1" if terms.bare else b"0",
-        )
-        reply = await self._engine.call(ACQUIRE, self._keys.record, ACQUIRE.by_sha + self._keys.packed + args)
-        answer = understood(reply)
-        if answer[0] == b"L" and self._place_told and self._message is not None and not self._message.done():
+        packed = question(self._keys, terms, place, self._address, self._left() if queue else 0.0)
+        try:
+            reply = await self._engine.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
+            answer = understood(reply)
+        except NotSentError:
+            self._forget(*place.answered(b"B"))
+            raise
+        kind = cast(bytes, answer[0])
+        if kind == b"L" and self._is_told and self._message is not None and not self._message.done():
             channel.doubt()
-        if answer[0] in (b"L", b"W"):
-            channel.forget(self._place)
-            self._place, self._message = fresh, message
-            self._place_told = self._address == channel.name
-        else:
-            channel.forget(fresh)
-        if answer[0] in (b"L", b"W", b"K"):
+        self._forget(*place.answered(kind))
+        if kind in (b"L", b"W"):
+            self._message, self._is_told = message, self._address == channel.name
+        if kind in (b"L", b"W", b"K"):
             self._ahead = cast(int, answer[2]) - asked * 1000
-        self._fresh = b""
         return answer
 
     async def _woken(self, message: asyncio.Future[bytes | None], ttl: int) -> bytes | None:
         """The message for our place; None when it is time to ask again."""
-        told = self._place_told and self._engine.channel.live
+        told = self._is_told and self._engine.channel.live
         poll = self._terms.poll if told else min(POLL_UNTOLD, self._terms.poll)
         lock_ends = ttl / 1000 + MARGIN if ttl >= 0 else poll
         await asyncio.wait((message,), timeout=max(min(lock_ends, poll, self._left()), 0))
@@ -159,32 +206,28 @@ class Turn:
             return None
         news = message.result()
         if news is None:
-            self._message = self._engine.channel.expect(self._place)
+            self._message = self._engine.channel.expect(self._place.token)
         return news
 
-    def _told(self, news: bytes) -> Grant | bytes | None:
-        """What the message says; None where it is so old that the claim may have ended."""
+    def _told(self, news: bytes) -> Acquired | bytes | None:
+        """What the message says; None where it is so old that the claim may have ended, or another's."""
         now, _, value = news.partition(b":")
-        if len(value) == 1:
-            self._forget_place()
+        if value in (b"A", b"R", b"X"):
+            self._forget(*self._place.gone())
             return value
         claim = self._terms.claim
         age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
-        return None if age > claim / 2 else self._granted(value, claim - age)
+        record = self._engine.channel.vetted(value, self._keys.mark)
+        return None if record is None or age > claim / 2 else self._acquired(record, claim - age)
 
-    def _forget_place(self) -> None:
-        """The queue is gone, and with it our place."""
-        self._engine.channel.forget(self._place)
-        self._place = b""
+    def _acquired(self, value: bytes, left: float) -> Acquired:
+        """What Redis gave, in an answer or by a message; the one place through which a record comes here."""
+        return Acquired(self._place.token, value, self._ahead, left, self._waited())
 
-    def _granted(self, value: bytes, left: float) -> Grant:
-        return Grant(self._place, value, self._ahead, left, self._waited())
-
-    def _undo(self) -> None:
-        """Posted, not awaited: it must leave even while this task is being cancelled."""
-        for token in (self._fresh, self._place):
-            if token:
-                self._engine.let_go(self._keys, token, self._terms)
+    def _forget(self, *tokens: bytes) -> None:
+        """Believe no message for these any more."""
+        for token in tokens:
+            self._engine.channel.forget(token)
 
     def _waited(self) -> float:
         return self._engine.loop.time() - self._started

@@ -12,7 +12,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError
 
 from ...errors import SessionStoreError
-from .calls import Connection, give_back
+from .calls import OUT_OF_STEP, Connection, give_back
+from .faults import explain
+from .replies import Reply, WrongRecords, is_number, is_record
 from .scripts import pack
 from .terms import NO_CHANNEL, POLL
 from .transport import ANSWER_WITHIN, IDLE, Lane
@@ -44,6 +46,8 @@ class WakeChannel:
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[bytes] | None = None
         self._drained: asyncio.Future[None] | None = None  # set once it is closed
+        self._wrong = WrongRecords()
+        self._subscriptions = 0  # made so far
 
     def expect(self, token: bytes) -> asyncio.Future[bytes | None]:
         """The future of this token's message; None as result: the channel broke, ask again."""
@@ -70,6 +74,20 @@ class WakeChannel:
         opened = self._opened
         await asyncio.wait((opened,))
         return opened.result()
+
+    def vetted(self, value: bytes, mark: bytes) -> bytes | None:
+        """A value that was announced to the session whose record begins with this mark.
+
+        None where it is another session's: then nothing that comes this way is believed, and the subscription
+        is made anew. Withheld where that record is wrong whoever is asked.
+        """
+        if not is_record(value, mark):
+            value = cast(bytes, self._wrong.withheld(value, mark, self._subscriptions))
+        if is_record(value, mark):
+            return value
+        _out_of_step()
+        self._drop()
+        return None
 
     def doubt(self) -> None:
         """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
@@ -113,10 +131,10 @@ class WakeChannel:
             connection = await asyncio.wait_for(self._subscribe(lane), self._timeout)
             try:
                 self.live, self._connection = True, connection
+                self._subscriptions += 1
                 opened.set_result(self.name)
                 while True:
-                    message = await connection.read_response(disable_decoding=True)
-                    self._deliver(cast("list[bytes]", message))
+                    self._deliver(await connection.read_response(disable_decoding=True))
             finally:
                 await give_back(lane.pool, connection)
         except (RedisError, SessionStoreError, OSError, asyncio.TimeoutError) as error:
@@ -128,7 +146,8 @@ class WakeChannel:
     def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, NoPermissionError):
             self._refused = True
-            _logger.warning("Redis refuses to wake waiting requests; they poll: %s", error)
+            why = explain(error)
+            _logger.warning("Redis refuses to wake waiting requests; they poll, ten times a second: %s", why)
         else:
             _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
 
@@ -140,19 +159,26 @@ class WakeChannel:
         connection = await lane.pool.get_connection()
         try:
             await connection.send_command("SUBSCRIBE", self.name)
-            await connection.read_response(disable_decoding=True)
-            if await lane.command(b"PUBLISH", self.name, b"") == 0:
+            reply = await connection.read_response(disable_decoding=True)
+            if not isinstance(reply, list) or reply[:2] != [b"subscribe", self.name]:
+                raise _out_of_step()
+            if await lane.command(b"PUBLISH", self.name, b"", fits=is_number) == 0:
                 raise RedisConnectionError("it is at another node than that of the calls")
         except BaseException:
             await give_back(lane.pool, connection)
             raise
         return connection
 
-    def _deliver(self, message: list[bytes]) -> None:
+    def _deliver(self, message: Reply) -> None:
+        """To whom it is for; most often it is nobody here any more."""
         self._heard_at = asyncio.get_running_loop().time()
-        if message[0] != b"message":
-            return  # the subscription was confirmed again
-        token, _, news = message[2].partition(b":")
+        match message:
+            case [b"message", self.name, bytes(payload)]:
+                token, _, news = payload.partition(b":")
+            case [b"subscribe", self.name, int()]:
+                return  # the subscription was confirmed again
+            case _:
+                raise _out_of_step()
         future = self._expected.get(token)
         if future is not None and not future.done():
             future.set_result(news)
@@ -170,3 +196,8 @@ class WakeChannel:
         for future in self._expected.values():
             if not future.done():
                 future.set_result(None)
+
+
+def _out_of_step() -> RedisConnectionError:
+    _logger.error(OUT_OF_STEP)
+    return RedisConnectionError(OUT_OF_STEP)

@@ -1,0 +1,32 @@
+"""Secret keys: the bytes of what an app gives as one, and keys for other purposes that are made from it."""
+
+from __future__ import annotations
+
+import hmac
+
+MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
+
+_MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
+
+
+def key_bytes(key: object, where: str) -> bytes:
+    """The bytes of a str, of bytes, or of any object whose `str()` is the secret (Starlette's `Secret`).
+
+    An absent or empty key is a ValueError that names `where` it was given.
+    """
+    raw = key if isinstance(key, bytes) else str("" if key is None else key).encode("utf-8", "surrogatepass")
+    if not raw:
+        raise ValueError(f"{where} is empty; {_MAKE_A_KEY}")
+    return raw
+
+
+def weakness(key: bytes, where: str) -> str | None:
+    """What is to be said of a key that can be guessed; None for one that is long enough."""
+    if len(key) >= MIN_KEY_BYTES:
+        return None
+    return f"{where} has {len(key)} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {_MAKE_A_KEY}"
+
+
+def derived(key: bytes, purpose: bytes) -> bytes:
+    """A key for another purpose: whoever learns it learns nothing about `key`, nor about other purposes'."""
+    return hmac.digest(key, purpose, "sha256")

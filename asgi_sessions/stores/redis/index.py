@@ -1,0 +1,182 @@
+"""Which sessions a user has: an index beside the records, by which a sign-out ends them.
+
+Records and index lie in different slots of a cluster, so no script sees both. Therefore the index decides: a
+session whose link is gone, or is marked as being ended, can no longer move to a new id. So each session that
+is signed in when `end` marks the links is either marked under the id that it has, or has to end as it moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, cast
+
+from ...errors import SessionStoreError
+from ...record import id_of, user_of
+from .calls import forget
+from .commands import remove, values
+from .engine import Engine
+from .layout import KeySpace, milliseconds, unpack
+from .replies import Reply, is_list, is_number
+from .scripts import LINK, MARK, SETTLE, SUCCEED
+
+LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
+LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may still come
+LOOKS = 4  # links that a sign-in has looked at: as many as go at least for the one that comes
+AT_ONCE = 200  # sessions of a user that are ended in one step
+
+LIVES, NOTHING, MOVED = b"K", b"N", b"M"  # the words of settle.lua
+TO_END, LEFT_ALONE = b"E", b""
+
+_SETTLES = milliseconds(LINK_SETTLES)
+_LOOKS = b"%d" % LOOKS
+
+
+class Link(NamedTuple):
+    """A session in a user's index; `since` is its time in ms, negative where the session is being ended."""
+
+    session_id: str
+    since: bytes
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the session is being ended."""
+        return self.since.startswith(b"-")
+
+
+class Ended(NamedTuple):
+    """How many sessions were ended, and how many were not because nobody here can tell what they are."""
+
+    sessions: int
+    unreadable: int
+
+
+class UserIndex:
+    """The links from users to their sessions, one sorted set for each user."""
+
+    def __init__(self, keys: KeySpace) -> None:
+        self._keys = keys
+
+    async def link(
+        self, engine: Engine, user_id: str, session_id: str, absolute: float | None, *, tidy: bool = True
+    ) -> None:
+        """Note that the session is this user's, or still is; one that is being ended stays so.
+
+        A record that is new comes before its link, a change of user in a record after it: whoever dies in
+        between leaves a record whose id nobody knows, or a link that leads to nothing of this user's. Then a
+        few old links are looked at, which nobody waits for: what leads nowhere goes, and what somebody began
+        to end and did not finish is ended.
+        """
+        key = self._keys.user(user_id)
+        looks = _LOOKS if tidy else b"0"
+        links = _links(await engine.run(LINK, key, session_id.encode(), _lives(absolute), _SETTLES, looks))
+        if links:
+            engine.later(key, partial(self._look, engine, user_id, links))
+
+    async def link_all(
+        self, engine: Engine, users: Mapping[str, str], absolute: float | None, *, tidy: bool = True
+    ) -> None:
+        """`link` for many: users by session id. One round trip."""
+        links = [self.link(engine, user, name, absolute, tidy=tidy) for name, user in users.items()]
+        await asyncio.gather(*links)
+
+    async def succeed(
+        self, engine: Engine, old: str, new: str, was: str | None, user: str | None, absolute: float | None
+    ) -> bytes | None:
+        """Link the new id of a session that moves, and was another user's before or the same one's.
+
+        The time of the old link, which stays until `unlink`; empty where nobody was signed in. None where the
+        session was ended or is being ended: it must not move.
+        """
+        if user is not None and user != was:
+            await self.link(engine, user, new, absolute)
+        if was is None:
+            return b""
+        successor = new.encode() if user == was else b""
+        reply = await engine.run(SUCCEED, self._keys.user(was), old.encode(), successor, _lives(absolute))
+        return cast("bytes | None", reply)
+
+    def unlink(self, engine: Engine, user_id: str, link: Link) -> None:
+        """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
+        self._settle(engine, user_id, [(link, MOVED)]).add_done_callback(forget)
+
+    def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
+        """Forget an id that nobody was told; written, not waited for."""
+        engine.command(
+            b"ZREM", self._keys.user(user_id), session_id.encode(), fits=is_number
+        ).add_done_callback(forget)
+
+    async def members(self, engine: Engine, user_id: str) -> list[str]:
+        """The ids that are linked, sorted; also of sessions that have ended."""
+        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
+        return sorted(member.decode() for member in cast("list[bytes]", reply))
+
+    async def end(self, engine: Engine, user_id: str, keep: str | None) -> int:
+        """End all sessions of a user but `keep`; how many were ended by this call.
+
+        (What another call, or a sign-in that finishes its work, ends at the same time counts there.)
+        The links are marked first, then the records deleted, then the links forgotten. Whoever dies in
+        between leaves marks: sessions that can no longer move, and that the next call ends, or the next
+        sign-ins do.
+        `SessionStoreError` where what lies at a link is of no format that is known here: all others are ended
+        then, and the link stays marked.
+        """
+        links = _links(await engine.run(MARK, self._keys.user(user_id), (keep or "").encode()))
+        ended = unreadable = 0
+        for start in range(0, len(links), AT_ONCE):
+            done = await self._look(engine, user_id, links[start : start + AT_ONCE])
+            ended, unreadable = ended + done.sessions, unreadable + done.unreadable
+        if unreadable:
+            raise SessionStoreError(
+                f"{ended} sessions were ended; what lies under {unreadable} more ids of this user is in no"
+                " format of this release and is left alone: end them by the release that wrote them"
+            )
+        return ended
+
+    async def _look(self, engine: Engine, user_id: str, links: Sequence[Link]) -> Ended:
+        """See what lies at these links, end what is to be ended, and note in the index what was found."""
+        found = await values(engine, self._keys, [link.session_id for link in links])
+        verdicts = [(link, verdict(value, link, user_id)) for link, value in zip(links, found, strict=True)]
+        doomed = [link for link, word in verdicts if word == TO_END]
+        replies = await remove(engine, self._keys, [link.session_id for link in doomed])
+        settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
+        settled += [(link, NOTHING) for link, reply in zip(doomed, replies, strict=True) if reply != b"X"]
+        if settled:
+            await self._settle(engine, user_id, settled)
+        return Ended(replies.count(b"STORED"), len(links) - len(settled))
+
+    def _settle(
+        self, engine: Engine, user_id: str, found: Sequence[tuple[Link, bytes]]
+    ) -> asyncio.Future[Reply]:
+        lines = [b"%b\n%b\n%b\n" % (link.session_id.encode(), link.since, word) for link, word in found]
+        return engine.run(SETTLE, self._keys.user(user_id), _SETTLES, b"".join(lines))
+
+
+def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
+    """What a link comes to by what lies at its record, whatever the model.
+
+    TO_END: the record is to be deleted, and NOTHING is there then. A record that does not say whose it is, is
+    taken for what the link says: it may be one of another release. LEFT_ALONE: it is of no format that is
+    known here.
+    """
+    if value is None:
+        return NOTHING
+    try:
+        record = unpack(value).record
+    except SessionStoreError:
+        return LEFT_ALONE if link.is_marked else LIVES
+    if id_of(record) == link.session_id and user_of(record) != user_id:
+        return NOTHING
+    return TO_END if link.is_marked else LIVES
+
+
+def _links(reply: Reply) -> list[Link]:
+    """Ids and times, which a script gives in turn."""
+    words = cast("list[bytes]", reply)
+    return [Link(name.decode(), since) for name, since in zip(words[::2], words[1::2], strict=True)]
+
+
+def _lives(absolute: float | None) -> bytes:
+    """Without an absolute bound nobody knows how long the session lives on: the link must outlive it."""
+    return milliseconds(LINKED_FOR if absolute is None else absolute + LINK_SETTLES)

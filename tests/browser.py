@@ -1,0 +1,157 @@
+"""A real Chromium without a window, driven by its own protocol, and a server for it to visit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from websockets.sync.client import ClientConnection, connect
+
+from asgi_sessions.types import ASGIApp
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+HOW_TO_GET_IT = "no Chromium here: `apt-get install chromium`, or name the program in the variable CHROMIUM"
+PATIENCE = 30.0  # seconds for a step of the browser, on a busy machine
+
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # root has none, and the pages are our own
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--remote-debugging-port=0",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
+)
+
+
+def find_chromium() -> str | None:
+    """The program, None where there is none."""
+    names = [os.environ["CHROMIUM"]] if "CHROMIUM" in os.environ else NAMES
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+class Chromium:
+    """A browser process; every host under ``.test`` is this machine."""
+
+    def __init__(self, program: str) -> None:
+        self._exit = ExitStack()
+        self._numbers = itertools.count(1)
+        # the profile may still be written to while the process ends
+        home = self._exit.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        command = [program, *_OPTIONS, f"--user-data-dir={home}", "about:blank"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._exit.callback(self._end)
+        self._connection: ClientConnection = self._exit.enter_context(
+            connect(self._address(Path(home) / "DevToolsActivePort"), max_size=None)
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._exit.close()
+
+    @contextmanager
+    def profile(self) -> Iterator[Tab]:
+        """A tab in a profile of its own: without cookies, and forgotten afterwards."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        page = self.call("Target.createTarget", url="about:blank", browserContextId=context)
+        session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        try:
+            yield Tab(self, context, session["sessionId"])
+        finally:
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def call(self, method: str, *, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """One command of the DevTools protocol and its answer; events are passed over."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        self._connection.send(json.dumps(message if session is None else {**message, "sessionId": session}))
+        while True:
+            answer = json.loads(self._connection.recv(timeout=PATIENCE))
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _address(self, file: Path) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            lines = file.read_text().splitlines() if file.exists() else []
+            if len(lines) == 2:
+                return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+            assert self._process.poll() is None, "Chromium has ended"
+            time.sleep(0.02)
+        raise AssertionError("Chromium did not open its port")
+
+    def _end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Tab:
+    """One tab of one profile."""
+
+    def __init__(self, browser: Chromium, context: str, session: str) -> None:
+        self._browser = browser
+        self._context = context
+        self._session = session
+
+    def open(self, url: str) -> str:
+        """Go there by a link of no page, as from the address bar; the text of the page."""
+        call = self._browser.call
+        loaded = call("Page.navigate", session=self._session, url=url)
+        assert "errorText" not in loaded, f"{url}: {loaded['errorText']}"
+        return str(self.run(_WHEN_LOADED.replace("LOADER", json.dumps(url))))
+
+    def run(self, script: str) -> object:
+        """What a script of the page gives."""
+        params = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        answer = self._browser.call("Runtime.evaluate", session=self._session, **params)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        value: object = answer["result"].get("value")
+        return value
+
+    def cookies(self, name: str) -> list[tuple[str, str]]:
+        """Domain and path of each cookie of this name; a domain that the server named begins with a dot."""
+        found = self._browser.call("Storage.getCookies", browserContextId=self._context)["cookies"]
+        return sorted((cookie["domain"], cookie["path"]) for cookie in found if cookie["name"] == name)
+
+
+_WHEN_LOADED = """
+new Promise(done => {
+    const look = () => location.href === LOADER && document.readyState === "complete"
+        ? done(document.body.innerText) : setTimeout(look, 5);
+    look();
+})
+"""
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[int]:
+    """The app at a port of this machine, in a thread of its own."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -1,0 +1,242 @@
+"""What any store holds, as a model with a clock; where stores differ, their kind says how."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+from asgi_sessions import SessionData
+from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
+
+DEFAULT_TTL = 3500.0
+LEASE = 300.0
+RETIRED_FOR = 60.0
+
+
+class Kind(enum.Enum):
+    """Of which kind a store is."""
+
+    MEMORY = "memory"
+    REDIS = "redis"
+    THIRD_PARTY = "third party"
+
+
+@dataclass
+class Entry:
+    """A record and its ends: the absolute one, and the idle one that restarts."""
+
+    data: SessionData
+    began: float
+    expires: float
+    idle: float
+    last: float  # when the idle timeout restarted
+    version: int
+    users: set[str] = field(default_factory=set)  # whose index names it
+
+    @property
+    def ends(self) -> float:
+        return min(self.expires, self.last + self.idle)
+
+
+@dataclass
+class Lease:
+    """Who holds a lock, and until when."""
+
+    owner: Out
+    ends: float
+
+
+@dataclass(eq=False)
+class Out:
+    """A checkout: what was loaded, which version, under which lock."""
+
+    real: Checkout
+    session_id: str
+    version: int
+    locked: bool
+    data: SessionData
+
+
+@dataclass
+class Model:
+    """The records, the locks and the ids that were replaced."""
+
+    kind: Kind
+    room: float
+    now: float = 0.0
+    versions: int = 0
+    entries: dict[str, Entry] = field(default_factory=dict)  # least recently active first
+    leases: dict[str, Lease] = field(default_factory=dict)  # in one process also those that have run out
+    retired: dict[str, float] = field(default_factory=dict)
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def find(self, session_id: str) -> Entry | None:
+        entry = self.entries.get(session_id)
+        return entry if entry is not None and entry.ends > self.now else None
+
+    def alive(self) -> dict[str, Entry]:
+        return {name: entry for name, entry in self.entries.items() if entry.ends > self.now}
+
+    def put(self, data: SessionData, lifetime: Lifetime) -> Entry:
+        """A record with a new life."""
+        self.entries.pop(data.session_id, None)
+        self.make_room()
+        self.versions += 1
+        stored, expires = data.model_copy(deep=True), self.now + _bound(lifetime.absolute)
+        entry = Entry(stored, self.now, expires, _bound(lifetime.idle), self.now, self.versions, _users(data))
+        self.entries[data.session_id] = entry
+        return entry
+
+    def make_room(self) -> None:
+        """The expired go first, then the anonymous, least recently active first, then who is signed in.
+
+        Who is checked out goes never, and counts as active.
+        """
+        if len(self.entries) >= self.room:
+            self.entries = self.alive()
+        for signed_in in (False, True):
+            for session_id in [name for name, each in self.entries.items() if bool(each.users) is signed_in]:
+                if len(self.entries) < self.room:
+                    return
+                if session_id in self.leases:
+                    self.active(session_id)
+                else:
+                    del self.entries[session_id]
+
+    def store(self, data: SessionData, ttl: float | None) -> None:
+        """By `set`: who is signed in is who the record says."""
+        entry = self.find(data.session_id)
+        if entry is None:
+            self.put(data, Lifetime(DEFAULT_TTL if ttl is None else ttl))
+            return
+        self.rewrite(entry, data)
+        entry.users = _users(data)
+        if ttl is not None:
+            entry.expires, entry.last = self.now + ttl, self.now
+        self.active(data.session_id)
+
+    def rewrite(self, entry: Entry, data: SessionData) -> None:
+        """By a commit: a session in which nobody is signed in any more stays in the index."""
+        self.versions += 1
+        entry.data, entry.version = data.model_copy(deep=True), self.versions
+        entry.users |= _users(data)
+
+    def active(self, session_id: str) -> None:
+        self.entries[session_id] = self.entries.pop(session_id)
+
+    def delete(self, session_id: str) -> bool:
+        there = self.find(session_id) is not None
+        self.entries.pop(session_id, None)
+        if self.kind is Kind.REDIS:
+            self.leases.pop(session_id, None)  # there is nothing to lock any more
+        return there
+
+    def sign_out(self, user_id: str, keep: str | None) -> int:
+        """End the sessions of a user; how many. Links that lead to sessions of others go too."""
+        ended = 0
+        for session_id, entry in sorted(self.entries.items()):
+            if session_id != keep and user_id in entry.users:
+                entry.users.discard(user_id)
+                if not entry.users:
+                    self.active(session_id)
+        for session_id, entry in self.alive().items():
+            if session_id != keep and entry.data.user_id == user_id:
+                ended += self.delete(session_id)
+        return ended
+
+    def move(self, out: Out, data: SessionData, lifetime: Lifetime | None) -> None:
+        """The record goes on under a new id; without a lifetime it keeps its bounds."""
+        old = self.entries[out.session_id]
+        self.delete(out.session_id)
+        self.retired[out.session_id] = self.now + RETIRED_FOR
+        new = self.put(data, lifetime or Lifetime())
+        if lifetime is None:
+            new.began, new.expires, new.idle = old.began, old.expires, old.idle
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def keep_alive(self, session_id: str) -> None:
+        """A request came: the idle timeout restarts."""
+        entry = self.find(session_id)
+        if entry is not None:
+            entry.last = self.now
+
+    def arrives(self, session_id: str, rule: Lifetime | None) -> None:
+        """A request came and has to wait; where the session is over by its rule that changes nothing."""
+        entry, idle = self.find(session_id), None if rule is None else rule.idle
+        if self.kind is Kind.REDIS and idle is None:
+            return  # waiting in its own process it is not worth a call
+        if entry is not None and (idle is None or idle > entry.idle or self.now - self.came(entry) < idle):
+            entry.last = self.now
+
+    def came(self, entry: Entry) -> float:
+        """When the last request came, as far as the store knows: the end of its idle timeout tells."""
+        if entry.idle == math.inf:
+            return self.now
+        clipped = entry.expires <= entry.last + entry.idle
+        return self.now if clipped and self.kind is not Kind.THIRD_PARTY else entry.last
+
+    def bounded(self, session_id: str, rule: Lifetime | None, locked: bool) -> Entry | None:
+        """What a checkout under this rule finds: a record's bounds are shortened to it."""
+        entry = self.find(session_id)
+        if entry is None or rule is None:
+            return entry
+        expires = min(entry.expires, entry.began + _bound(rule.absolute))
+        idle = min(entry.idle, _bound(rule.idle))
+        if (expires, idle) == (entry.expires, entry.idle):
+            return entry
+        bound = Entry(entry.data, entry.began, expires, idle, self.came(entry), entry.version, entry.users)
+        if self.kind is not Kind.REDIS or locked:
+            self.entries[session_id] = bound
+        if bound.ends > self.now:
+            return bound
+        if self.kind is not Kind.REDIS or locked:
+            self.delete(session_id)
+        return None
+
+    # -- locks -------------------------------------------------------------------------------------
+
+    def lease(self, session_id: str) -> Lease | None:
+        found = self.leases.get(session_id)
+        return found if found is not None and found.ends > self.now else None
+
+    def waits(self, session_id: str) -> bool:
+        """Whether a request that takes the lock has to wait. For what is absent only a third party's does."""
+        if self.kind is not Kind.THIRD_PARTY and self.find(session_id) is None:
+            return False
+        return self.lease(session_id) is not None
+
+    def relieve(self, session_id: str) -> None:
+        """Who takes a lock takes it from a holder whose lease has run out."""
+        if self.kind is Kind.THIRD_PARTY or self.find(session_id) is not None:
+            self.leases.pop(session_id, None)
+
+    def judge(self, out: Out) -> Outcome:
+        """What a commit, a move or a discard of this checkout comes to, whichever is the first to be seen."""
+        entry, lease = self.find(out.session_id), self.leases.get(out.session_id)
+        if out.locked and lease is not None and lease.owner is not out:
+            return Outcome.GONE if entry is None and self.kind is Kind.REDIS else Outcome.LOST
+        if entry is None:
+            return Outcome.GONE
+        return Outcome.STORED if entry.version == out.version else Outcome.CONFLICT
+
+    def let_go(self, out: Out) -> None:
+        lease = self.leases.get(out.session_id)
+        if lease is not None and lease.owner is out:
+            del self.leases[out.session_id]
+        out.locked = False
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        if self.kind is Kind.REDIS:
+            self.leases = {name: each for name, each in self.leases.items() if each.ends > self.now}
+
+
+def _users(data: SessionData) -> set[str]:
+    return set() if data.user_id is None else {data.user_id}
+
+
+def _bound(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
