@@ -6,6 +6,7 @@ A deployment is a context manager: whatever happens in the block, its processes 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import secrets
@@ -33,6 +34,7 @@ DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
 NODE_TIMEOUT = 1.0  # seconds; a node that is silent for so long may be replaced, never earlier
 PRIMARIES = 3
 SLOTS = 16384
+_ABORTED = 4.0  # seconds; a switch that is not made by then has been given up
 _AT_ONCE = "--repl-diskless-sync-delay", "0"  # a replica that comes is given a copy
 
 _ONCE = Retry(NoBackoff(), 0)  # redis-py tries for seconds where a server is down
@@ -479,10 +481,17 @@ class SentinelSet(Replicated):
         command(self.sentinels[0], "SENTINEL", "FAILOVER", self.name)
 
     def switch(self) -> None:
-        """The same, until all Sentinels name that node."""
-        old = self.primary()
-        self.fail_over()
-        until(lambda: self.primary() is not old, "there is a new primary")
+        """The same, until all Sentinels name that node; again where no replica is good enough for them."""
+        old, begin = self.primary(), -math.inf
+
+        def switched() -> bool:
+            nonlocal begin
+            if self.primary() is old and time.monotonic() - begin > _ABORTED:
+                begin = time.monotonic()
+                self.fail_over()
+            return self.primary() is not old
+
+        until(switched, "there is a new primary")
 
     def _await_agreement(self) -> None:
         """Who comes back is told whom to follow, which Sentinels do after ten seconds."""
