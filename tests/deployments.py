@@ -6,6 +6,7 @@ A deployment is a context manager: whatever happens in the block, its processes 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import secrets
@@ -27,11 +28,14 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis_server import RedisServer, bundled, find_binary
+from typing_extensions import Self
 
 DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
 NODE_TIMEOUT = 1.0  # seconds; a node that is silent for so long may be replaced, never earlier
 PRIMARIES = 3
 SLOTS = 16384
+_ABORTED = 4.0  # seconds; a switch that is not made by then has been given up
+_AT_ONCE = "--repl-diskless-sync-delay", "0"  # a replica that comes is given a copy
 
 _ONCE = Retry(NoBackoff(), 0)  # redis-py tries for seconds where a server is down
 _PATIENCE = 30.0  # seconds for what a deployment does by itself: meet, copy, elect
@@ -128,6 +132,7 @@ class Replicated:
     """
 
     nodes: list[RedisServer]
+    _stack: ExitStack
 
     def __init__(self) -> None:
         self.down: dict[RedisServer, Callable[[], None]] = {}
@@ -165,6 +170,16 @@ class Replicated:
             self.down.popitem()[1]()
         for node in self.nodes:
             command(node, "CONFIG", "SET", "masterauth", "")
+
+    def __enter__(self) -> Self:
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def empty(self) -> None:
+        """No keys in any node."""
+        raise NotImplementedError
 
     def primary_of(self, key: str) -> RedisServer:
         """Where the key lives now, as those say who are up."""
@@ -216,15 +231,14 @@ def _follow(node: RedisServer, primary: RedisServer) -> bool:
 class Address(Replicated):
     """A primary and a replica behind one address that leads to the primary, such as a virtual IP.
 
-    Whoever moves the address to another node leaves the connections alone that were made before.
+    Whoever moves the address to another node leaves the connections alone that were made before. `options`
+    are those of the nodes, here and below.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         super().__init__()
-        primary = RedisServer(port=_quiet_port())
-        follow = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
-        self.nodes = [primary, RedisServer(*follow, port=_quiet_port())]
-        self.proxy = ChaosProxy(primary.port)
+        self.nodes = [RedisServer(*options, *_AT_ONCE, port=_quiet_port()) for _ in range(2)]
+        self.proxy = ChaosProxy(self.nodes[0].port)
         self._stack = ExitStack()
 
     @property
@@ -238,9 +252,6 @@ class Address(Replicated):
             self.settle()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def primary(self) -> RedisServer:
         """The node that the address leads to."""
@@ -282,13 +293,14 @@ class Address(Replicated):
 class RedisCluster(Replicated):
     """Three primaries with a third of the slots each, and a replica each that takes over by itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         super().__init__()
-        options = [
+        options = (
+            *options,
             *("--cluster-enabled", "yes", "--cluster-node-timeout", str(round(NODE_TIMEOUT * 1000))),
             *("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"),
-            *("--cluster-allow-replica-migration", "no", "--repl-diskless-sync-delay", "0"),
-        ]
+            *("--cluster-allow-replica-migration", "no", *_AT_ONCE),
+        )
         ports = set[int]()
         while len(ports) < 2 * PRIMARIES:
             ports.add(_quiet_port())
@@ -310,9 +322,6 @@ class RedisCluster(Replicated):
             self._assemble()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def _assemble(self) -> None:
         primaries, replicas = self.nodes[:PRIMARIES], self.nodes[PRIMARIES:]
@@ -388,6 +397,12 @@ class RedisCluster(Replicated):
         ports = {primary for _, _, primary, *_ in self._slots()}
         return [node for node in self.nodes if node.port in ports]
 
+    def switch(self, primary: RedisServer) -> None:
+        """As planned: its replica takes its place, and nothing is lost."""
+        (replica,) = self.replicas_of(primary)
+        command(replica, "CLUSTER", "FAILOVER")
+        until(lambda: replica in self.primaries(), "the nodes change places")
+
     def empty(self) -> None:
         """No keys in any node."""
         for node in self.primaries():
@@ -420,12 +435,10 @@ class SentinelSet(Replicated):
 
     name = "main"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         super().__init__()
-        primary = RedisServer(port=_quiet_port())
-        follow = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
-        self.nodes = [primary, *(RedisServer(*follow, port=_quiet_port()) for _ in range(2))]
-        self.sentinels = [Sentinel(primary) for _ in range(3)]
+        self.nodes = [RedisServer(*options, *_AT_ONCE, port=_quiet_port()) for _ in range(3)]
+        self.sentinels = [Sentinel(self.nodes[0]) for _ in range(3)]
         for sentinel in self.sentinels:
             sentinel.colleagues = [each for each in self.sentinels if each is not sentinel]
             sentinel.replicas = self.nodes[1:]
@@ -439,14 +452,13 @@ class SentinelSet(Replicated):
     def __enter__(self) -> SentinelSet:
         with ExitStack() as stack:
             _start(stack, self.nodes)
+            for node in self.nodes[1:]:
+                _follow(node, self.nodes[0])
             until(lambda: all(_follows(node) for node in self.nodes[1:]), "the replicas have copied")
             _start(stack, self.sentinels)
             self.settle()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def primary_of(self, key: str) -> RedisServer:
         return self.primary()
@@ -467,6 +479,19 @@ class SentinelSet(Replicated):
         """Have the Sentinels put another node in the primary's place, though nothing is wrong with it."""
         self.is_whole = False
         command(self.sentinels[0], "SENTINEL", "FAILOVER", self.name)
+
+    def switch(self) -> None:
+        """The same, until all Sentinels name that node; again where no replica is good enough for them."""
+        old, begin = self.primary(), -math.inf
+
+        def switched() -> bool:
+            nonlocal begin
+            if self.primary() is old and time.monotonic() - begin > _ABORTED:
+                begin = time.monotonic()
+                self.fail_over()
+            return self.primary() is not old
+
+        until(switched, "there is a new primary")
 
     def _await_agreement(self) -> None:
         """Who comes back is told whom to follow, which Sentinels do after ten seconds."""
@@ -541,14 +566,14 @@ class Sentinel(RedisServer):
         return self._answers()
 
 
-D = TypeVar("D", Address, RedisCluster, SentinelSet)
+D = TypeVar("D", bound=Replicated)
 
 
 class Bed(Generic[D]):
     """A deployment that the tests of a module share. One that does not come to rest is replaced."""
 
-    def __init__(self, make: type[D]) -> None:
-        self._make: type[D] = make
+    def __init__(self, make: Callable[[], D]) -> None:
+        self._make = make
         self._stack = ExitStack()
         self._deployment: D | None = None
 

@@ -431,6 +431,18 @@ async def test_a_call_is_not_lost_with_its_node(cluster: RedisCluster) -> None:
     await store.aclose()
 
 
+async def test_the_only_node_that_was_named_may_die(cluster: RedisCluster) -> None:
+    """The others are known by then, though no call has met them."""
+    seed = cluster.primary_of(_key("s"))
+    store = RedisSessionStore(cluster.url_at(seed))
+    assert await store.set("s", SessionData(session_id="s"))
+    await run_sync(cluster.copy, seed)
+    cluster.kill(seed)
+    await until(lambda: cluster.primary_of(_key("s")) is not seed, "the replica takes over")
+    assert await store.increment_counter("s", "n") == 1
+    await store.aclose()
+
+
 async def test_addresses_that_lead_nowhere_are_mapped(cluster: RedisCluster) -> None:
     """`address_remap` of the client: whatever the nodes say of each other, connections go where it says."""
     with ExitStack() as stack:

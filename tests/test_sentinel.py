@@ -71,8 +71,7 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
     assert isinstance(holder, Checkout)
     old = nodes.primary()
     await run_sync(nodes.copy, old)
-    nodes.fail_over()
-    await until(lambda: nodes.primary() is not old, "there is a new primary")
+    await run_sync(nodes.switch)
     await run_sync(nodes.settle)
     record = encode_checked(SessionData(session_id="s", metadata={"n": 1}))
     with contextlib.suppress(SessionStoreError):
@@ -97,8 +96,7 @@ async def test_a_planned_switch_loses_nothing(nodes: SentinelSet, known: int) ->
         sessions = [await site.begin() for _ in range(8)]
         async with crowd(site, sessions, 1), crowd(other_process, sessions, 1):
             await served(sessions)
-            await run_sync(nodes.fail_over)
-            await until(lambda: nodes.primary() is not old, "there is a new primary")
+            await run_sync(nodes.switch)
             await served(sessions, 20)
         assert command(old, "ROLE")[0] == "master", "it has not been told"
     async with counting(nodes.url) as later:
@@ -161,8 +159,7 @@ async def test_sentinels_that_do_not_tell_are_asked(
     store = RedisSessionStore(f"{nodes.url}&sentinel_username=store&sentinel_password=any")
     await store.set("s", SessionData(session_id="s"))
     old = nodes.primary()
-    await run_sync(nodes.fail_over)
-    await until(lambda: nodes.primary() is not old, "there is a new primary")
+    await run_sync(nodes.switch)
     await asyncio.sleep(AGAIN + 0.3)
     assert await store.increment_counter("s", "n") == 1
     assert _count(old) == 0

@@ -21,6 +21,7 @@ from faults.checkers import Fate, Operation, disordered, increment, numbers, of_
 from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionMiddleware
+from asgi_sessions.stores.redis.connections import Client
 from asgi_sessions.types import Message, Receive, Scope, Send
 
 PATIENCE = 30.0  # seconds for what must come at last
@@ -56,7 +57,7 @@ class Counted:
 class CountingSite:
     """The middleware over this store, around an app that counts twice in each record: at both of its ends."""
 
-    def __init__(self, url: str, *, pause: float = 0.002, lock_timeout: float = 2.0) -> None:
+    def __init__(self, url: Client | str, *, pause: float = 0.002, lock_timeout: float = 2.0) -> None:
         self.store = RedisSessionStore(url)
         self.middleware = SessionMiddleware(
             self._app, KEY, store=self.store, fingerprint=None, lock_timeout=lock_timeout, lock_wait=4.0
@@ -117,7 +118,7 @@ async def _answer(send: Send, status: int, body: bytes) -> None:
 
 
 @asynccontextmanager
-async def counting(url: str, **settings: float) -> AsyncIterator[CountingSite]:
+async def counting(url: Client | str, **settings: float) -> AsyncIterator[CountingSite]:
     """A site that is closed with the block."""
     site = CountingSite(url, **settings)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
+from ...errors import SessionStoreError
 from .calls import CLOSED, Call, forget
 from .connections import Deployment, close, sentinels_of
 from .replies import Reply, is_list
@@ -80,6 +81,8 @@ class Cluster:
         self._deployment = deployment
         self._lanes: dict[Address, Lane] = {}
         self._slots: dict[int, Address] = {}
+        self._nodes: dict[Address, None] = {}  # that are known to be there, replicas too
+        self._meeting: asyncio.Task[None] | None = None
 
     def lane(self, key: bytes) -> Lane:
         address = self._slots.get(key_slot(key))
@@ -87,23 +90,36 @@ class Cluster:
             lane = self._at(address)
             if lane.reachable:
                 return lane
+        elif self._meeting is None:
+            self._meeting = asyncio.get_running_loop().create_task(self._meet())
         return self.any_lane()
 
     async def primaries(self) -> list[Lane]:
         lane = self.any_lane()
         reply = await lane.command(b"CLUSTER", b"SLOTS", fits=is_list)
-        ranges = cast("list[tuple[int, int, tuple[bytes | None, int]]]", reply)
+        ranges = cast("list[tuple[Any, ...]]", reply)
         origin = next(address for address, other in self._lanes.items() if other is lane)
-        for first, last, (host, port, *_), *_ in ranges:
-            address = self._address(origin, host.decode() if host else "", port)
-            self._slots.update(dict.fromkeys(range(first, last + 1), address))
+        for first, last, *nodes in ranges:
+            addresses = [self._address(origin, (host or b"").decode(), port) for host, port, *_ in nodes]
+            self._slots.update(dict.fromkeys(range(first, last + 1), addresses[0]))
+            self._nodes.update(dict.fromkeys(addresses))
         return [self._at(address) for address in sorted(set(self._slots.values()))]
 
     async def aclose(self) -> None:
         """All at once: several nodes may be away, and each is waited for."""
+        if self._meeting is not None:
+            self._meeting.cancel()
+            await asyncio.wait((self._meeting,))
         lanes, self._lanes = self._lanes, {}
         await asyncio.gather(*[lane.aclose() for lane in lanes.values()])
         await asyncio.gather(*[close(lane.pool) for lane in lanes.values()])
+
+    async def _meet(self) -> None:
+        """Learn once who else there is: the only node that was named may be the next one to die."""
+        try:
+            await self.primaries()
+        except SessionStoreError:
+            self._meeting = None
 
     def _at(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
@@ -148,7 +164,7 @@ class Cluster:
         return True
 
     def _known(self) -> list[Address]:
-        return list(dict.fromkeys([*self._deployment.seeds, *self._lanes]))
+        return list(dict.fromkeys([*self._deployment.seeds, *self._lanes, *self._nodes]))
 
     def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
         """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
