@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from ...data import SessionData
 from ...errors import SessionStoreError
@@ -22,7 +22,6 @@ from .layout import (
     milliseconds,
     next_version,
     pack_value,
-    unpack,
 )
 from .leases import Lease
 from .names import new_nonce, new_token
@@ -167,23 +166,19 @@ class RedisSessionStore(RedisRecords):
         keys = self._keys.of(session_id)
         terms = engine.unlocked if lock is None else engine.terms(lock)
         token = b"" if lock is None else new_token()
-        times = (
-            (b"0", b"0")
-            if lifetime is None
-            else (milliseconds(lifetime.absolute), milliseconds(lifetime.idle))
-        )
-        header = b"" if lifetime is not None or follows is None else pack_value(follows.version.encode(), b"")
+        rule, header = lifetime or Lifetime(), b""
+        if lifetime is None and follows is not None:
+            header = pack_value(follows.version.encode(), b"")
+        times = milliseconds(rule.absolute), milliseconds(rule.idle)
         args = new_nonce(), record, *times, token, terms.lease_ms, header
         try:
-            version, ends_in = _created(await engine.run(CREATE, keys.record, keys.lock, *args))
+            reply = await engine.run(CREATE, keys.record, keys.lock, *args)
+            created = _created(session_id, record, reply)
         except BaseException:
             if token:
                 engine.let_go(keys, token, terms)
             raise
-        if not version:
-            return None
-        created = Checkout(session_id, record, version, None, ends_in)
-        if token:
+        if created is not None and token:
             created.token = token.decode()
             created.seal = engine.leases.hold(keys, token, terms, engine.loop.time(), terms.lease)
         return created
@@ -319,16 +314,15 @@ def _outcome(reply: Reply) -> Outcome:
     raise SessionStoreError(NOT_OURS)
 
 
-def _created(reply: Reply) -> tuple[str, float | None]:
-    """The new record's version, empty where the id is taken, and the seconds until its absolute end, if any.
-
-    `SessionStoreError` for what no script answers.
-    """
+def _created(session_id: str, record: bytes, reply: Reply) -> Checkout | None:
+    """The new record; None where the id is taken. `SessionStoreError` for what no script answers."""
     if reply == [b"E"]:
-        return "", None
+        return None
     if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"C":
-        stored = unpack(pack_value(cast(bytes, reply[1]), b""))
-        return stored.version, (stored.ends - cast(int, reply[2])) / 1000 if stored.ends else None
+        version, now = cast("list[Any]", reply[1:])
+        created = _checkout(session_id, pack_value(version, record), now)
+        if created is not None:
+            return created
     raise SessionStoreError(NOT_OURS)
 
 
