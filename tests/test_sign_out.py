@@ -668,11 +668,10 @@ async def test_a_cancelled_move_leaves_the_old_session_or_the_new(
         checkout = await taken(store, old)
         engine = await store._engines.get()
         with pytest.MonkeyPatch.context() as patch:
-            cut_off = _cancelling(engine, step, asyncio.current_task())
-            patch.setattr(engine, "call", cut_off[0])
-            patch.setattr(engine, "run", cut_off[1])
+            cancelling, victims = _cancelling(engine, step)
+            patch.setattr(engine, "call", cancelling)
             moving = asyncio.ensure_future(move(store, checkout, new, lock=_LOCK))
-            cut_off[2].append(moving)
+            victims.append(moving)
             await asyncio.wait((moving,))
         assert moving.cancelled(), step.name
         await store.release(checkout)
@@ -688,24 +687,18 @@ async def test_a_cancelled_move_leaves_the_old_session_or_the_new(
         await raw.flushdb()
 
 
-def _cancelling(engine: Any, step: Script, _: object) -> tuple[Any, Any, list[asyncio.Future[Any]]]:
-    """Calls of the engine that cancel the task when this script is called."""
-    call, run = engine.call, engine.run
+def _cancelling(engine: Any, step: Script) -> tuple[Callable[..., Any], list[asyncio.Future[Any]]]:
+    """The engine's way to make a call, but the task that makes one of this script is cancelled at once."""
+    call = engine.call
     victims: list[asyncio.Future[Any]] = []
 
-    def cancelling_call(script: Script, key: bytes, packed: bytes) -> Any:
-        reply = call(script, key, packed)
+    def cancelling(script: Script, *rest: Any, **options: Any) -> Any:
+        reply = call(script, *rest, **options)
         if script is step and victims:
             victims.pop().cancel()
         return reply
 
-    def cancelling_run(script: Script, *args: bytes) -> Any:
-        reply = run(script, *args)
-        if script is step and victims:
-            victims.pop().cancel()
-        return reply
-
-    return cancelling_call, cancelling_run, victims
+    return cancelling, victims
 
 
 def test_scripts_are_where_the_tests_look_for_them() -> None:
