@@ -23,7 +23,7 @@ from .scripts import LINK, MARK, SETTLE, SUCCEED
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may still come
-LOOKS = 4  # links that a sign-in has looked at: as many as go at least for the one that comes
+LOOKS = 8  # links that each fourth sign-in has looked at: two for each that comes
 AT_ONCE = 200  # sessions of a user that are ended in one step
 
 LIVES, NOTHING, MOVED = b"K", b"N", b"M"  # the words of settle.lua
@@ -65,8 +65,8 @@ class UserIndex:
 
         A record that is new comes before its link, a change of user in a record after it: whoever dies in
         between leaves a record whose id nobody knows, or a link that leads to nothing of this user's. Then a
-        few old links are looked at, which nobody waits for: what leads nowhere goes, and what somebody began
-        to end and did not finish is ended.
+        few old links may be looked at, which nobody waits for: what leads nowhere goes, and what somebody
+        began to end and did not finish is ended.
         """
         key = self._keys.user(user_id)
         looks = _LOOKS if tidy else b"0"
@@ -166,7 +166,7 @@ def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
         record = unpack(value).record
     except SessionStoreError:
         return LEFT_ALONE if link.is_marked else LIVES
-    if id_of(record) == link.session_id and user_of(record) != user_id:
+    if user_of(record) != user_id and id_of(record) == link.session_id:
         return NOTHING
     return TO_END if link.is_marked else LIVES
 
