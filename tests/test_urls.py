@@ -85,7 +85,7 @@ def test_an_option_that_is_none_is_named(url: str, option: str, message: str) ->
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("rediss://h?ssl_cert_reqs=perhaps", "perhaps"),
+        ("rediss://h?ssl_cert_reqs=perhaps", "ssl_cert_reqs is one of required"),
         ("redis+cluster://h/2", "leave db out"),
         ("redis+cluster://", "host:port,host:port"),
         ("redis+cluster://h:x", "a port .* is no number"),
