@@ -103,13 +103,17 @@ class Lane:
         return future
 
     def put(self, call: Call) -> None:
-        """Send a call: at once where it seems to be alone, else at the end of this tick."""
+        """Send a call: at once where it seems to be alone, else at the end of this tick.
+
+        (A write costs more than a call. One that nobody waits for leaves with what its request calls next.)
+        """
         if self._closed:
             call.fail(CLOSED)
             return
         self._outgoing.append(call)
         if not self._flush_scheduled:
-            if self._last_flush <= 1 and not self._sent and self._writer is not None:
+            alone = self._last_flush <= 1 and not self._sent and self._writer is not None
+            if alone and call.is_prompt:
                 self.flush()
             else:
                 self._flush_scheduled = True
@@ -141,8 +145,14 @@ class Lane:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
             self._trusted_until = calls[-1].since + self._idle
-            if len(calls) == 1 and len(self._sent) <= FEW and calls[0].is_waited_for:
-                self._poll.begin(calls[0].future)
+            if len(self._sent) <= FEW:
+                self._look_for(calls)
+
+    def _look_for(self, calls: list[Call]) -> None:
+        """Stay awake for the reply that a request waits for, if it is one."""
+        waited_for = [call for call in calls if call.is_waited_for]
+        if len(waited_for) == 1:
+            self._poll.begin(waited_for[0].future)
 
     def drop(self, reason: str) -> None:
         """Give this connection up: calls as after a lost one. One that is being made is begun anew.
