@@ -23,7 +23,7 @@ from ...errors import SessionStoreError
 from .calls import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
 from .faults import explain
 from .polling import BusyPoll
-from .replies import About, Fits, Reply, WrongRecords, anything
+from .replies import About, Fits, Reply, WrongRecords, anything, is_just
 from .scripts import Script, pack
 from .wire import Wire, can_take_over, has_unread
 
@@ -342,7 +342,7 @@ class Lane:
         """Nothing is written behind the question until the answer is there: nothing can be in doubt."""
         self._writer = None
         ping = self._ping = self._loop.create_future()
-        self._sent.append(Call(None, _PING, ping, self._loop.time()))
+        self._sent.append(Call(None, _PING, ping, self._loop.time(), b"PONG", is_just))
         ping.add_done_callback(partial(self._answered, writer))
         writer.write(_PING)
         self._loop.call_later(ANSWER_WITHIN, self._loop.call_later, GRACE, self._not_answered, ping)
