@@ -20,6 +20,7 @@ from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.calls import CLOSED
 from asgi_sessions.stores.redis.leases import Lease
 from asgi_sessions.stores.redis.queue import TURNS
+from asgi_sessions.stores.redis.terms import NO_CHANNEL
 from asgi_sessions.stores.redis.waiters import Acquired
 
 pytestmark = pytest.mark.anyio
@@ -692,3 +693,14 @@ async def test_a_crowd_with_cancellations_loses_no_change(
     assert found is not None
     assert found.metadata == {"n": stored}
     await _nothing_left(raw, store, other)
+
+
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_subscription_may_be_ended_before_it_has_begun(store: RedisSessionStore, ticks: int) -> None:
+    """Who waits for it is told so, however early the store is closed."""
+    channel = (await store._engines.get()).channel
+    opening = asyncio.create_task(channel.open())
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    await channel.aclose()
+    assert await asyncio.wait_for(opening, 2) in (NO_CHANNEL, channel.name)

@@ -26,11 +26,11 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis.engine import Engine
 from asgi_sessions.stores.redis.index import (
+    GONE,
     LEFT_ALONE,
     LINK_SETTLES,
     LIVES,
     LOOKS,
-    MOVED,
     NOTHING,
     TO_END,
     Link,
@@ -336,6 +336,15 @@ async def test_some_are_kept_and_strangers_left_alone(store: RedisSessionStore, 
     assert await store.delete_for_user("ada") == 1
 
 
+async def test_a_sign_out_leaves_no_links(store: RedisSessionStore, raw: Redis) -> None:
+    """Also of sessions that began just now: of those that it has ended itself there is no doubt."""
+    for n in range(3):
+        await signed_in(store, f"s{n}")
+    await store.set("s", SessionData(session_id="s", user_id="ada"))
+    assert await store.delete_for_user("ada") == 4
+    assert await links(raw) == {}
+
+
 async def test_a_sign_in_under_way_stays_linked(store: RedisSessionStore, raw: Redis) -> None:
     """A change of user under the same id is linked before it is committed: nothing parts the two."""
     await signed_in(store, "same", None)
@@ -355,7 +364,7 @@ async def test_a_link_that_is_made_anew_meanwhile_outlives_the_sign_out(
     await store.link_user("ada", "back", _HOUR)
     await age(raw, "back")
     engine = await store._engines.get()
-    for word in (NOTHING, MOVED):
+    for word in (NOTHING, GONE):
         session_id, since = cast("list[bytes]", await engine.run(MARK, _INDEX.encode(), b""))
         await engine.run(LINK, _INDEX.encode(), session_id, b"3600000", b"60000", b"0")
         assert (await links(raw))["back"] < 0

@@ -26,7 +26,7 @@ LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may stil
 LOOKS = 8  # links that each fourth sign-in has looked at: two for each that comes
 AT_ONCE = 200  # sessions of a user that are ended in one step
 
-LIVES, NOTHING, MOVED = b"K", b"N", b"M"  # the words of settle.lua
+LIVES, NOTHING, GONE = b"K", b"N", b"G"  # the words of settle.lua
 TO_END, LEFT_ALONE = b"E", b""
 
 _SETTLES = milliseconds(LINK_SETTLES)
@@ -99,7 +99,7 @@ class UserIndex:
 
     def unlink(self, engine: Engine, user_id: str, link: Link) -> None:
         """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
-        self._settle(engine, user_id, [(link, MOVED)]).add_done_callback(forget)
+        self._settle(engine, user_id, [(link, GONE)]).add_done_callback(forget)
 
     def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
         """Forget an id that nobody was told; written, not waited for."""
@@ -141,7 +141,11 @@ class UserIndex:
         doomed = [link for link, word in verdicts if word == TO_END]
         replies = await remove(engine, self._keys, [link.session_id for link in doomed])
         settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
-        settled += [(link, NOTHING) for link, reply in zip(doomed, replies, strict=True) if reply != b"X"]
+        settled += [
+            (link, GONE if reply == b"STORED" else NOTHING)
+            for link, reply in zip(doomed, replies, strict=True)
+            if reply != b"X"
+        ]
         if settled:
             await self._settle(engine, user_id, settled)
         return Ended(replies.count(b"STORED"), len(links) - len(settled))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -69,6 +70,7 @@ class WakeChannel:
             loop = asyncio.get_running_loop()
             self._opened = loop.create_future()
             self._task = loop.create_task(self._listen(self._opened))
+            self._task.add_done_callback(partial(self._closed, self._opened))  # also where it never began
         elif self.live and asyncio.get_running_loop().time() - self._heard_at > IDLE:
             self._ask()
         opened = self._opened
@@ -141,7 +143,6 @@ class WakeChannel:
             self._failed(error.__cause__ if isinstance(error, SessionStoreError) else error)
         finally:
             lane.on_lost = None
-            self._closed(opened)
 
     def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, NoPermissionError):
@@ -183,7 +184,7 @@ class WakeChannel:
         if future is not None and not future.done():
             future.set_result(news)
 
-    def _closed(self, opened: asyncio.Future[bytes]) -> None:
+    def _closed(self, opened: asyncio.Future[bytes], _: asyncio.Task[None]) -> None:
         self.live = False
         self._task = self._connection = None
         with contextlib.suppress(RuntimeError):  # no loop any more
