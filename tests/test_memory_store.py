@@ -302,6 +302,36 @@ async def test_the_index_of_users_holds_live_sessions_only(clock: Clock) -> None
     assert set(store._index) == {"eve"}
 
 
+async def test_a_sign_out_that_is_cut_off_can_be_made_again(clock: Clock) -> None:
+    """The sessions that it had not come to are still their user's, and may move."""
+    store = InMemorySessionStore(clock=clock)
+    names = [f"s{n:03}" for n in range(250)]
+    for name in names:
+        await store.set(name, SessionData(session_id=name, user_id="ada"))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await store.delete_for_user("ada")
+    assert scope.cancelled_caught
+    left = await store.list_active()
+    assert len(left) == 200
+    assert [data.session_id for data in await store.list_for_user("ada")] == left
+    assert await store.delete_for_user("ada") == len(left)
+    assert (store._entries, store._index, list(store._signed_in)) == ({}, {}, [])
+
+
+async def test_a_link_that_leads_nowhere_makes_nobody_signed_in(clock: Clock) -> None:
+    """A session in which somebody else, or nobody, is signed in by now makes room like any other."""
+    store = InMemorySessionStore(2, clock=clock)
+    for name in ("a", "b"):
+        await store.set(name, SessionData(session_id=name, user_id="ada"))
+    await store.update("a", {"user_id": None})
+    assert await store.delete_for_user("ada") == 1
+    await store.set("c", SessionData(session_id="c", user_id="cyd"))
+    await store.release(await take(store, "a"))
+    await fill(store, "d")
+    assert await store.list_active() == ["c", "d"]
+
+
 async def test_the_figures(clock: Clock) -> None:
     """What a dashboard shows."""
     store = InMemorySessionStore(10, clock=clock)

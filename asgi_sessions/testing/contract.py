@@ -799,26 +799,27 @@ class StoreContract:
             await store.release(taken)
         await let_time_pass(0.3)
         assert await store.checkout(data.session_id, LOCK, rule) is Missing.ABSENT
-        idle = new()
-        await create(store, idle, Lifetime(idle=0.3))
+        idle, over = new(), new()
+        for each in (idle, over):
+            await create(store, each, Lifetime(idle=0.3))
         await let_time_pass(0.15)
         await store.get(idle.session_id)
-        taken = await check_out(store, idle.session_id)  # by a client that was refused
-        await store.release(taken)
+        await store.release(await check_out(store, idle.session_id))  # by a client that was refused
+        late = await check_out(store, over.session_id, None)
         await let_time_pass(0.2)
         assert await store.get(idle.session_id) is None, "a checkout restarted the idle timeout"
-        await store.keep_alive(taken)
-        assert await store.get(idle.session_id) is None, "keep_alive brought an ended session back"
+        await store.keep_alive(late)
+        assert await store.get(over.session_id) is None, "keep_alive brought an ended session back"
 
     async def test_waiting_for_the_lock_counts_as_activity(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:
         """Whoever has to wait has arrived, unless passive; what has ended meanwhile does not come back."""
-        data, rule = new(), Lifetime(absolute=3600, idle=0.5)
-        brief = LockPolicy(wait=0.01)
-        await create(store, data, rule)
-        held = await store.checkout(data.session_id, LOCK, rule)
-        assert isinstance(held, Checkout)
+        data, over = new(), new()
+        rule, brief = Lifetime(absolute=3600, idle=0.5), LockPolicy(wait=0.01)
+        for each in (data, over):
+            await create(store, each, rule)
+            await check_out(store, each.session_id)
         for passive, seconds in ((False, 0.35), (True, 0.35)):
             await let_time_pass(seconds)
             with pytest.raises(LockTimeoutError):
@@ -827,9 +828,8 @@ class StoreContract:
         await let_time_pass(0.25)
         assert not await store.exists(data.session_id), "a passive request restarted the idle timeout"
         with suppress(LockTimeoutError):
-            await store.checkout(data.session_id, brief, rule)
-        assert not await store.exists(data.session_id), "a request that waits brought an ended session back"
-        await store.release(held)
+            await store.checkout(over.session_id, brief, rule)
+        assert not await store.exists(over.session_id), "a request that waits brought an ended session back"
 
     async def test_a_shorter_rule_binds_what_is_there(
         self, store: SessionStore, let_time_pass: _PassTime
