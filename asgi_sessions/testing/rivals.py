@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import anyio
@@ -78,23 +79,29 @@ async def move(store: SessionStore, taken: Checkout, user: str | None) -> None:
 
 
 def interleave(store: SessionStore, seed: int) -> Pause:
-    """Let other tasks run before and after each primitive of this store, in an order of this seed's own."""
+    """Let other tasks run before and after each primitive of this store, in an order of this seed's own.
+
+    Longest before a write: whoever has read and compared without holding the session is met there.
+    """
     chance = random.Random(seed)  # noqa: S311  # nothing secret
 
-    async def pause() -> None:
-        for _ in range(chance.randrange(4)):
+    async def pause(most: int = 4) -> None:
+        for _ in range(chance.randrange(most)):
             await anyio.lowlevel.checkpoint()
 
     for name in ("read_value", "write_value", "delete_value"):
         primitive = getattr(type(store), name)
         if primitive is not getattr(SessionStore, name):
-            setattr(store, name, _pausing(primitive.__get__(store), pause))
+            before = pause if name == "read_value" else partial(pause, 16)
+            setattr(store, name, _pausing(primitive.__get__(store), before, pause))
     return pause
 
 
-def _pausing(primitive: Callable[..., Awaitable[Any]], pause: Pause) -> Callable[..., Awaitable[Any]]:
+def _pausing(
+    primitive: Callable[..., Awaitable[Any]], before: Pause, pause: Pause
+) -> Callable[..., Awaitable[Any]]:
     async def paused(*args: Any) -> Any:
-        await pause()
+        await before()
         result = await primitive(*args)
         await pause()
         return result
@@ -105,8 +112,8 @@ def _pausing(primitive: Callable[..., Awaitable[Any]], pause: Pause) -> Callable
 async def count(
     store: SessionStore, session_id: str, lock: LockPolicy | None, stored: list[int], pause: Pause
 ) -> None:
-    """Count a few times, as requests do; note the numbers that were acknowledged."""
-    for _ in range(3):
+    """Count a few times, as requests do, until it is gone; note the numbers that were acknowledged."""
+    for _ in range(6):
         taken = await store.checkout(session_id, lock, IDLE)
         if not isinstance(taken, Checkout):
             return
@@ -117,11 +124,12 @@ async def count(
 
 
 async def look(store: SessionStore, session_id: str) -> None:
-    """Requests that change nothing; each restarts the idle timeout."""
-    for _ in range(3):
+    """Requests that change nothing, until it is gone; each restarts the idle timeout."""
+    for _ in range(6):
         taken = await store.checkout(session_id, None, IDLE)
-        if isinstance(taken, Checkout):
-            await store.keep_alive(taken)
+        if not isinstance(taken, Checkout):
+            return
+        await store.keep_alive(taken)
 
 
 async def update(store: SessionStore, session_id: str, seed: int) -> None:
@@ -133,15 +141,24 @@ async def update(store: SessionStore, session_id: str, seed: int) -> None:
 
 
 async def set_if_there(store: SessionStore, data: SessionData) -> None:
-    """Write a record a few times, but never bring it back."""
-    for _ in range(3):
-        await store.set(data.session_id, data, create=False)
+    """Write a record a few times, until it is gone."""
+    for _ in range(6):
+        if not await store.set(data.session_id, data, create=False):
+            return
 
 
-async def end(store: SessionStore, session_id: str, ended: list[bool], pause: Pause) -> None:
-    """Delete a session; note whether it was there."""
-    await pause()
+async def end(store: SessionStore, session_id: str, ended: list[bool], pause: Pause, late: int) -> None:
+    """Delete a session, sooner or later; note whether it was there."""
+    for _ in range(late):
+        await pause()
     ended.append(await store.delete(session_id))
+
+
+async def set_anew(store: SessionStore, data: SessionData, pause: Pause, late: int) -> None:
+    """Write a record, sooner or later, whoever has it."""
+    for _ in range(late):
+        await pause()
+    await store.set(data.session_id, data)
 
 
 async def keep_moving(store: SessionStore, session_id: str, user: str | None, most: int) -> None:
