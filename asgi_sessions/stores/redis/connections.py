@@ -6,6 +6,7 @@ retries are left alone. Retries are ours, for redis-py's would run a script agai
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,12 +136,15 @@ def sentinels_of(pool: Pool) -> Sentinels | None:
 
 
 async def close(pool: Pool) -> None:
-    """Close the pool's connections, and those to its Sentinels."""
-    await pool.aclose()
+    """Close the pool's connections, and those to its Sentinels.
+
+    Whatever comes of it: redis-py raises what the end of any connection met, a task's cancellation among it.
+    """
+    closing = [pool.aclose()]
     if isinstance(pool, SentinelConnectionPool):
         for sentinel in pool.sentinel_manager.sentinels:
-            await sentinel.aclose()
-            await sentinel.listening.aclose()
+            closing += [sentinel.aclose(), sentinel.listening.aclose()]
+    await asyncio.gather(*closing, return_exceptions=True)
 
 
 def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> ConnectionPool:
