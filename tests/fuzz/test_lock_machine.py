@@ -558,6 +558,9 @@ class SessionLockMachine(LockMachine[Checkout]):
         outcome = self.hand_over(contender, work, True) if release else self.attempt(contender.process, work)
         self.judge(entry, outcome, accepted)
         contender.over = release or grip.token is None or outcome == IN_DOUBT
+        if outcome == IN_DOUBT and not release:  # the request is answered 503, and lets go
+            contender.process.run(store.release(grip))
+            contender.process.settle()
 
     @precondition(lambda self: not self.orderly)
     @rule(number=which, release=st.booleans(), serve=st.booleans())
