@@ -20,6 +20,7 @@ from asgi_sessions import (
 from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.entries import Ends
 from asgi_sessions.stores.local import LocalLocks, LockPolicy
 from asgi_sessions.testing import StoreContract
 
@@ -174,6 +175,55 @@ async def test_where_all_are_checked_out_the_store_grows(clock: Clock) -> None:
         assert await store.commit(taken, taken.record, release=True) is Outcome.STORED
     await fill(store, "d")
     assert await store.count_active() == 2
+
+
+class CountedLocks(LocalLocks):
+    """Counts how often it is asked whether a session is checked out."""
+
+    asked = 0
+
+    def __contains__(self, session_id: str) -> bool:
+        self.asked += 1
+        return super().__contains__(session_id)
+
+
+class CountedEnds(Ends):
+    """Counts how many ends were looked at."""
+
+    taken = 0
+
+    def take(self, now: float) -> str | None:
+        self.taken += 1
+        return super().take(now)
+
+
+WAYS = ("anonymous", "signed in", "half checked out", "all checked out", "ended since they were evicted")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_making_room_costs_the_same_however_many_there_are(clock: Clock, way: str) -> None:
+    """Whoever creates a session waits while a bounded number of others is looked at; then the store grows."""
+    most = {}
+    for size in (200, 5000):
+        store = InMemorySessionStore(size, clock=clock)
+        locks = store._locks = CountedLocks(clock)
+        ends = store._ends = CountedEnds(store._entries)
+        user = "ada" if way == "signed in" else None
+        for n in range(2 * size if way == WAYS[-1] else size):
+            name = f"{way} {n}".replace(" ", "-")
+            record = encode_checked(SessionData(session_id=name, user_id=user))
+            await store.create(name, record, Lifetime(absolute=60 if n < size else 90), None, user)
+            if way == "all checked out" or (way == "half checked out" and n < size // 2):
+                await take(store, name)
+        clock.now += 60 if way == WAYS[-1] else 0
+        most[size] = 0
+        for n in range(size // 2):
+            locks.asked = ends.taken = 0
+            await fill(store, f"new-{n}")
+            most[size] = max(most[size], locks.asked + ends.taken)
+        assert await store.count_active() <= size * (2 if way == "all checked out" else 1.1)
+    assert most[5000] <= 300, "one creation waited for many"
+    assert most[200] > 0
 
 
 @pytest.mark.parametrize(
