@@ -3,7 +3,7 @@
     middleware = SessionMiddleware(app, secret_key, store=FileStore("/var/lib/shop/sessions"))
 
 For one process, on asyncio and trio: sessions survive a restart. Two processes that share the folder would
-not see each other's locks; `sqlite://` and `redis://` are for these.
+not see each other's locks: take Redis for that.
 """
 
 from __future__ import annotations
