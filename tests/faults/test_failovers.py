@@ -11,8 +11,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
-from deployments import DOWN_AFTER, Bed, RedisCluster
-from redis_server import RedisServer
+from deployments import DOWN_AFTER, Bed
 from visitors import Counted, counting, crowd, failover_flaws, note_copies, served, until
 
 from . import figures
@@ -32,11 +31,6 @@ def bed(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bed[Deployment]]]
     kind: str = request.param
     with Bed(partial(KINDS[kind], *DATA)) as bed:
         yield kind, bed
-
-
-def primary_of(deployment: Deployment) -> RedisServer:
-    """Whom it meets."""
-    return deployment.primaries()[0] if isinstance(deployment, RedisCluster) else deployment.primary()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -62,7 +56,7 @@ async def outlive(name: str, ways: Ways, fault: Fault) -> tuple[Figures, list[st
     async with AsyncExitStack() as stack:
         sites = [await stack.enter_async_context(counting(ways.client())) for _ in range(2)]
         sessions = [await sites[0].begin() for _ in range(SESSIONS)]
-        primary = primary_of(ways.deployment)
+        primary = ways.deployment.primary_of(sessions[0].key)
         began = time.monotonic()
         async with crowd(sites[0], sessions, 1), crowd(sites[1], sessions, 1):
             await served(sessions)
