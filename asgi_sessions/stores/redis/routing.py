@@ -14,6 +14,7 @@ from .calls import CLOSED, Call, forget
 from .connections import Deployment, close, sentinels_of
 from .replies import Reply, is_just, is_list
 from .scripts import pack
+from .tasks import end
 from .transport import Lane
 from .urls import Address
 
@@ -108,8 +109,7 @@ class Cluster:
     async def aclose(self) -> None:
         """All at once: several nodes may be away, and each is waited for."""
         if self._meeting is not None:
-            self._meeting.cancel()
-            await asyncio.wait((self._meeting,))
+            await end((self._meeting,))
         lanes, self._lanes = self._lanes, {}
         await asyncio.gather(*[lane.aclose() for lane in lanes.values()])
         await asyncio.gather(*[close(lane.pool) for lane in lanes.values()])

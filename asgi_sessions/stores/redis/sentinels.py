@@ -20,6 +20,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import NoPermissionError, RedisError
 
 from .calls import Connection, Pool, give_back
+from .tasks import end
 from .urls import Address
 
 PROMOTES = "+failover-state-send-slaveof-noone"  # a tenth of a second before it does
@@ -110,10 +111,7 @@ class Sentinels:
     async def aclose(self) -> None:
         """Listen no more."""
         self._calls = None
-        for task in self._tasks.values():
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        await end(self._tasks.values())
 
     def _seen(self) -> None:
         latest = max((each.view for each in self.sentinels if each.view is not None), key=itemgetter(0))

@@ -25,6 +25,7 @@ from .faults import explain
 from .polling import BusyPoll
 from .replies import About, Fits, Reply, WrongRecords, anything, is_just
 from .scripts import Script, pack
+from .tasks import end
 from .wire import Wire, can_take_over, has_unread
 
 FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
@@ -407,8 +408,7 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
         if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+            await end((task,))
         if writer is not None:
             with contextlib.suppress(OSError, asyncio.TimeoutError):  # the peer's last words do not matter
                 await asyncio.wait_for(writer.wait_closed(), self._timeout)

@@ -17,6 +17,7 @@ from .calls import OUT_OF_STEP, Connection, give_back
 from .faults import explain
 from .replies import Reply, WrongRecords, is_number, is_record
 from .scripts import pack
+from .tasks import end
 from .terms import NO_CHANNEL, POLL
 from .transport import ANSWER_WITHIN, IDLE, Lane
 
@@ -102,8 +103,7 @@ class WakeChannel:
         self._drained = asyncio.get_running_loop().create_future()
         task = self._task
         if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+            await end((task,))
         self._wake_all()
         if self._expected:
             await asyncio.wait((self._drained,), timeout=self._timeout)
