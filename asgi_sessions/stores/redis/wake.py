@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -40,6 +41,7 @@ class WakeChannel:
         self._lane = lane
         self._timeout = timeout
         self._refused = False
+        self._dropped = False
         self._lost_at = self._heard_at = float("-inf")
         self._connection: Connection | None = None
         self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
@@ -68,7 +70,9 @@ class WakeChannel:
         if self._task is None or self._opened is None:
             loop = asyncio.get_running_loop()
             self._opened = loop.create_future()
+            self._dropped = False
             self._task = loop.create_task(self._listen(self._opened))
+            self._task.add_done_callback(partial(self._closed, self._opened))
         elif self.live and asyncio.get_running_loop().time() - self._heard_at > IDLE:
             self._ask()
         opened = self._opened
@@ -108,7 +112,7 @@ class WakeChannel:
 
     def _drop(self) -> None:
         """Believe nothing more of this subscription."""
-        self.live = False
+        self._dropped, self.live = True, False
         if self._task is not None:
             self._task.cancel()
 
@@ -130,6 +134,8 @@ class WakeChannel:
         try:
             connection = await asyncio.wait_for(self._subscribe(lane), self._timeout)
             try:
+                if self._dropped:  # in the moment in which it was made
+                    return
                 self.live, self._connection = True, connection
                 self._subscriptions += 1
                 opened.set_result(self.name)
@@ -141,7 +147,6 @@ class WakeChannel:
             self._failed(error.__cause__ if isinstance(error, SessionStoreError) else error)
         finally:
             lane.on_lost = None
-            self._closed(opened)
 
     def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, NoPermissionError):
@@ -183,7 +188,8 @@ class WakeChannel:
         if future is not None and not future.done():
             future.set_result(news)
 
-    def _closed(self, opened: asyncio.Future[bytes]) -> None:
+    def _closed(self, opened: asyncio.Future[bytes], _: asyncio.Task[None]) -> None:
+        """Also where the task never ran."""
         self.live = False
         self._task = self._connection = None
         with contextlib.suppress(RuntimeError):  # no loop any more
