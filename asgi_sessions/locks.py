@@ -16,6 +16,8 @@ from .stores.redis.scripts import RENEW, Keys, pack_args
 from .stores.redis.terms import Terms
 from .stores.redis.waiters import Acquired, Waiter
 
+_FEW = 64  # locks that are held; beyond twice as many as at the last look it is looked who still is
+
 _logger = logging.getLogger("asgi_sessions.locks")
 
 
@@ -211,15 +213,18 @@ class DistributedLockManager:
     def __init__(self, redis_client: Client) -> None:
         self._client = redis_client
         self._held: set[DistributedLock] = set()
+        self._look_at = _FEW  # so many: among them may be some whose lease ran out without a release
 
     def __len__(self) -> int:
-        self._held -= {lock for lock in self._held if not lock.acquired}
+        self._held -= {lock for lock in self._held if not lock.acquired}  # locks share this set with us
         return len(self._held)
 
     def get_lock(
         self, lock_name: str, timeout: float = 30, retry_attempts: int = 3, retry_delay: float = 0.1
     ) -> DistributedLock:
         """A lock of its own for each call; it is kept here only while it is held."""
+        if len(self._held) >= self._look_at:
+            self._look_at = max(2 * len(self), _FEW)
         lock = DistributedLock(self._client, lock_name, timeout, retry_attempts, retry_delay)
         lock._held = self._held
         return lock

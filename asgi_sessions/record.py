@@ -82,7 +82,7 @@ def _text_of(record: bytes, name: str) -> str | None:
 
 def _fields_of(record: bytes) -> dict[str, object]:
     try:
-        fields = from_json(record)
+        fields = from_json(record, cache_strings="keys")  # no id stays behind in pydantic's cache
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

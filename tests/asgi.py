@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
-from asgi_sessions import InMemorySessionStore, Session, SessionData, SessionEvent, SessionMiddleware
+import anyio.lowlevel
+
+from asgi_sessions import (
+    InMemorySessionStore,
+    Session,
+    SessionData,
+    SessionEvent,
+    SessionMiddleware,
+    SessionStore,
+)
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.value import Value
 from asgi_sessions.types import ASGIApp, Headers, Message, Receive, Scope, Send
 
 KEY = "0123456789abcdef" * 4
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 CLIENT = ("203.0.113.7", 50000)
 
+T = TypeVar("T", bound=SessionStore)
 Act: TypeAlias = Callable[[Session], object]
 Deliver: TypeAlias = Callable[[Message], Awaitable[None]]
 
@@ -38,14 +50,53 @@ class Shop(SessionData):
     cart: list[str] = []  # noqa: RUF012  # pydantic copies defaults
 
 
-class RecordingStore(InMemorySessionStore):
-    """The real store, which tells `before` and `after` of each request operation; `before` logs it.
+class PrimitiveStore(SessionStore):
+    """A third party's store: four primitives on a dict. Each lets other tasks run, as chance will."""
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._locks, self._retired = LocalLocks(clock), RetiredIds(clock)
+        self._values: dict[str, bytes] = {}
+        self._chance = random.Random(0)
+
+    def now(self) -> float:
+        return self._clock()
+
+    async def pause(self) -> None:
+        """Before and after each primitive."""
+        for _ in range(self._chance.randrange(3)):
+            await anyio.lowlevel.checkpoint()
+
+    async def read_value(self, session_id: str) -> bytes | None:
+        await self.pause()
+        value = self._values.get(session_id)
+        await self.pause()
+        return value
+
+    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+        await self.pause()
+        self._values[session_id] = value
+        await self.pause()
+
+    async def delete_value(self, session_id: str) -> None:
+        await self.pause()
+        self._values.pop(session_id, None)
+        await self.pause()
+
+    async def iter_ids(self) -> AsyncGenerator[str, None]:
+        for session_id in list(self._values):
+            yield session_id
+
+
+class RecordingStore(SessionStore):
+    """Tells `before` and `after` of each request operation of the store it is joined with; `before` logs it.
 
     What a subclass raises in `after` comes when the operation is done, as a lost reply does.
     """
 
     def __init__(self, log: list[str], clock: Clock) -> None:
-        super().__init__(clock=clock)
+        super().__init__(clock=clock)  # type: ignore[call-arg]  # of the store beneath
         self.log = log
         self._inside = False
 
@@ -161,6 +212,11 @@ class RecordingStore(InMemorySessionStore):
             self._inside = False
 
 
+def over(backing: type[SessionStore], kind: type[T]) -> type[T]:
+    """A class of stores that do what `kind` says around a real store."""
+    return cast("type[T]", type(kind.__name__, (kind, backing), {}))
+
+
 @dataclass
 class Answer:
     """What one request was answered with."""
@@ -198,9 +254,12 @@ class Answer:
 class Site:
     """A middleware around whichever app comes with the request; `log` interleaves calls and messages.
 
-    Log entries are the store's calls, "app" when it begins, "start STATUS", "more" for a chunk with more to
-    come, "body" for the last one, and the type of any other message.
+    The store is `store_class` over a real one, the `backing`. Log entries are its calls, "app" when that
+    begins, "start STATUS", "more" for a chunk with more to come, "body" for the last one, and the type of any
+    other message.
     """
+
+    backing: ClassVar[type[SessionStore]] = InMemorySessionStore
 
     options: dict[str, Any] = field(default_factory=dict)
     store_class: type[RecordingStore] = RecordingStore
@@ -210,7 +269,7 @@ class Site:
     deliver: Deliver | None = None
 
     def __post_init__(self) -> None:
-        self.store = self.store_class(self.log, self.clock)
+        self.store = over(self.backing, self.store_class)(self.log, self.clock)
         options = {"secret_key": KEY, "store": self.store, "on_event": self._note}
         self.middleware = SessionMiddleware(self._app, **{**options, **self.options})
 
@@ -241,12 +300,38 @@ class Site:
 
     def option(self, **options: Any) -> Site:
         """Another site with these options over the same store; its calls and events are logged here."""
-        site = Site({**self.options, "store": self.store, **options}, type(self.store), self.clock, self.log)
+        site = Site({**self.options, "store": self.store, **options}, self.store_class, self.clock, self.log)
         site.store, site.events = self.store, self.events
         return site
 
     def records(self) -> list[SessionData]:
-        return [self.store.read(entry.record) for entry in self.store._entries.values()]
+        """All that are live."""
+        store, now = self.store, self.clock.now
+        if isinstance(store, InMemorySessionStore):
+            names = [name for name, entry in store._entries.items() if entry.ends > now]
+        else:
+            assert isinstance(store, PrimitiveStore)
+            values = {name: Value.unpack(value) for name, value in store._values.items()}
+            names = [name for name, value in values.items() if value is not None and value.left(now) > 0]
+        return [store.read(self.raw(name)) for name in names]
+
+    def raw(self, session_id: str) -> bytes:
+        """The record as it is stored."""
+        store = self.store
+        if isinstance(store, InMemorySessionStore):
+            return store._entries[session_id].record
+        assert isinstance(store, PrimitiveStore)
+        return store._values[session_id].partition(b"\n")[2]
+
+    def spoil(self, session_id: str, raw: bytes) -> None:
+        """Put something else in its place; the version stays."""
+        store = self.store
+        if isinstance(store, InMemorySessionStore):
+            store._entries[session_id].record = raw
+        else:
+            assert isinstance(store, PrimitiveStore)
+            head, line_feed, _ = store._values[session_id].partition(b"\n")
+            store._values[session_id] = head + line_feed + raw
 
     @property
     def locks(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from asgi import PrimitiveStore, Site
 from redis import Redis
 from redis_server import RedisServer
 
+from asgi_sessions import InMemorySessionStore, SessionStore
 from asgi_sessions.stores.redis import scripts
 
 SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
@@ -33,6 +35,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def anyio_backend() -> str:
     """Async tests run on asyncio unless a module says otherwise."""
     return "asyncio"
+
+
+WAYS: dict[str, tuple[str, type[SessionStore]]] = {
+    "asyncio": ("asyncio", InMemorySessionStore),
+    "trio": ("trio", InMemorySessionStore),
+    "four primitives": ("asyncio", PrimitiveStore),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The event loop, for tests whose `Site` is to stand over each kind of store that needs no server."""
+    loop, store = WAYS[request.param]
+    monkeypatch.setattr(Site, "backing", store)
+    return loop
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,18 @@ async def test_a_subscription_elsewhere_is_not_believed(nodes: Address) -> None:
     await asyncio.gather(store.aclose(), other_process.aclose())
 
 
+async def test_a_sign_out_is_never_told_by_a_replica(nodes: Address) -> None:
+    """The old node, a replica now that lags, knows of no session of ada's: that is not believed."""
+    store, other_process = (RedisSessionStore(nodes.url) for _ in range(2))
+    assert not await store.exists("s")  # connected to it
+    await run_sync(nodes.switch)
+    await run_sync(nodes.stop_copying, nodes.primary())
+    await other_process.set("s", SessionData(session_id="s", user_id="ada"))
+    assert await store.delete_for_user("ada") == 1
+    assert not await other_process.exists("s")
+    await asyncio.gather(store.aclose(), other_process.aclose())
+
+
 # -- a connection that is forgotten -----------------------------------------------------------------------
 
 

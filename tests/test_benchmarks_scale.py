@@ -61,13 +61,16 @@ def test_scale_reports_every_population(tmp_path: Path) -> None:
     report = quick("scale.py", tmp_path)
     assert broken(report) == []
     sizes = {"100", "1,000", "last / first"}
-    for title in ("µs per request", "bytes per session", "creating a session", "ms per call"):
+    for title in ("µs per request", "bytes per session", "creating a session", "ms per call", "overviews"):
         for name, row in table(report, title).items():
             assert row.keys() == sizes
             found = [value for value in row.values() if value is not None]
             least = 0.0 if "garbage collection" in name else 1e-9  # a small store may go without one
             assert found, f"{title}: {name}: no figures"
             assert min(found) >= least, f"{title}: {name}: {row}"
+    for row in table(report, "µs per sign-in").values():
+        assert row.keys() == {"1", "100", "10,000", "last / first"}
+        assert min(row.values()) > 0
     costs = table(report, "µs per request")
     assert {name.rpartition(", ")[2] for name in costs} == {"in memory", "on Redis"}
     assert {name.partition(",")[0] for name in costs} >= {"read", "write"}

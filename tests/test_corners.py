@@ -306,10 +306,10 @@ def site() -> Site:
 
 def _rewrite(browser: Browser, old: bytes, new: bytes) -> bytes:
     """Put other bytes into the stored record; what it is now."""
-    entry = browser.site.store._entries[browser.session_id]
-    assert old in entry.record
-    entry.record = entry.record.replace(old, new)
-    return entry.record
+    record = browser.site.raw(browser.session_id)
+    assert old in record
+    browser.site.spoil(browser.session_id, record.replace(old, new))
+    return browser.site.raw(browser.session_id)
 
 
 class UnreleasingStore(RecordingStore):
@@ -411,7 +411,7 @@ async def test_a_record_whose_values_are_cut_is_unreadable(site: Site) -> None:
     seen: list[dict[str, Any]] = []
     await browser.open(page(lambda session: seen.append(dict(session))))
     assert (seen, site.events) == ([{}], ["unreadable_record"])
-    assert site.store._entries[browser.session_id].record == record
+    assert site.raw(browser.session_id) == record
 
 
 async def test_a_record_with_a_forbidden_name_is_unreadable(site: Site) -> None:
@@ -422,7 +422,7 @@ async def test_a_record_with_a_forbidden_name_is_unreadable(site: Site) -> None:
     seen: list[dict[str, Any]] = []
     await browser.open(page(lambda session: seen.append(dict(session))))
     assert (seen, site.events) == ([{}], ["unreadable_record"])
-    assert site.store._entries[browser.session_id].record == record
+    assert site.raw(browser.session_id) == record
 
 
 async def test_a_record_from_a_clock_that_is_ahead_can_be_changed(site: Site) -> None:
@@ -450,7 +450,7 @@ async def test_an_emptied_session_keeps_nothing_of_another_release(site: Site, e
         session["m"] = 2
 
     assert (await browser.open(page(act))).status == 200
-    assert [entry.record.count(b"secret") for entry in site.store._entries.values()] == [0]
+    assert [data.to_json().count("secret") for data in site.records()] == [0]
     assert await browser.stored() == {"m": 2}
 
 

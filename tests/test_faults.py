@@ -30,7 +30,6 @@ from asgi import (
 )
 
 from asgi_sessions import (
-    InMemorySessionStore,
     LockLostError,
     Session,
     SessionConflictError,
@@ -77,9 +76,10 @@ def _fail(call: str, pending: list[str]) -> None:
             raise SessionStoreError("the backend is down")
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def anyio_backend(way: str) -> str:
+    """On both event loops in memory, and over a store of four primitives."""
+    return way
 
 
 @pytest.fixture(params=[SessionData, Shop], ids=["plain", "typed"])
@@ -213,8 +213,8 @@ async def overwrite(browser: Browser) -> None:
 async def outlast(browser: Browser) -> None:
     """The lease ends while the app runs, and another takes the lock."""
     browser.site.clock.now += 301
-    store = browser.site.store
-    await InMemorySessionStore.checkout(store, browser.session_id, LockPolicy(max_hold=0), None)
+    site = browser.site
+    await site.backing.checkout(site.store, browser.session_id, LockPolicy(max_hold=0), None)
 
 
 async def remove(browser: Browser) -> None:
@@ -726,7 +726,7 @@ async def test_a_transaction_that_meets_garbage_lets_go(site: Site, browser: Bro
     session_id = await browser.begin(n=0)
 
     async def later(session: Session) -> None:
-        site.store._entries[session_id].record = b"garbage"
+        site.spoil(session_id, b"garbage")
         with pytest.raises(SessionConflictError):
             async with session.transaction():
                 pytest.fail("there is nothing to show")
@@ -901,8 +901,9 @@ async def test_cancelled_anywhere_nothing_is_left(name: str, model: type[Session
     assert place > 3
 
 
+@pytest.mark.parametrize("way", ["asyncio", "four primitives"], indirect=True)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_cancelled_task_leaves_nothing(name: str) -> None:
+def test_a_cancelled_task_leaves_nothing(way: str, name: str) -> None:
     """The same for asyncio's own way to cancel, which no shield holds up."""
 
     async def attempt(place: int) -> bool:

@@ -24,7 +24,7 @@ LAYERS: tuple[set[str], ...] = (
     {"record"},
     {"fields", "plain", "headers", "keys", "routes", "caching"},
     {"data", "stores.checkout"},
-    {"fingerprint", "cookie", "events", "content", "stores.local", "stores.value"},
+    {"fingerprint", "cookie", "events", "content", "stores.local", "stores.value", "stores.entries"},
     {"tracking", "stores.primitives"},
     {"session", "stores.requests"},
     {"stores.base"},
@@ -33,7 +33,9 @@ LAYERS: tuple[set[str], ...] = (
     {"unit"},
     {"exchange"},
     {"middleware"},
-    {"testing", "cli"},
+    {"testing.rivals", "cli"},
+    {"testing.contract"},
+    {"testing"},
     {"", "__main__"},
 )
 

@@ -213,8 +213,10 @@ class World:
         self.do(asks)
 
     def committed(self, member: int, fresh: bool) -> None:
-        token = self.members.pop(member).token
+        does, token = self.members.pop(member)
         self.do(self.here().committed(token, fresh=fresh))
+        given = any(part.does == "given" for part in self.members.values())
+        assert not given or does == "commits", "given what a second commit may have written over"
 
     def unknown(self, member: int) -> None:
         does, token = self.members.pop(member)
@@ -466,6 +468,12 @@ class KeepsALockThatNobodyWants(Wrong):
 class LosesTheLockOfWhoLeaves(Wrong):
     def leave(self, member: int, token: bytes) -> Sequence[Action[int]]:
         return super().leave(member, b"" if member == self._asker else token)
+
+
+class GivesWhatMayBeWrittenOver(Wrong):
+    def committed(self, token: bytes, *, fresh: bool) -> Sequence[Action[int]]:
+        self.state = State.HANDING if token == self.token else self.state
+        return super().committed(token, fresh=fresh)
 
 
 class PassesOnWhatIsUnsure(Wrong):

@@ -488,6 +488,17 @@ async def test_an_expired_lock_is_not_kept(client: Redis) -> None:
     assert len(manager) == 0
 
 
+async def test_what_ran_out_is_not_piled_up(client: Redis) -> None:
+    """Also where nobody asks how many locks there are."""
+    manager = DistributedLockManager(client)
+    for n in range(300):
+        await manager.get_lock(f"door{n}", timeout=0.01).acquire()
+    await asyncio.sleep(0.02)
+    for n in range(300, 600):
+        await manager.get_lock(f"door{n}", timeout=0.01).acquire()
+    assert len(manager._held) <= 300
+
+
 async def test_a_cleanup_tries_all_before_it_complains(own_redis: RedisServer) -> None:
     """A fault of Redis is reported once, and nothing counts as held any more."""
     async with Redis.from_url(own_redis.url) as client:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from pydantic import Field
 
 from asgi_sessions import (
     InMemorySessionStore,
     LockAcquisitionError,
     LockTimeoutError,
     SessionData,
-    SessionMiddleware,
     SessionStore,
-    get_session_data,
 )
 from asgi_sessions.fields import new_session_id
 from asgi_sessions.record import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
-from asgi_sessions.stores.value import Value
+from asgi_sessions.stores.entries import Ends
+from asgi_sessions.stores.local import LocalLocks, LockPolicy
 from asgi_sessions.testing import StoreContract
-from asgi_sessions.types import Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +72,7 @@ def new(**fields: Any) -> SessionData:
     return SessionData(session_id=new_session_id(), **fields)
 
 
-async def fill(store: InMemorySessionStore, *names: str, ttl: float | None = None) -> None:
+async def fill(store: SessionStore, *names: str, ttl: float | None = None) -> None:
     for name in names:
         await store.set(name, SessionData(session_id=name), ttl)
 
@@ -179,6 +175,55 @@ async def test_where_all_are_checked_out_the_store_grows(clock: Clock) -> None:
         assert await store.commit(taken, taken.record, release=True) is Outcome.STORED
     await fill(store, "d")
     assert await store.count_active() == 2
+
+
+class CountedLocks(LocalLocks):
+    """Counts how often it is asked whether a session is checked out."""
+
+    asked = 0
+
+    def __contains__(self, session_id: str) -> bool:
+        self.asked += 1
+        return super().__contains__(session_id)
+
+
+class CountedEnds(Ends):
+    """Counts how many ends were looked at."""
+
+    taken = 0
+
+    def take(self, now: float) -> str | None:
+        self.taken += 1
+        return super().take(now)
+
+
+WAYS = ("anonymous", "signed in", "half checked out", "all checked out", "ended since they were evicted")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_making_room_costs_the_same_however_many_there_are(clock: Clock, way: str) -> None:
+    """Whoever creates a session waits while a bounded number of others is looked at; then the store grows."""
+    most = {}
+    for size in (200, 5000):
+        store = InMemorySessionStore(size, clock=clock)
+        locks = store._locks = CountedLocks(clock)
+        ends = store._ends = CountedEnds(store._entries)
+        user = "ada" if way == "signed in" else None
+        for n in range(2 * size if way == WAYS[-1] else size):
+            name = f"{way} {n}".replace(" ", "-")
+            record = encode_checked(SessionData(session_id=name, user_id=user))
+            await store.create(name, record, Lifetime(absolute=60 if n < size else 90), None, user)
+            if way == "all checked out" or (way == "half checked out" and n < size // 2):
+                await take(store, name)
+        clock.now += 60 if way == WAYS[-1] else 0
+        most[size] = 0
+        for n in range(size // 2):
+            locks.asked = ends.taken = 0
+            await fill(store, f"new-{n}")
+            most[size] = max(most[size], locks.asked + ends.taken)
+        assert await store.count_active() <= size * (2 if way == "all checked out" else 1.1)
+    assert most[5000] <= 300, "one creation waited for many"
+    assert most[200] > 0
 
 
 @pytest.mark.parametrize(
@@ -305,6 +350,36 @@ async def test_the_index_of_users_holds_live_sessions_only(clock: Clock) -> None
     await store.set("a", SessionData(session_id="a", user_id="bob"), 60)
     await store.set("a", SessionData(session_id="a", user_id="eve"), 60)
     assert set(store._index) == {"eve"}
+
+
+async def test_a_sign_out_that_is_cut_off_can_be_made_again(clock: Clock) -> None:
+    """The sessions that it had not come to are still their user's, and may move."""
+    store = InMemorySessionStore(clock=clock)
+    names = [f"s{n:03}" for n in range(250)]
+    for name in names:
+        await store.set(name, SessionData(session_id=name, user_id="ada"))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await store.delete_for_user("ada")
+    assert scope.cancelled_caught
+    left = await store.list_active()
+    assert len(left) == 200
+    assert [data.session_id for data in await store.list_for_user("ada")] == left
+    assert await store.delete_for_user("ada") == len(left)
+    assert (store._entries, store._index, list(store._signed_in)) == ({}, {}, [])
+
+
+async def test_a_link_that_leads_nowhere_makes_nobody_signed_in(clock: Clock) -> None:
+    """A session in which somebody else, or nobody, is signed in by now makes room like any other."""
+    store = InMemorySessionStore(2, clock=clock)
+    for name in ("a", "b"):
+        await store.set(name, SessionData(session_id=name, user_id="ada"))
+    await store.update("a", {"user_id": None})
+    assert await store.delete_for_user("ada") == 1
+    await store.set("c", SessionData(session_id="c", user_id="cyd"))
+    await store.release(await take(store, "a"))
+    await fill(store, "d")
+    assert await store.list_active() == ["c", "d"]
 
 
 async def test_the_figures(clock: Clock) -> None:
@@ -458,157 +533,7 @@ async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_it_on() -> No
     assert len(locks) == 0
 
 
-# --- a store of somebody else's -------------------------------------------------------------------
-
-
-class DictStore(SessionStore):
-    """A third party's store: the four primitives that must be, and nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, bytes] = {}
-
-    async def read_value(self, session_id: str) -> bytes | None:
-        return self.values.get(session_id)
-
-    async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
-        self.values[session_id] = value
-
-    async def delete_value(self, session_id: str) -> None:
-        self.values.pop(session_id, None)
-
-    async def iter_ids(self) -> AsyncGenerator[str, None]:
-        for session_id in list(self.values):
-            yield session_id
-
-
-class TestContractOfDictStore(StoreContract):
-    """Four primitives are enough: the rest of the contract comes with the base class."""
-
-    @pytest.fixture
-    def store(self) -> DictStore:
-        return DictStore()
-
-
-class CarelessStore(DictStore):
-    """What the package's first version did with a third party's store: each step an await of its own."""
-
-    async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
-        raw = await self.read_value(checkout.session_id)
-        value = None if raw is None else Value.unpack(raw)
-        outcome = Outcome.GONE
-        if value is not None:
-            outcome = Outcome.STORED if value.version == checkout.version else Outcome.CONFLICT
-        if value is not None and outcome is Outcome.STORED:
-            value.rewrite(record)
-            await self.write_value(checkout.session_id, value.pack(), 3600)
-        if release:
-            await self.release(checkout)
-        return outcome
-
-
-class ForgetfulStore(DictStore):
-    """Extends the life of whatever it has read, be it there or not."""
-
-    async def keep_alive(self, checkout: Checkout) -> None:
-        raw = await self.read_value(checkout.session_id)
-        if raw is not None:
-            await self.write_value(checkout.session_id, raw, 3600)
-
-
-@pytest.mark.parametrize("store_class", [CarelessStore, ForgetfulStore])
-async def test_the_contract_finds_out_a_store_that_reads_and_writes_in_separate_steps(
-    store_class: type[DictStore],
-) -> None:
-    """It loses acknowledged changes and brings ended sessions back; a store that holds them does not."""
-    contract = StoreContract()
-    for kind in (DictStore, store_class):
-        failed = 0
-        for promise in (
-            contract.test_no_acknowledged_change_is_lost,
-            contract.test_what_has_ended_does_not_come_back,
-            contract.test_set_is_not_undone_by_who_loaded_before,
-        ):
-            try:
-                await promise(kind())
-            except Exception:  # an assertion, or what a task group makes of it
-                failed += 1
-        assert (failed > 0) is (kind is store_class)
-
-
-class Shop(SessionData):
-    cart: list[str] = Field(default_factory=list)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"idle_timeout": 60}, {"lock": False}, {"max_age": None, "rolling": False}]
-)
-async def test_a_third_partys_store_serves_requests(options: dict[str, Any]) -> None:
-    """Under the middleware, with an idle timeout and a model of the user's, no increment is lost.
-
-    Without the lock some are refused instead.
-    """
-    store = DictStore()
-    refused: list[int] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        shop = get_session_data(scope, Shop)
-        shop.cart.append("tea")
-        if options.get("lock", True):
-            await anyio.lowlevel.checkpoint()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    middleware = SessionMiddleware(app, "k" * 32, store=store, model=Shop, **options)
-
-    async def request(cookie: bytes | None) -> bytes | None:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b""}
-
-        headers = [] if cookie is None else [(b"cookie", cookie)]
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "client": None}
-        await middleware(scope, receive, send)
-        if not options.get("lock", True) and sent[0]["status"] == 409:
-            refused.append(409)
-            return None
-        assert sent[0]["status"] == 200
-        cookies = [value for name, value in sent[0]["headers"] if name == b"set-cookie"]
-        return cookies[0].split(b";")[0] if cookies else None
-
-    cookie = await request(None)
-    async with anyio.create_task_group() as tasks:
-        for _ in range(5):
-            tasks.start_soon(request, cookie)
-    (session_id,) = await store.list_active()
-    data = await store.get(session_id)
-    assert isinstance(data, Shop)
-    assert len(data.cart) == 6 - len(refused)
-    assert len(store._locks) == 0
-
-
-async def test_a_third_partys_store_forgets_retired_ids() -> None:
-    """The base class keeps them for a minute as the stores of this package do."""
-    clock = Clock()
-    store = DictStore()
-    store._retired = RetiredIds(clock)
-    for n in range(20):
-        data = SessionData(session_id=f"s{n}")
-        await store.set(data.session_id, data)
-        taken, new_id = await take(store, f"s{n}"), new_session_id()
-        record = encode_checked(SessionData(session_id=new_id))
-        outcome = await store.move(taken, new_id, record, lifetime=None, lock=None, was=None, user=None)
-        assert outcome is Outcome.STORED
-        assert await store.checkout(f"s{n}", LOCK, None) is Missing.RETIRED
-        clock.now += 10
-        assert len(store._retired) <= 7
-    clock.now += 60
-    assert await store.checkout("s19", LOCK, None) is Missing.ABSENT
-    assert len(store._retired) == 0
+# --- transactions -----------------------------------------------------------------------------------
 
 
 async def test_a_record_in_a_transaction_keeps_its_id() -> None:

@@ -300,6 +300,22 @@ async def test_a_lock_that_another_took_after_an_unknown_outcome(
     assert await _found(store) == {"n": 7}
 
 
+@pytest.mark.parametrize("how", ["discard", "move"])
+async def test_an_end_or_a_move_after_an_unknown_outcome(store: RedisSessionStore, how: str) -> None:
+    """Refused because another has written since: the earlier attempt may have been stored all the same."""
+    await _stored(store)
+    taken = await _taken(store)
+    await _cut_off(store, taken, n=1)
+    await store.set("s", SessionData(session_id="s", metadata={"n": 5}))
+    if how == "discard":
+        outcome = await store.discard(taken)
+    else:
+        record = encode_checked(SessionData(session_id="new"))
+        outcome = await store.move(taken, "new", record, lifetime=None, lock=None, was=None, user=None)
+    assert outcome is Outcome.UNSURE
+    assert await _found(store) == {"n": 5}
+
+
 async def test_an_end_after_an_unknown_outcome_is_an_end(store: RedisSessionStore, raw: Redis) -> None:
     """A record that is gone is gone, whatever was tried before; and one's own version can be removed."""
     await _stored(store)

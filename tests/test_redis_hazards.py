@@ -456,10 +456,7 @@ async def test_a_crowd_shares_two_connections(own_redis: RedisServer) -> None:
 async def test_many_records_are_asked_for_in_few_commands(
     own_redis: RedisServer, number: int, asked: int
 ) -> None:
-    """500 in each, 100 where they are parsed: others have their turn in between.
-
-    What is there is found by SCAN, for KEYS would stop the server for as long as it takes.
-    """
+    """500 in each, or 100 where each is parsed; SCAN finds them, for KEYS would stop the server meanwhile."""
     store = RedisSessionStore(own_redis.url)
     records = {f"s{n}": SessionData(session_id=f"s{n}", user_id="ada") for n in range(number)}
     await store.set_batch(records)
@@ -467,7 +464,7 @@ async def test_many_records_are_asked_for_in_few_commands(
     assert len(await store.get_batch(records)) == number
     assert _asked(own_redis, "mget") == asked
     assert len(await store.find(SessionFilter(user_id="ada"))) == number
-    assert _asked(own_redis, "mget") - asked <= number / 50 + 3
+    assert _asked(own_redis, "mget") <= asked + number / 50 + 2
     assert len(await store.list_for_user("ada")) == number
     assert await store.count_active() == len(await store.list_active()) == number
     assert _asked(own_redis, "scan") >= 3

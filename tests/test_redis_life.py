@@ -512,3 +512,29 @@ async def test_a_header_that_is_cut_anywhere_is_not_ours(
     await raw.set(_RECORD, header)
     taken = await _taken(store, None, None)
     assert taken.record == b""
+
+
+@pytest.mark.parametrize("end", ["release", "commit"])
+async def test_to_keep_alive_costs_no_write_of_its_own(
+    store: RedisSessionStore, raw: Redis, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """It leaves with what the request calls next: two writes of a connection, the first for the lock."""
+    writes: list[bytes] = []
+    write = asyncio.StreamWriter.write
+
+    def counted(writer: asyncio.StreamWriter, data: bytes) -> None:
+        writes.append(data)
+        write(writer, data)
+
+    record = encode_checked(SessionData(session_id="s"))
+    await store.create("s", record, Lifetime(3600, 600), None)
+    monkeypatch.setattr(asyncio.StreamWriter, "write", counted)
+    taken = await store.checkout("s", LockPolicy(), Lifetime(3600, 600))
+    assert isinstance(taken, Checkout)
+    await store.keep_alive(taken)
+    if end == "commit":
+        await store.commit(taken, record, release=True)
+    else:
+        await store.release(taken)
+    assert len(writes) == 2
+    assert TOUCH.by_sha in writes[1]

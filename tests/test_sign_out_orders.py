@@ -53,9 +53,9 @@ class Actor:
             setattr(engine, name, self._gate(getattr(engine, name)))
 
     def _gate(self, call: Callable[..., Awaitable[Reply]]) -> Callable[..., asyncio.Future[Reply]]:
-        def wait(*args: Any, **about: Any) -> asyncio.Future[Reply]:
+        def wait(*args: Any, **options: Any) -> asyncio.Future[Reply]:
             reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._waiting.append((lambda: call(*args, **about), reply))
+            self._waiting.append((lambda: call(*args, **options), reply))
             return reply
 
         return wait
@@ -344,10 +344,10 @@ async def test_the_exploration_finds_what_is_wrong(world: World, monkeypatch: py
     engine: Any = await world.actors[0].store._engines.get()
     call = engine.call
 
-    def without_marks(script: Any, key: bytes, packed: bytes, about: Any = b"") -> Any:
+    def without_marks(script: Any, key: bytes, *rest: Any, **options: Any) -> Any:
         if script is MARK:
             return engine.command(b"EVAL", body, b"1", key)
-        return call(script, key, packed, about)
+        return call(script, key, *rest, **options)
 
     monkeypatch.setattr(engine, "call", without_marks)
     with pytest.raises(AssertionError, match="survived"):

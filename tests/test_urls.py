@@ -85,13 +85,18 @@ def test_an_option_that_is_none_is_named(url: str, option: str, message: str) ->
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("rediss://h?ssl_cert_reqs=perhaps", "ssl_cert_reqs"),
+        ("rediss://h?ssl_cert_reqs=perhaps", "ssl_cert_reqs is one of required"),
         ("redis+cluster://h/2", "leave db out"),
         ("redis+cluster://", "host:port,host:port"),
         ("redis+cluster://h:x", "a port .* is no number"),
         ("redis://h/first", "number of a database"),
         ("unix+cluster://h", "scheme must be one of"),
         ("redis+tls://h", "scheme must be one of"),
+        ("unix://h/s", "cannot be read"),
+        ("redis://h?socket_timeout=-1", "socket_timeout is .* above 0"),
+        ("redis://h?socket_timeout=nan", "socket_timeout is .* above 0"),
+        ("redis+cluster://h?socket_connect_timeout=-1", "socket_connect_timeout is .* above 0"),
+        ("redis+sentinel://h/main?health_check_interval=-1", "health_check_interval is .* above 0"),
     ],
 )
 def test_what_is_wrong_is_said(url: str, message: str) -> None:
@@ -101,7 +106,16 @@ def test_what_is_wrong_is_said(url: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:se/cret@h", "redis://:se?cret@h", "redis+sentinel://:se:cret/x@h/main?cret&x"]
+    "url",
+    [
+        "redis://:se/cret@h",
+        "redis://:se?cret@h",
+        "redis+sentinel://:se:cret/x@h/main?cret&x",
+        "redis://u:7#cret@h",  # would be port 7 of host u
+        "redis+sentinel://:7#cret@h/main",
+        "redis+cluster://:7#cret@h",  # would be no password at all
+        "unix://:7/cret@/run/redis.sock",  # would be another path
+    ],
 )
 def test_no_part_of_a_password_is_shown(url: str) -> None:
     """A password that should have been percent-encoded takes the URL apart in odd places."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
+import asgi
 import pytest
 from anyio.lowlevel import checkpoint
+from asgi import over
 
 from asgi_sessions import (
-    InMemorySessionStore,
     LockTimeoutError,
     ReadOnlySessionError,
     Session,
@@ -20,6 +22,7 @@ from asgi_sessions import (
     SessionDataError,
     SessionEvent,
     SessionMiddleware,
+    SessionStore,
     SessionStoreError,
 )
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
@@ -34,16 +37,17 @@ Handler = Callable[[Session, Receive, Send], Awaitable[None]]
 ACCEPT: Message = {"type": "websocket.accept"}
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def anyio_backend(way: str) -> str:
+    """On both event loops in memory, and over a store of four primitives."""
+    return way
 
 
-class StepStore(InMemorySessionStore):
+class StepStore(SessionStore):
     """Really suspends before and after each request operation, counts that, and can fail."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(clock=time.monotonic)  # type: ignore[call-arg]  # of the store beneath
         self.calls: list[str] = []
         self.on_step: Callable[[int], None] = lambda step: None
         self.steps = 0
@@ -124,7 +128,7 @@ class Site:
     """A middleware whose app is given with each connection; keeps the messages and the events."""
 
     def __init__(self, **options: Any) -> None:
-        self.store = StepStore()
+        self.store = over(asgi.Site.backing, StepStore)()
         self.events: list[str] = []
         self.middleware = SessionMiddleware(self._app, KEY, store=self.store, on_event=self._note, **options)
 
@@ -920,7 +924,7 @@ async def test_a_fault_before_the_accept_closes_the_connection(
     site = Site(**options)
     cookie = await site.visitor(n=1)
     site.store.fails_on = fails_on
-    held = await InMemorySessionStore.checkout(
+    held = await asgi.Site.backing.checkout(
         site.store, (await site.record()).session_id, POLICY if options else None, None
     )
     assert isinstance(held, Checkout)

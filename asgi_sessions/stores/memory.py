@@ -18,45 +18,14 @@ from ..fields import check_id
 from ..record import encode_checked, user_of
 from .base import SessionStore
 from .checkout import Checkout, Lifetime, Missing, Outcome, shorter
+from .entries import Ends, Entry
 from .local import LocalLocks, LockPolicy, RetiredIds
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
 _CHUNK = 100  # records looked at before the event loop has its turn
+_LOOKS = 64  # records looked at before the store grows by one rather than let its caller wait
 _SHARDS = 64  # parts in which the ids are listed: to copy all of a million at once takes 20 ms
-
-
-class _Entry:
-    __slots__ = ("began", "ends", "expires", "idle", "record", "users", "version")
-
-    def __init__(self, began: float, expires: float, idle: float) -> None:
-        self.record = b""
-        self.version = ""
-        self.began = began  # by the store's clock: when the life that `expires` bounds began
-        self.expires = expires  # the absolute bound, inf for none
-        self.idle = idle  # seconds, inf for none
-        self.ends = min(expires, began + idle)  # when it is absent: the earlier of both bounds
-        self.users: tuple[str, ...] = ()  # whose index names it; one too many is harmless
-
-    def touch(self, now: float) -> None:
-        self.ends = min(self.expires, now + self.idle)
-
-    def arrive(self, rule: Lifetime | None, now: float) -> None:
-        """A request came and has to wait: it counts, unless the session is over, by the caller's rule too."""
-        if self.ends > now and (rule is None or rule.idle is None or self.last(now) + rule.idle > now):
-            self.touch(now)
-
-    def last(self, now: float) -> float:
-        """When the last request came; where the end does not tell, it is now."""
-        clipped = self.idle == math.inf or self.ends == self.expires
-        return now if clipped else self.ends - self.idle
-
-    def bound(self, lifetime: Lifetime, now: float) -> None:
-        """Shorten the bounds; the idle timeout counts from the last request, so that it may be over."""
-        last = self.last(now)
-        self.expires = math.inf if lifetime.absolute is None else now + lifetime.absolute
-        self.idle = math.inf if lifetime.idle is None else lifetime.idle
-        self.ends = min(self.expires, last + self.idle)
 
 
 class InMemorySessionStore(SessionStore):
@@ -85,13 +54,11 @@ class InMemorySessionStore(SessionStore):
         self.model = model
         self._clock = clock
         self._locks = LocalLocks(clock)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._ids: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for who lists them
         self._anonymous: OrderedDict[str, None] = OrderedDict()  # least recently active first
         self._signed_in: OrderedDict[str, None] = OrderedDict()  # the same
-        self._ends: list[
-            tuple[float, str]
-        ] = []  # a heap; an entry that lived on is put back when it surfaces
+        self._ends = Ends(self._entries)
         self._retired = RetiredIds(clock)
         self._index: dict[str, set[str]] = {}  # the ids of each user's sessions: who is not in it cannot move
         self._versions = 0
@@ -115,13 +82,13 @@ class InMemorySessionStore(SessionStore):
         if entry is None:
             if not create:
                 return False
-            self._put(session_id, record, _Entry(now, now + (ttl or self.default_ttl), math.inf))
+            self._put(session_id, record, Entry(now, now + (ttl or self.default_ttl), math.inf))
         else:
             self._rewrite(entry, record)
             if ttl is not None:
                 entry.expires = now + ttl
                 entry.touch(now)
-                self._note_end(session_id, entry)
+                self._ends.note(session_id, entry)
         self._set_user(data.user_id, session_id)
         self._used(session_id)
         return True
@@ -160,7 +127,7 @@ class InMemorySessionStore(SessionStore):
 
     async def cleanup_expired(self) -> int:
         dropped = 0
-        while self._ends and self._ends[0][0] <= self._clock():
+        while self._ends.is_due(self._clock()):
             dropped += self._sweep(_CHUNK)
             await anyio.lowlevel.checkpoint()
         return dropped
@@ -186,8 +153,10 @@ class InMemorySessionStore(SessionStore):
                 if entry is not None and user_of(entry.record) == user:
                     ended += await self.delete(session_id)
         finally:
-            for session_id in ending:  # of a call that was cut off: the next one has to find them
-                await self.link_user(user, session_id, Lifetime())
+            for session_id in (
+                self._entries.keys() & ending
+            ):  # of a call that was cut off: the next one ends them
+                self._link(user, session_id)
         return ended
 
     async def get_stats(self) -> dict[str, Any]:
@@ -256,7 +225,7 @@ class InMemorySessionStore(SessionStore):
         now = self._clock()
         absolute = math.inf if lifetime.absolute is None else lifetime.absolute
         idle = math.inf if lifetime.idle is None else lifetime.idle
-        self._put(session_id, record, _Entry(now, now + absolute, idle))
+        self._put(session_id, record, Entry(now, now + absolute, idle))
         self._link(user, session_id)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
         return self._created(session_id, token, now)
@@ -287,10 +256,10 @@ class InMemorySessionStore(SessionStore):
             outcome = Outcome.GONE  # a sign-out of this user is under way
         if outcome is _STORED and old is not None:
             now = self._clock()
-            new = _Entry(old.began, old.expires, old.idle)
+            new = Entry(old.began, old.expires, old.idle)
             if lifetime is not None:
                 absolute = math.inf if lifetime.absolute is None else lifetime.absolute
-                new = _Entry(now, now + absolute, math.inf if lifetime.idle is None else lifetime.idle)
+                new = Entry(now, now + absolute, math.inf if lifetime.idle is None else lifetime.idle)
             new.touch(now)
             self._drop(checkout.session_id)
             self._retired.add(checkout.session_id)
@@ -329,10 +298,10 @@ class InMemorySessionStore(SessionStore):
         self._stats["misses"] += 1
         return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
 
-    def _bounded(self, taken: Checkout, entry: _Entry, bounds: Lifetime, now: float) -> bool:
+    def _bounded(self, taken: Checkout, entry: Entry, bounds: Lifetime, now: float) -> bool:
         """Shorten the bounds of a record that was stored under a longer rule; False where it ends by that."""
         entry.bound(bounds, now)
-        self._note_end(taken.session_id, entry)
+        self._ends.note(taken.session_id, entry)
         taken.expires_in, taken.idle = bounds.absolute, bounds.idle
         return entry.ends > now
 
@@ -344,7 +313,7 @@ class InMemorySessionStore(SessionStore):
             idle=None if entry.idle == math.inf else entry.idle, age=now - entry.began,
         )  # fmt: skip
 
-    def _judge(self, checkout: Checkout) -> tuple[Outcome, _Entry | None]:
+    def _judge(self, checkout: Checkout) -> tuple[Outcome, Entry | None]:
         session_id = checkout.session_id
         if checkout.token is not None and self._locks.is_taken_over(session_id, checkout.token):
             return Outcome.LOST, None
@@ -353,7 +322,7 @@ class InMemorySessionStore(SessionStore):
             return Outcome.GONE, None
         return (_STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
 
-    def _find(self, session_id: str) -> _Entry | None:
+    def _find(self, session_id: str) -> Entry | None:
         entry = self._entries.get(session_id)
         if entry is not None and entry.ends <= self._clock():
             self._drop(session_id)
@@ -361,7 +330,7 @@ class InMemorySessionStore(SessionStore):
             return None
         return entry
 
-    def _put(self, session_id: str, record: bytes, entry: _Entry) -> None:
+    def _put(self, session_id: str, record: bytes, entry: Entry) -> None:
         self._sweep(_SWEEP)
         while len(self._entries) >= self.max_sessions and self._evict():
             pass
@@ -369,9 +338,9 @@ class InMemorySessionStore(SessionStore):
         self._ids[hash(session_id) % _SHARDS].add(session_id)
         self._anonymous[session_id] = None
         self._rewrite(entry, record)
-        self._note_end(session_id, entry)
+        self._ends.note(session_id, entry)
 
-    def _rewrite(self, entry: _Entry, record: bytes) -> None:
+    def _rewrite(self, entry: Entry, record: bytes) -> None:
         self._versions += 1  # in one process a counter never repeats
         entry.record, entry.version = record, str(self._versions)
         self._stats["writes"] += 1
@@ -389,22 +358,16 @@ class InMemorySessionStore(SessionStore):
         for user_id in entry.users:
             self._forget(user_id, session_id)
 
-    def _note_end(self, session_id: str, entry: _Entry) -> None:
-        if len(self._ends) > 2 * len(self._entries) + 64:  # mostly of records that are gone: build it anew
-            self._ends = [(each.ends, known) for known, each in self._entries.items()]
-            heapq.heapify(self._ends)
-        heapq.heappush(self._ends, (entry.ends, session_id))
-
     def _sweep(self, most: int) -> int:
         """Drop expired records, looking at no more than `most` of those whose end may have come."""
         dropped, now = 0, self._clock()
         for _ in range(most):
-            if not self._ends or self._ends[0][0] > now:
+            session_id = self._ends.take(now)
+            if session_id is None:
                 break
-            _, session_id = heapq.heappop(self._ends)
             entry = self._entries.get(session_id)
             if entry is not None and entry.ends > now:
-                heapq.heappush(self._ends, (entry.ends, session_id))
+                self._ends.note(session_id, entry)
             elif entry is not None:
                 self._drop(session_id)
                 self._stats["expirations"] += 1
@@ -412,20 +375,27 @@ class InMemorySessionStore(SessionStore):
         return dropped
 
     def _evict(self) -> bool:
-        """Make room: see the class. False where everything is checked out."""
-        while self._ends and self._ends[0][0] <= self._clock():
+        """Make room: see the class. False where it is not found at once: the next that is created goes on."""
+        for _ in range(_LOOKS):
+            if not self._ends.is_due(self._clock()):
+                return self._evict_from(self._anonymous, self._signed_in)
             if self._sweep(1):  # one is enough: the others go with those that are created after this one
                 return True
-        return self._evict_from(self._anonymous) or self._evict_from(self._signed_in)
+        return False
 
-    def _evict_from(self, order: OrderedDict[str, None]) -> bool:
-        for _ in range(len(order)):
-            session_id = next(iter(order))
-            if session_id not in self._locks:
-                self._drop(session_id)
-                self._stats["evictions"] += 1
-                return True
-            order.move_to_end(session_id)
+    def _evict_from(self, *orders: OrderedDict[str, None]) -> bool:
+        looks = _LOOKS
+        for order in orders:
+            for _ in range(min(looks, len(order))):
+                session_id = next(iter(order))
+                if session_id not in self._locks:
+                    self._drop(session_id)
+                    self._stats["evictions"] += 1
+                    return True
+                order.move_to_end(session_id)
+            looks -= len(order)
+            if looks <= 0:
+                break
         return False
 
     def _link(self, user_id: str | None, session_id: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 
@@ -90,16 +91,40 @@ class Values:
             await self.erase(session_id)
             return True
 
-    # What has begun is not cut off half-way by a request that is cancelled: a write that went on behind the
-    # latch's back could come after one that was acknowledged since.
-
     async def write(self, session_id: str, value: Value) -> None:
         """Write a value; the session is held by the caller."""
         ttl = max(min(value.left(self._store.now()), _NO_BOUND), 0.001)
-        with anyio.CancelScope(shield=True):
-            await self._store.write_value(session_id, value.pack(), ttl)
+        await _to_the_end(self._store.write_value(session_id, value.pack(), ttl))
 
     async def erase(self, session_id: str) -> None:
         """Delete a value; the session is held by the caller."""
-        with anyio.CancelScope(shield=True):
-            await self._store.delete_value(session_id)
+        await _to_the_end(self._store.delete_value(session_id))
+
+
+async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:
+    """Wait for a write until it has ended, also where the request is cancelled meanwhile.
+
+    One that went on behind the latch's back could come after one that was acknowledged since.
+    """
+    with anyio.CancelScope(shield=True):
+        if not _is_asyncio():  # there tasks are cancelled by scopes only
+            return await write
+        task, cancelled = asyncio.ensure_future(write), None
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is None:
+            return task.result()
+        if not task.cancelled():
+            task.exception()  # a fault that nobody is left to hear of
+        raise cancelled
+
+
+def _is_asyncio() -> bool:
+    """Whether the task that runs is one of asyncio's."""
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False

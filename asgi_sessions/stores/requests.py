@@ -294,8 +294,8 @@ class RequestOperations:
         await self._primitives.write(session_id, new)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
         checkout.successor = new.checkout(session_id, now, token)
-        await self._primitives.erase(checkout.session_id)
         self._retired.add(checkout.session_id)
+        await self._primitives.erase(checkout.session_id)
 
     async def discard(self, checkout: Checkout) -> Outcome:
         """Delete the checked-out record if lease and version still hold, and let the lock go.

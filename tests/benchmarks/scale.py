@@ -1,4 +1,5 @@
-"""What a request costs when there are many sessions, what a session takes, and what making room costs.
+"""What a request costs when there are many sessions, what a session takes, and what making room costs;
+what a sign-in costs when the user has many, and how long an overview of all keeps the event loop.
 
     python tests/benchmarks/scale.py [--sizes 1000,10000,100000,1000000] [--rounds 7] [--requests 1000]
                                      [--json FILE] [--plot FILE] [--quick]
@@ -68,6 +69,9 @@ SAMPLE = 200  # records whose size Redis is asked for
 PAGE = 20
 PARTS = 20  # of the requests of one turn
 ROOM_ROUNDS = 3  # each of them replaces every session twice
+USERS = {1: "one", 100: "hundred", 10_000: "ten-thousand"}  # sessions that they have
+SIGN_INS = 40  # of each user and round: few, for each leaves a session more until the round is over
+AN_HOUR_AGO = 3_600_000  # ms
 PAGE_BYTES = resource.getpagesize()
 
 Item = TypeVar("Item")
@@ -273,6 +277,91 @@ class OnRedis(Population):
             "key_bytes": statistics.median(sizes),
         }
 
+    async def overviews(self) -> Figures:
+        """Milliseconds of the calls that go over all sessions, and for how long they keep the event loop.
+
+        That is processor time between two turns of another task, so that what others make this process wait
+        is not taken for a stall.
+        """
+        figures: dict[str, float] = {}
+        for call in (
+            self.store.count_active, self.store.get_stats, self.store.get_metrics, self.store.health_check
+        ):  # fmt: skip
+            with Turns() as turns:
+                started = time.perf_counter()
+                await cast("Awaitable[object]", call())
+                figures[f"{call.__name__}_ms"] = (time.perf_counter() - started) * 1e3
+            figures[f"{call.__name__}_stall_ms"] = turns.longest * 1e3
+        return figures
+
+
+class OneUser:
+    """A user with so many sessions, none of which is new, who signs in again."""
+
+    def __init__(self, store: RedisSessionStore, client: Redis, sessions: int) -> None:
+        self._store = store
+        self._client = client
+        self._user = USERS[sessions]
+        self._sessions = sessions
+        self._key = f"session:user:{self._user}"
+
+    async def fill(self) -> None:
+        """Make the sessions, and their links as old as if nobody had signed in for an hour."""
+        for first in range(0, self._sessions, CHUNK):
+            numbers = range(first, min(first + CHUNK, self._sessions))
+            await self._store.set_batch({each.session_id: each for each in map(self._data, numbers)}, LIFE)
+        for number in range(self._sessions):
+            self._client.zincrby(self._key, -AN_HOUR_AGO, self._data(number).session_id)
+
+    async def sign_in(self) -> Figures:
+        """Microseconds of each: until it is done, and with what nobody waits for.
+
+        Afterwards the user has as many sessions as before.
+        """
+        new = [self._data(self._sessions + number) for number in range(SIGN_INS)]
+        lifetime = Lifetime(LIFE)
+        engine = await self._store._engines.get()
+        answered, settled = [], []
+        for each in new:
+            record = encode(each)
+            started = time.perf_counter()
+            await self._store.create(each.session_id, record, lifetime, None, self._user)
+            answered.append(time.perf_counter() - started)
+            await asyncio.gather(*engine._later.values())
+            settled.append(time.perf_counter() - started)
+        figures = {
+            "sign_in_us": statistics.median(answered) * 1e6, "settled_us": statistics.fmean(settled) * 1e6
+        }  # fmt: skip
+        await self._store.delete_batch([each.session_id for each in new])
+        self._client.zrem(self._key, *[each.session_id for each in new])
+        return figures
+
+    def _data(self, number: int) -> SessionData:
+        session_id = name(number + 10**6 * self._sessions)
+        return SessionData(session_id=session_id, user_id=self._user, metadata=CONTENT)
+
+
+class Turns:
+    """How long another task waits for its turn within the block, at most, in processor seconds."""
+
+    longest = 0.0
+
+    def __enter__(self) -> Turns:
+        self._task = asyncio.ensure_future(self._take())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+
+    async def _take(self) -> None:
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            self.longest, last = max(self.longest, now - last), now
+
 
 class Collections:
     """How long the longest garbage collection within the block took, in processor seconds."""
@@ -360,6 +449,7 @@ class Measured:
         self.sizes = sizes
         self.samples = Samples()
         self.fills: dict[str, Figures] = {}
+        self.users = Samples()
         self.lost: dict[str, Figures] = {}
         self.books: dict[str, Figures] = {}
 
@@ -392,12 +482,27 @@ async def measure(sizes: Sequence[int], rounds: int, requests: int) -> Measured:
         await alternate(turns, rounds, measured.samples)
         for each, process in processes.items():
             measured.lost[each] = await process.call("lost")
+        shared = {each: process for each, process in processes.items() if each.startswith("redis")}
+        overviews = {each: partial(process.call, "overviews") for each, process in shared.items()}
+        await alternate(overviews, min(rounds, ROOM_ROUNDS), measured.samples)
+        await sign_ins(stack.enter_context(RedisServer()).url, rounds, measured.users)
         full = {each: process for each, process in processes.items() if each.startswith("memory")}
         rooms = {each: partial(process.call, "make_room", requests) for each, process in full.items()}
         await alternate(rooms, min(rounds, ROOM_ROUNDS), measured.samples)
         for each, process in full.items():
             measured.books[each] = await process.call("unaccounted")
     return measured
+
+
+async def sign_ins(url: str, rounds: int, samples: Samples) -> None:
+    """Let users with few and with many sessions sign in, by turns."""
+    store = RedisSessionStore(url)
+    with Redis.from_url(url) as client:
+        users = {USERS[sessions]: OneUser(store, client, sessions) for sessions in USERS}
+        for user in users.values():
+            await user.fill()
+        await alternate({who: user.sign_in for who, user in users.items()}, rounds, samples)
+    await store.aclose()
 
 
 # -- telling -------------------------------------------------------------------------------------------------
@@ -415,6 +520,8 @@ ROOM = {
     "ended_longest_ms": "  longest of all, ms",
     "collection_ms": "the longest garbage collection meanwhile, ms",
 }
+OVERVIEWS = ("count_active", "get_stats", "get_metrics", "health_check")
+STALL = 5.0  # ms for which an overview may keep the event loop
 FLAT = 1.5  # times what it costs with fewest sessions; caches of the processor give out on the way
 
 
@@ -440,6 +547,35 @@ def overview_table(measured: Measured) -> Table:
         for figure, label in labels.items()
     ]
     return Table("ms per call that looks at all sessions", columns(measured.sizes), rows)
+
+
+def sign_in_table(measured: Measured) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            label,
+            *[measured.users.median(who, figure) for who in USERS.values()],
+            measured.users.ratio(USERS[max(USERS)], USERS[min(USERS)], figure),
+        ]
+        for figure, label in (
+            ("sign_in_us", "on Redis"),
+            ("settled_us", "and the looking after old links (mean)"),
+        )
+    ]
+    note = "Each fourth sign-in has eight old links looked at, if there are any; nobody waits for that."
+    names = ["", *[f"{sessions:,}" for sessions in USERS], "last / first"]
+    return Table("µs per sign-in, by the sessions that the user has", names, rows, note)
+
+
+def stall_table(measured: Measured) -> Table:
+    rows: list[list[Cell]] = [
+        [f"{label}, {what}", *measured.row("redis", figure), measured.growth("redis", figure)]
+        for name in OVERVIEWS
+        for label, what, figure in (
+            (f"{name}()", "ms", f"{name}_ms"),
+            (f"{name}()", "ms that it keeps others waiting", f"{name}_stall_ms"),
+        )
+    ]
+    return Table("overviews on Redis", columns(measured.sizes), rows)
 
 
 def room_table(measured: Measured) -> Table:
@@ -472,6 +608,12 @@ def targets(measured: Measured) -> list[Target]:
         Target(f"{label}, {where}, most to fewest", measured.growth(place, figure), "<=", FLAT, "times")
         for place, where in PLACES.items()
         for figure, label in list(COSTS.items())[:2]  # whole requests
+    ]
+    stall = max(max(measured.row("redis", f"{name}_stall_ms")) for name in OVERVIEWS)
+    sign_in = measured.users.ratio(USERS[max(USERS)], USERS[min(USERS)], "sign_in_us")
+    found += [
+        Target("sign-in of a user with most sessions to one with fewest", sign_in, "<=", FLAT, "times"),
+        Target("longest that an overview keeps others waiting", stall, "<=", STALL, "ms"),
     ]
     lost = sum(figures["lost"] for figures in measured.lost.values())
     written = sum(figures["written"] for figures in measured.lost.values())
@@ -516,7 +658,8 @@ def report(measured: Measured, options: Any) -> Report:
         "record": f"{len(encode(data(0)))} bytes of JSON",
         "rounds": f"{options.rounds} of {options.requests} requests of each kind",
     }
-    tables = [build(measured) for build in (cost_table, memory_table, room_table, overview_table)]
+    builders = (cost_table, memory_table, room_table, overview_table, sign_in_table, stall_table)
+    tables = [build(measured) for build in builders]
     return Report("Cost by number of sessions", facts, tables, targets(measured), panels(measured))
 
 

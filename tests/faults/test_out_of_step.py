@@ -230,6 +230,18 @@ async def test_a_reply_that_nobody_asked_for(
     assert await store.exists(ADA)
 
 
+async def test_another_calls_reply_is_no_sign_of_life(
+    store: RedisSessionStore, proxy: ChaosProxy, errors: Callable[[], list[str]]
+) -> None:
+    """A connection that was idle and gives something else than PONG is not trusted."""
+    lane_of(store)._trusted_until = 0.0
+    proxy.inject(becoming(b"$4\r\nlate\r\n"), containing(b"PING"), on="answer")
+    with pytest.raises(SessionStoreError, match=OUT_OF_STEP):
+        await store.exists(ADA)
+    assert errors() == [OUT_OF_STEP]
+    assert await store.exists(ADA)
+
+
 @pytest.mark.parametrize("kind", ["commit", "discard"])
 async def test_another_calls_success_acknowledges_nothing(
     store: RedisSessionStore,
@@ -427,6 +439,8 @@ FITTING: list[tuple[Fits, Reply, About, bool]] = [
     (replies.is_created, b"C", b"n", False),
     (replies.is_number, 0, b"", True),
     (replies.is_number, b"0", b"", False),
+    (replies.is_just, b"PONG", b"PONG", True),
+    (replies.is_just, b"", b"PONG", False),
     (replies.is_list, [], b"", True),
     (replies.is_list, None, b"", False),
 ]

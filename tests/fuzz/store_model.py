@@ -112,16 +112,24 @@ class Model:
             self.put(data, Lifetime(DEFAULT_TTL if ttl is None else ttl))
             return
         self.rewrite(entry, data)
+        self.active(data.session_id)
         entry.users = _users(data)
         if ttl is not None:
             entry.expires, entry.last = self.now + ttl, self.now
-        self.active(data.session_id)
 
     def rewrite(self, entry: Entry, data: SessionData) -> None:
         """By a commit: a session in which nobody is signed in any more stays in the index."""
         self.versions += 1
         entry.data, entry.version = data.model_copy(deep=True), self.versions
-        entry.users |= _users(data)
+        self.link(data)
+
+    def link(self, data: SessionData) -> None:
+        """Enter a session in its user's index; one in which nobody was signed in counts as active."""
+        entry = self.find(data.session_id)
+        if entry is not None and data.user_id is not None:
+            if not entry.users:
+                self.active(data.session_id)
+            entry.users.add(data.user_id)
 
     def active(self, session_id: str) -> None:
         self.entries[session_id] = self.entries.pop(session_id)

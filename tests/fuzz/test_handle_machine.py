@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from asgi_sessions import Session, SessionData
+from asgi_sessions import InMemorySessionStore, Session, SessionData
 from asgi_sessions.errors import SessionClosedError, SessionConflictError, SessionDataError
 from asgi_sessions.types import Receive, Scope, Send
 from fuzz import effort, explore
@@ -119,6 +119,7 @@ class Book:
         self.modified = self.accessed = self.stamped = False
         self.open, self.started = True, False
         self.cookie_gone = False
+        self.refused = False  # what was refused once stays refused, but for an end
         self.depth = self.commits = 0
         self.writes: list[str] = []
         self.fresh: Callable[[], str] = lambda: ""  # tells the id that the real handle has now
@@ -140,9 +141,27 @@ class Book:
 
     def regenerate(self) -> None:
         self.change()
-        self.fate = "end" if self.fate == "end" else "move"
+        if self.fate == "keep":
+            self.fate = "move"
+
+    def login(self, user: str) -> None:
+        self.change()
+        self.now.fields["user_id"] = user
+        self.sign_in()
+
+    def sign_in(self) -> None:
+        if self.fate != "end":
+            self.fate = "sign in"
+
+    def notice_sign_in(self) -> None:
+        """Whoever assigns the field signs in, too."""
+        user = self.now.fields["user_id"]
+        if user is not None and user != (self.loaded.content.fields["user_id"] if self.loaded else None):
+            self.sign_in()
 
     def snapshot(self) -> Snapshot:
+        if self.depth == 0:
+            self.decision()
         if self.now.poisoned:
             raise RefusedError("data")
         return Snapshot(copy.deepcopy(self.now), self.fate, self.stamped, self.modified, self.commits)
@@ -159,94 +178,84 @@ class Book:
     # -- what is stored ---------------------------------------------------------------------------------
 
     def decision(self) -> str:
+        """What a commit has to do; a sign-in that was found changes the fate for good."""
         if self.loaded is None:
-            if not self.now.blank:
-                self._notice_sign_in(None)
-            return "nothing" if self.now.blank else "create"
+            if self.now.blank:
+                return "nothing"
+            self.notice_sign_in()
+            return "create"
         if self.fate == "end":
             return "delete" if self.now.blank else "replace"
         differs = self.stamped or self.now.spelled() != self.loaded.content.spelled()
         if not (self.accessed and differs):
-            return "move" if self.fate == "move" else "nothing"
+            return "nothing" if self.fate == "keep" else "move"
         if self.modified and self.now.blank:
             return "delete"
-        self._notice_sign_in(self.loaded.content.fields["user_id"])
-        return "move" if self.fate == "move" else "write"
+        self.notice_sign_in()
+        return "write" if self.fate == "keep" else "move"
 
-    def _notice_sign_in(self, before: str | None) -> None:
-        if self.now.fields["user_id"] not in (None, before) and self.fate == "keep":
-            self.fate = "move"
-
-    def commit(self) -> str:
-        """What became of it: "stored" or "gone"; `RefusedError` for what is answered with an error."""
+    def commit(self) -> None:
+        """Store what changed; `RefusedError` for what is answered with an error."""
         decision = self.decision()
         if decision == "nothing":
-            return "stored"
+            return
         if not self.open:
             raise RefusedError("closed")
-        outcome = getattr(self, f"_{decision}")()
-        return str(outcome)
+        if self.refused and self.fate != "end":
+            raise RefusedError("conflict")
+        getattr(self, f"_{decision}")()
 
-    def _create(self) -> str:
+    def _create(self) -> None:
         if self.retired and self.fate == "keep":
             raise RefusedError("conflict")
         self._sealed()
         self.writes.append("create")
         self._adopt(self.world.now + MAX_AGE)
-        return "stored"
 
-    def _write(self) -> str:
-        assert self.loaded is not None
+    def _write(self) -> None:
         assert self.record is not None
         self._sealed()
         self.writes.append("commit")
-        state = self._state()
-        if state == "gone":
-            self._forget()
-            return "gone"
-        if state == "moved on":
-            raise RefusedError("conflict")
+        self._refuse_unless(self._state() == "here")
         self.world.put(self.record, self.now, self.world.kept[self.record].ends)
         self._committed()
-        return "stored"
 
-    def _move(self) -> str:
-        assert self.loaded is not None
+    def _move(self) -> None:
+        """A sign-in begins a full life; a new id alone prolongs nothing."""
         assert self.record is not None
         self._sealed()
-        self.writes += ["create", "discard"]
-        state, old = self._state(), self.record
-        if state != "here":
-            self.writes.append("discard")  # the new one is taken back
-            if state == "gone":
-                self._forget()
-                return "gone"
-            raise RefusedError("conflict")
-        ends = self.world.kept.pop(old).ends
-        self.world.retired[old] = self.world.now + RETIRED_FOR
-        self._adopt(ends)
-        return "stored"
+        self.writes.append("move")
+        self._refuse_unless(self._state() == "here")
+        ends = self.world.kept.pop(self.record).ends
+        self.world.retired[self.record] = self.world.now + RETIRED_FOR
+        self._adopt(ends if self.fate == "move" else self.world.now + MAX_AGE)
 
-    def _replace(self) -> str:
-        """Ended, and begun anew in one request."""
+    def _replace(self) -> None:
+        """Ended, and begun anew in one request: an end wins over every other writer."""
         assert self.record is not None
         self._sealed()
-        self.writes += ["create", "discard"]
+        self.writes.append("move")
         state, old = self._state(), self.record
         self.world.kept.pop(old, None)
         if state == "here":
             self.world.retired[old] = self.world.now + RETIRED_FOR
+        else:
+            self.writes += ["discard", "create"]
         self._adopt(self.world.now + MAX_AGE)
-        return "stored"
 
-    def _delete(self) -> str:
+    def _delete(self) -> None:
+        """Who ended the session removes the cookie, nobody else does."""
         assert self.record is not None
         self.writes.append("discard")
-        if self._state() == "moved on" and self.fate != "end":
-            raise RefusedError("conflict")
+        state = self._state()
+        self._refuse_unless(state != "moved on" or self.fate == "end")
         self.world.kept.pop(self.record, None)
-        self._forget()
-        return "stored"
+        self._forget(removes_cookie=state != "gone" and not self.retired)
+
+    def _refuse_unless(self, accepted: bool) -> None:
+        if not accepted:
+            self.refused = True
+            raise RefusedError("conflict")
 
     def _state(self) -> str:
         assert self.loaded is not None
@@ -272,11 +281,11 @@ class Book:
         self.fate, self.stamped = "keep", False
         self.commits += 1
 
-    def _forget(self) -> None:
+    def _forget(self, removes_cookie: bool) -> None:
         self.record = self.loaded = None
         self.now, self.fate, self.stamped = Content(), "keep", False
         self.commits += 1
-        self.cookie_gone = not self.retired
+        self.cookie_gone = removes_cookie
 
 
 # --- steps ---------------------------------------------------------------------------------------------
@@ -416,7 +425,7 @@ class Walk:
         self.has_cart = site.options["model"] is Shop
 
     async def take(self, session: Session, all_steps: list[Step]) -> None:
-        self.book.fresh = lambda: str(session.session_id)
+        self._expect_id(session)
         for step in all_steps:
             kind, *arguments = step
             await getattr(self, f"_{kind}")(session, *copy.deepcopy(arguments))
@@ -429,7 +438,7 @@ class Walk:
         assert said == book.now.spelled(), "the handle holds other values than the model"
         assert session.modified is book.modified
         assert session.accessed is book.accessed
-        assert session.is_new is (book.loaded is None) or book.record is not None
+        assert session._is_new is (book.loaded is None) or book.record is not None
 
     async def _both(self, real: Callable[[], Any], modelled: Callable[[], Any]) -> None:
         """The same answer, or an error of the same kind; one that ends the request rises."""
@@ -529,8 +538,7 @@ class Walk:
 
     async def _login(self, session: Session, user: str) -> None:
         session.login(user)
-        self.book.regenerate()
-        self.book.now.fields["user_id"] = user
+        self.book.login(user)
 
     async def _peek(self, session: Session) -> None:
         """The typed record has the values of the handle, and is one object."""
@@ -551,10 +559,6 @@ class Walk:
         """Real first: the model asks it for the new id."""
         found = await _outcome(real)
         expected = await _outcome(self.book.commit)
-        if expected == "gone":
-            expected = RefusedError("conflict")
-        if not isinstance(expected, BaseException):
-            expected = None
         assert _kind(found) == _kind(expected), f"{found!r} instead of {expected!r}"
         if isinstance(found, BaseException):
             raise found
@@ -583,23 +587,18 @@ class Walk:
             if not isinstance(error, BoomError):
                 raise
         else:
-            assert self.book.depth or self.book.commit() == "stored"
+            if not self.book.depth:
+                self.book.commit()
 
     def _transaction_failed(self, error: BaseException, before: Any, committing: bool) -> None:
         if isinstance(before, BaseException):
             assert _kind(error) == _kind(before)
         elif committing:
-            assert _kind(error) == self._refusal()
+            with pytest.raises(RefusedError) as refused:
+                self.book.commit()
+            assert _kind(error) == refused.value.kind
         else:
             self.book.restore(before)
-
-    def _refusal(self) -> str:
-        """Why the model cannot commit; a record that is gone is a conflict to who wants to know."""
-        try:
-            outcome = self.book.commit()
-        except RefusedError as refused:
-            return refused.kind
-        return "conflict" if outcome == "gone" else outcome
 
     async def _held(self, session: Session, how: str, key: str, number: int) -> None:
         """The store's own operations, called in the request, act on the record that it holds."""
@@ -733,7 +732,7 @@ class HandleMachine(RuleBasedStateMachine):
         answer = self.loop.run_until_complete(visit.run(browser, first, kind, then))
         self.check_answer(visit, answer, presented)
         writes = [call.split("+")[0] for call in self.site.log]
-        assert [call for call in writes if call in ("create", "commit", "discard")] == book.writes
+        assert [call for call in writes if call in ("create", "commit", "move", "discard")] == book.writes
 
     def check_answer(self, visit: Visit, answer: Answer | None, presented: str | None) -> None:
         if answer is None:
@@ -797,15 +796,21 @@ class HandleMachine(RuleBasedStateMachine):
         """Every record, no other, under its own id and with its own end; no lock is left."""
         self.loop.run_until_complete(self.site.store.cleanup_expired())
         records = {data.session_id: data for data in self.site.records()}
-        assert records.keys() == self.site.store._entries.keys() == self.world.kept.keys()
+        entries = _entries(self.site)
+        assert records.keys() == entries.keys() == self.world.kept.keys()
         for name, kept in self.world.kept.items():
             assert _content_of(records[name]).spelled() == kept.content.spelled()
-            assert self.site.store._entries[name].expires == pytest.approx(kept.ends, abs=2.0)
+            assert entries[name].expires == pytest.approx(kept.ends, abs=2.0)
         assert self.site.locks == 0
         for user in ("ada", "bob"):
             listed = self.loop.run_until_complete(self.site.store.list_for_user(user))
             signed_in = {n for n, kept in self.world.kept.items() if kept.content.fields["user_id"] == user}
             assert {data.session_id for data in listed} == signed_in
+
+
+def _entries(site: Site) -> Mapping[str, Any]:
+    assert isinstance(site.store, InMemorySessionStore)
+    return site.store._entries
 
 
 def _content_of(data: SessionData) -> Content:
@@ -998,7 +1003,7 @@ async def test_what_begins_after_an_end_has_a_life_of_its_own(
 
     await browser.open(_page(act))
     assert "session_ended" in site.events
-    assert site.store._entries[browser.session_id].expires == site.clock.now + MAX_AGE
+    assert _entries(site)[browser.session_id].expires == site.clock.now + MAX_AGE
 
 
 @pytest.mark.anyio

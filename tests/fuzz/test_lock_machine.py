@@ -344,11 +344,17 @@ class LockMachine(RuleBasedStateMachine, Generic[G]):
             assert self.broken
             return IN_DOUBT
 
-    def hand_over(self, contender: Contender[G], work: Coroutine[Any, Any, Any]) -> Any:
-        """Run what lets the lock go, and see that it went where it should."""
+    def hand_over(
+        self, contender: Contender[G], work: Coroutine[Any, Any, Any], by_commit: bool = False
+    ) -> Any:
+        """Run what lets the lock go, and see that it went where it should.
+
+        A commit that finds the lock free, as its lease has run out, passes it on like one that held it.
+        """
         assert contender.grip is not None
         owned = self.holder() == contender.process.token(contender.grip)
-        expected = self.successor() if owned else self.holder()
+        passes_on = owned or (by_commit and self.holder() is None)
+        expected = self.successor() if passes_on else self.holder()
         shifting = any(each.leaving and not each.task.done() for each in self.contenders)
         contender.over = True
         found = self.attempt(contender.process, work)
@@ -536,22 +542,25 @@ class SessionLockMachine(LockMachine[Checkout]):
         return encode_checked(data)
 
     def accepts(self, grip: Checkout) -> bool:
-        """Whether a commit has to be stored: lock and version are what they were."""
+        """Whether a commit has to be stored: nobody else has the lock, and the version is what it was."""
         value = str(self.raw.get("session:{s}") or "")
-        return self.holder() == grip.token and value[6:50] == grip.version
+        return self.holder() in (None, grip.token) and value[6:64] == grip.version
 
     @rule(number=which, release=st.booleans())
     def commit(self, number: int, release: bool) -> None:
-        """A holder writes: stored exactly if it still holds the lock and nobody wrote since."""
+        """A holder writes: stored exactly if nobody else holds the lock and nobody wrote since."""
         contender = self.one(number, holds=True)
         if contender is None or contender.grip is None:
             return
         grip, entry, store = contender.grip, self.next(), self._store_of(contender)
         accepted = self.accepts(grip)
         work = store.commit(grip, self.changed(grip, entry), release=release)
-        outcome = self.hand_over(contender, work) if release else self.attempt(contender.process, work)
+        outcome = self.hand_over(contender, work, True) if release else self.attempt(contender.process, work)
         self.judge(entry, outcome, accepted)
         contender.over = release or grip.token is None or outcome == IN_DOUBT
+        if outcome == IN_DOUBT and not release:  # the request is answered 503, and lets go
+            contender.process.run(store.release(grip))
+            contender.process.settle()
 
     @precondition(lambda self: not self.orderly)
     @rule(number=which, release=st.booleans(), serve=st.booleans())

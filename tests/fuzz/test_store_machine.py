@@ -420,9 +420,8 @@ class StoreMachine(RuleBasedStateMachine):
         )
         outcome = self.run(self._commit(out, data, release))
         assert outcome is self.model.judge(out)
+        self.model.link(data)  # whatever became of it
         entry = self.model.find(out.session_id)
-        if entry is not None and data.user_id is not None:
-            entry.users.add(data.user_id)
         if outcome is Outcome.STORED and entry is not None:
             self.model.rewrite(entry, data)
             out.version, out.data = entry.version, data

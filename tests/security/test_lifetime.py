@@ -72,7 +72,7 @@ async def test_an_idle_session_ends_on_redis(redis_url: str, redis: Redis) -> No
 
 
 @requirement("TIME-2")
-@pytest.mark.parametrize("act", [read, write, login, lambda session: session.regenerate_id()])
+@pytest.mark.parametrize("act", [read, write, lambda session: session.regenerate_id()])
 async def test_nothing_prolongs_the_absolute_time(clock: Clock, act: Any) -> None:
     """A session that is used all the time, under whichever id, ends when its first request said."""
     visitor = in_memory(clock, idle_timeout=60, max_age=100).visitor()
@@ -87,7 +87,7 @@ async def test_nothing_prolongs_the_absolute_time(clock: Clock, act: Any) -> Non
 
 
 @requirement("TIME-2")
-@pytest.mark.parametrize("act", [read, write, login, lambda session: session.regenerate_id()])
+@pytest.mark.parametrize("act", [read, write, lambda session: session.regenerate_id()])
 async def test_nothing_prolongs_the_absolute_time_on_redis(redis_url: str, redis: Redis, act: Any) -> None:
     """By the server's own expiry: an idle timeout that is longer never wins, nor does a new id."""
     service = Service.on(redis_url, idle_timeout=5000, max_age=100)
@@ -101,6 +101,19 @@ async def test_nothing_prolongs_the_absolute_time_on_redis(redis_url: str, redis
         assert now <= left + 1, "the session lives longer than before"
         left = now
     await service.store.aclose()
+
+
+@requirement("TIME-2")
+async def test_a_sign_in_begins_a_life_of_its_own(clock: Clock) -> None:
+    """It does not inherit what was left to the visitor: the absolute time runs from the sign-in."""
+    visitor = in_memory(clock, max_age=100).visitor()
+    await visitor.begin()
+    clock.now += 99
+    await visitor.open(login)
+    clock.now += 99
+    assert await visitor.sees() == {"n": 1, "user": "ada"}
+    clock.now += 1
+    assert await visitor.sees() == {}
 
 
 # -- by logout -----------------------------------------------------------------------------------------
@@ -147,7 +160,7 @@ async def test_what_comes_after_a_logout_has_nothing_of_before(service: Service)
 @requirement("END-2")
 @pytest.mark.parametrize("lock", [True, False])
 async def test_a_held_session_that_is_deleted_stays_deleted(store: SessionStore, lock: bool) -> None:
-    """`save()` raises, what the request changed is not stored, and the cookie is removed."""
+    """`save()` raises, the answer is 409, and nothing that the request changed is stored."""
     service = Service(store, {"lock": lock})
     visitor = service.visitor()
     session_id = await visitor.begin()
@@ -161,11 +174,12 @@ async def test_a_held_session_that_is_deleted_stays_deleted(store: SessionStore,
         except SessionConflictError as error:
             errors.append(error)
 
-    await visitor.open(act)
+    answer = await visitor.open(act)
     assert len(errors) == 1, "save() stored into a session that has ended"
+    assert (answer.status, answer.cookies) == (409, []), "the answer to whoever ended it removes the cookie"
     assert not await store.exists(session_id)
     assert await store.count_active() == 0
-    assert visitor.token is None
+    assert await visitor.sees() == {}
 
 
 @requirement("END-2")
@@ -181,9 +195,9 @@ async def test_a_held_session_that_is_signed_out_everywhere_stays_ended(service:
         session["n"] = 2
         assert await service.store.delete_for_user("ada") == 1
 
-    await visitor.use(end(act))
+    answer = await visitor.use(end(act))
+    assert (answer.status, answer.cookies) == (409, []), "the answer to whoever ended it removes the cookie"
     assert await service.store.count_active() == 0
-    assert visitor.token is None
     assert await replay.sees() == {}
 
 

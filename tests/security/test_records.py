@@ -240,7 +240,10 @@ async def test_what_is_not_this_sessions_record_is_not_used(name: str) -> None:
 async def test_what_is_not_this_sessions_record_is_not_used_on_redis(
     redis_url: str, redis: Redis, name: str
 ) -> None:
-    """On a server that others write to as well; what they wrote stays."""
+    """On a server that others write to as well; what they wrote stays.
+
+    A record that names another id may as well be the reply to another's question: the answer is 503.
+    """
     service = Service.on(redis_url)
     visitor, other = service.visitor(), service.visitor()
     await visitor.begin(n=1)
@@ -252,7 +255,12 @@ async def test_what_is_not_this_sessions_record_is_not_used_on_redis(
     changed = mine[:head] + FOREIGN[name](mine[head:], theirs[theirs_head:])
     assert changed != mine
     redis.set(key_of(visitor), changed)
-    await assert_left_alone(visitor)
+    if name in ("another session's record", "an id that is none"):
+        answer = await visitor.copy().open(read)
+        assert (answer.status, answer.cookies) == (503, [])
+        assert (await other.open(read)).status == 200, "nobody else suffers from it"
+    else:
+        await assert_left_alone(visitor)
     assert redis.get(key_of(visitor)) == changed
     assert redis.keys("*:lock") == []
     await service.store.aclose()

@@ -82,6 +82,11 @@ class Call:
         """Whether a request goes on with the reply."""
         return self.script is None or self.script.urgent
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is to leave before the caller's next call."""
+        return self.script is None or self.script.prompt
+
     def teach(self) -> bool:
         """Make ready to be sent with the script's body; False where that is not what is missing."""
         if self.script is None or not self.packed.startswith(self.script.by_sha):

@@ -11,6 +11,7 @@ from .scripts import COMMIT, COMMIT_AGAIN, Keys, pack_args
 
 UNLOCKED = (b"UNHELD", b"GONE", b"LOST")  # the lock is not ours any more
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+_REFUSED = (Outcome.CONFLICT, Outcome.LOST)
 _MOST = 32  # versions of unknown outcome that a checkout remembers
 _OUTCOMES = {
     b"STORED": Outcome.STORED,
@@ -39,10 +40,16 @@ def noted(checkout: Checkout, word: Reply, version: bytes, record: bytes, unsure
     checkout.unsure = None
     if outcome is _STORED:
         checkout.record, checkout.version = record, version.decode()
-    elif unsure is not None and outcome is not Outcome.GONE:
+        return outcome
+    told = as_far_as_known(outcome, unsure)
+    if told is Outcome.UNSURE:
         checkout.unsure = unsure
-        return Outcome.UNSURE
-    return outcome
+    return told
+
+
+def as_far_as_known(outcome: Outcome, unsure: str | None) -> Outcome:
+    """A refusal may be of our own earlier commit, whose outcome is not known: it says nothing of that."""
+    return Outcome.UNSURE if unsure is not None and outcome in _REFUSED else outcome
 
 
 def one_more(unsure: str | None, version: bytes) -> str:

@@ -27,6 +27,7 @@ from .urls import Address, read
 Client: TypeAlias = Redis | RedisCluster
 
 TIMEOUT = 5.0  # seconds, where neither the caller nor the client says another
+_SECONDS = ("socket_timeout", "socket_connect_timeout", "health_check_interval")
 _CONNECTIONS = 8  # a lane and a subscription, each with one that is being closed
 _NOT_OURS = (
     "connection_pool",
@@ -103,6 +104,10 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
         raise TypeError("a redis.asyncio client or a URL is needed; redis.Redis blocks the event loop")
     if isinstance(template, SentinelConnectionPool) and not template.is_master:
         raise ValueError("a store writes: give it what Sentinel.master_for() gives, not slave_for()")
+    for name in _SECONDS:
+        seconds = template.connection_kwargs.get(name)
+        if seconds is not None and not seconds >= 0:  # 0 is redis-py's word for none
+            raise ValueError(f"{name} is a number of seconds above 0")
     patience = timeout or template.connection_kwargs.get("socket_timeout") or TIMEOUT
     described = Deployment(template, patience, seeds, remap)
     _require_right_options(described)

@@ -23,10 +23,10 @@ from .scripts import LINK, MARK, SETTLE, SUCCEED
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may still come
-LOOKS = 4  # links that a sign-in has looked at: as many as go at least for the one that comes
+LOOKS = 8  # links that each fourth sign-in has looked at: two for each that comes
 AT_ONCE = 200  # sessions of a user that are ended in one step
 
-LIVES, NOTHING, MOVED = b"K", b"N", b"M"  # the words of settle.lua
+LIVES, NOTHING, GONE = b"K", b"N", b"G"  # the words of settle.lua
 TO_END, LEFT_ALONE = b"E", b""
 
 _SETTLES = milliseconds(LINK_SETTLES)
@@ -65,8 +65,8 @@ class UserIndex:
 
         A record that is new comes before its link, a change of user in a record after it: whoever dies in
         between leaves a record whose id nobody knows, or a link that leads to nothing of this user's. Then a
-        few old links are looked at, which nobody waits for: what leads nowhere goes, and what somebody began
-        to end and did not finish is ended.
+        few old links may be looked at, which nobody waits for: what leads nowhere goes, and what somebody
+        began to end and did not finish is ended.
         """
         key = self._keys.user(user_id)
         looks = _LOOKS if tidy else b"0"
@@ -99,7 +99,7 @@ class UserIndex:
 
     def unlink(self, engine: Engine, user_id: str, link: Link) -> None:
         """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
-        self._settle(engine, user_id, [(link, MOVED)]).add_done_callback(forget)
+        self._settle(engine, user_id, [(link, GONE)]).add_done_callback(forget)
 
     def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
         """Forget an id that nobody was told; written, not waited for."""
@@ -141,7 +141,11 @@ class UserIndex:
         doomed = [link for link, word in verdicts if word == TO_END]
         replies = await remove(engine, self._keys, [link.session_id for link in doomed])
         settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
-        settled += [(link, NOTHING) for link, reply in zip(doomed, replies, strict=True) if reply != b"X"]
+        settled += [
+            (link, GONE if reply == b"STORED" else NOTHING)
+            for link, reply in zip(doomed, replies, strict=True)
+            if reply != b"X"
+        ]
         if settled:
             await self._settle(engine, user_id, settled)
         return Ended(replies.count(b"STORED"), len(links) - len(settled))
@@ -166,7 +170,7 @@ def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
         record = unpack(value).record
     except SessionStoreError:
         return LEFT_ALONE if link.is_marked else LIVES
-    if id_of(record) == link.session_id and user_of(record) != user_id:
+    if user_of(record) != user_id and id_of(record) == link.session_id:
         return NOTHING
     return TO_END if link.is_marked else LIVES
 

@@ -2,6 +2,10 @@
 -- KEYS  1 the user's index, as in link.lua
 -- ARGV  1 the session that is kept ('': none); it is ended too where somebody began that earlier
 -- Reply all that are being ended, also those that somebody else has left so: id and (negative) time in turn
+-- That there is nothing to end is believed from a primary only: '' is nobody's id, and a replica, which may lag,
+-- refuses to remove it.
+redis.call('ZREM', KEYS[1], '')
+
 local AT_ONCE = 1000 -- values on Lua's stack
 local index = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local marked, changes = {}, {}

@@ -92,8 +92,8 @@ class LockQueue(Generic[M]):
                           unknown t                s is first again -> HELD t
                           t ended, deleted         s is first again; NEXT
                           s leaves                 -> HANDING t, without a successor
-                          release or commit t      -> LEAVING t s: the holder has gone
-    LEAVING t s           unknown t                as committed, not fresh
+                          release or commit t      -> LEAVING t s: the holder has gone, or stored anew
+    LEAVING t s           committed, unknown t     s is first again; NEXT takes t over; nobody: LetGo t
                           else                     as in HANDING
     any                   join                     waits; `limit` wait already: refused
                           somebody else leaves     waits no more
@@ -205,7 +205,7 @@ class LockQueue(Generic[M]):
         if token != self.token:
             return [LetGo(token)]
         successor = self._successor
-        if not fresh or successor is None:
+        if not fresh or successor is None or self.state is _LEAVING:
             self._put_back()
             return self._pass_on(token)
         self._successor, self.state = None, _HELD

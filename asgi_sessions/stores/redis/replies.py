@@ -46,6 +46,11 @@ def anything(reply: Reply, about: About) -> bool:
     return True
 
 
+def is_just(reply: Reply, about: About) -> bool:
+    """What a command without a key is always answered."""
+    return reply == about
+
+
 def is_number(reply: Reply, about: About) -> bool:
     """How many, or whether: 1 or 0."""
     return type(reply) is int

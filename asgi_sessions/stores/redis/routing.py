@@ -12,7 +12,7 @@ from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 from ...errors import SessionStoreError
 from .calls import CLOSED, Call, forget
 from .connections import Deployment, close, sentinels_of
-from .replies import Reply, is_list
+from .replies import Reply, is_just, is_list
 from .scripts import pack
 from .transport import Lane
 from .urls import Address
@@ -181,7 +181,7 @@ class Cluster:
             return True
         asking: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         asking.add_done_callback(forget)
-        target.put(Call(None, _ASKING, asking, call.since))
+        target.put(Call(None, _ASKING, asking, call.since, b"OK", is_just))
         target.put(call)
         return True
 

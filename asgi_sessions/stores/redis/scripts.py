@@ -32,10 +32,11 @@ class Script:
     It takes shared chunks in where it says ``-- include``: functions cost time to define, and most calls are
     through before they need them. `doubtful` are the replies that, when a call was sent again, may mean that
     the first one had been carried out. With `once` a call that may have been carried out is not sent again.
-    No request waits for the reply to one that is not `urgent`. `fits` tells its replies from others.
+    No request waits for the reply to one that is not `urgent`; one that is not `prompt` leaves with what is
+    called next. `fits` tells its replies from others.
     """
 
-    __slots__ = ("body", "by_body", "by_sha", "doubtful", "fits", "name", "once", "urgent")
+    __slots__ = ("body", "by_body", "by_sha", "doubtful", "fits", "name", "once", "prompt", "urgent")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Script:
         doubtful: tuple[bytes, ...] = (),
         once: bool = False,
         urgent: bool = True,
+        prompt: bool = True,
         fits: Fits = anything,
     ) -> None:
         body = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
@@ -57,6 +59,7 @@ class Script:
         self.doubtful = doubtful
         self.once = once
         self.urgent = urgent
+        self.prompt = prompt
         self.fits = fits
         self.by_sha = size + pack_args(b"EVALSHA", sha, number)  # for a server that knows the script
         self.by_body = size + pack_args(b"EVAL", body, number)  # teaches it
@@ -97,7 +100,7 @@ RENEW = Script("renew", 1, 2, urgent=False, fits=is_number)
 SET = Script(  # once: again, it would take back what others have written since
     "set", 1, 5, once=True, fits=is_number
 )
-TOUCH = Script("touch", 1, 1, urgent=False, fits=is_number)
+TOUCH = Script("touch", 1, 1, urgent=False, prompt=False, fits=is_number)
 # With a user's index:
 LINK = Script("link", 1, 4, fits=is_list)
 SUCCEED = Script("succeed", 1, 3, fits=is_text)

@@ -4,7 +4,7 @@
 --       2 for each session three lines: its id, the time that its link had, and what was found
 --         'K' it lives: known to be right now
 --         'N' nothing of this user's, any more or yet: forgotten, unless the link is to be believed
---         'M' it has moved to a new id: forgotten, unless the link was made anew since
+--         'G' gone: it was ended, or has a new id: forgotten, unless the link was made anew since
 -- Reply the number forgotten
 -- A link that stays is none of those being ended any more: what was signed in when that began is gone.
 -- include record
@@ -16,7 +16,7 @@ for id, seen, found in string.gmatch(ARGV[2], '([^\n]+)\n([^\n]+)\n(%u)\n') do
     if since == tonumber(seen) then
       redis.call('ZADD', KEYS[1], 'XX', now, id)
     end
-  elseif now - made >= believed or (found == 'M' and made == made_then) then
+  elseif now - made >= believed or (found == 'G' and made == made_then) then
     forgotten = forgotten + redis.call('ZREM', KEYS[1], id)
   elseif since < 0 then
     redis.call('ZADD', KEYS[1], -since, id)

@@ -12,7 +12,7 @@ from ...errors import SessionStoreError
 from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
 from . import commits
-from .calls import NOT_OURS, forget
+from .calls import NOT_OURS, NotSentError, forget
 from .connections import Client
 from .engine import Engine
 from .index import Link
@@ -196,12 +196,17 @@ class RedisSessionStore(RedisRecords):
             engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = terms.commit_and_release
         packed = commits.pack(keys, token, was, version, record, flags, unsure)
-        checkout.unsure = commits.one_more(unsure, version)  # until there is an answer
         script = COMMIT if unsure is None else COMMIT_AGAIN
         reply = engine.call(script, keys.record, packed, STORED + version[:NONCE])
-        if after is _HAND_OVER:
-            return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
-        word = commits.word_of(await reply)
+        try:
+            if after is _HAND_OVER:
+                return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
+            word = commits.word_of(await reply)
+        except NotSentError:
+            raise
+        except BaseException:  # only now: what is under way is not the loaded version to another commit
+            checkout.unsure = commits.one_more(checkout.unsure, version)
+            raise
         outcome = commits.noted(checkout, word, version, record, unsure)
         if not release and word in commits.UNLOCKED:
             engine.leases.drop(token)
@@ -243,7 +248,7 @@ class RedisSessionStore(RedisRecords):
     async def _discard(self, engine: Engine, checkout: Checkout, retired: bytes) -> Outcome:
         outcome = commits.outcome_of(await self._remove(engine, checkout, retired))
         checkout.token = None
-        return outcome
+        return commits.as_far_as_known(outcome, checkout.unsure)
 
     def _remove(self, engine: Engine, checkout: Checkout, retired: bytes) -> asyncio.Future[Reply]:
         """Ask for the record's removal, and remember its id as replaced for so long (ms)."""

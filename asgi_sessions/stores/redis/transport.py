@@ -23,7 +23,7 @@ from ...errors import SessionStoreError
 from .calls import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
 from .faults import explain
 from .polling import BusyPoll
-from .replies import About, Fits, Reply, WrongRecords, anything
+from .replies import About, Fits, Reply, WrongRecords, anything, is_just
 from .scripts import Script, pack
 from .wire import Wire, can_take_over, has_unread
 
@@ -103,13 +103,17 @@ class Lane:
         return future
 
     def put(self, call: Call) -> None:
-        """Send a call: at once where it seems to be alone, else at the end of this tick."""
+        """Send a call: at once where it seems to be alone, else at the end of this tick.
+
+        (A write costs more than a call. One that nobody waits for leaves with what its request calls next.)
+        """
         if self._closed:
             call.fail(CLOSED)
             return
         self._outgoing.append(call)
         if not self._flush_scheduled:
-            if self._last_flush <= 1 and not self._sent and self._writer is not None:
+            alone = self._last_flush <= 1 and not self._sent and self._writer is not None
+            if alone and call.is_prompt:
                 self.flush()
             else:
                 self._flush_scheduled = True
@@ -141,8 +145,14 @@ class Lane:
             self._writer.write(b"".join([call.packed for call in calls]))
             self._sent.extend(calls)
             self._trusted_until = calls[-1].since + self._idle
-            if len(calls) == 1 and len(self._sent) <= FEW and calls[0].is_waited_for:
-                self._poll.begin(calls[0].future)
+            if len(self._sent) <= FEW:
+                self._look_for(calls)
+
+    def _look_for(self, calls: list[Call]) -> None:
+        """Stay awake for the reply that a request waits for, if it is one."""
+        waited_for = [call for call in calls if call.is_waited_for]
+        if len(waited_for) == 1:
+            self._poll.begin(waited_for[0].future)
 
     def drop(self, reason: str) -> None:
         """Give this connection up: calls as after a lost one. One that is being made is begun anew.
@@ -332,7 +342,7 @@ class Lane:
         """Nothing is written behind the question until the answer is there: nothing can be in doubt."""
         self._writer = None
         ping = self._ping = self._loop.create_future()
-        self._sent.append(Call(None, _PING, ping, self._loop.time()))
+        self._sent.append(Call(None, _PING, ping, self._loop.time(), b"PONG", is_just))
         ping.add_done_callback(partial(self._answered, writer))
         writer.write(_PING)
         self._loop.call_later(ANSWER_WITHIN, self._loop.call_later, GRACE, self._not_answered, ping)

@@ -19,6 +19,7 @@ _SCHEMES = (
     "redis://, rediss://, valkey://, valkeys://, unix://, redis+sentinel://host:port,host:port/service,"
     " rediss+sentinel://, redis+cluster://host:port,host:port or rediss+cluster://"
 )
+_UNREADABLE = "the store's URL cannot be read; a password in it is percent-encoded"
 _CLASSES = {"redis": Connection, "rediss": SSLConnection, "unix": UnixConnection}
 _OF_SENTINELS = ("sentinel_username", "sentinel_password")
 _NOT_TEXT = {  # arguments of connections that no text can give
@@ -39,6 +40,8 @@ def read(url: str) -> tuple[ConnectionPool, tuple[Address, ...]]:
     base, _, kind = scheme.partition("+")
     if not slashes or base not in _KINDS or (kind and base not in ("redis", "rediss")):
         raise ValueError(f"the URL's scheme must be one of {_SCHEMES}")
+    if "#" in rest:  # the rest would be left out without a word
+        raise ValueError(_UNREADABLE)
     if kind == "sentinel":
         return _of_sentinels(_KINDS[base], rest), ()
     if kind == "cluster":
@@ -103,9 +106,9 @@ def _options(base: str, rest: str, *more: str) -> dict[str, Any]:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise ValueError(
-            "the store's URL cannot be read; a password in it is percent-encoded"
-        ) from None  # the reason shows what may be a part of it
+        raise ValueError(_UNREADABLE) from None  # the reason shows what may be a part of it
+    if base == "unix" and parts.netloc.rpartition("@")[2]:  # no host, so a part of a password or of the path
+        raise ValueError(_UNREADABLE)
     if base != "unix" and not re.fullmatch(r"/?\d*", parts.path):
         raise ValueError("what follows the host in the store's URL is the number of a database")
     known = _names(_CLASSES[base]) | {"max_connections", *more}

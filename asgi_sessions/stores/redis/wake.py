@@ -72,7 +72,7 @@ class WakeChannel:
             self._opened = loop.create_future()
             self._dropped = False
             self._task = loop.create_task(self._listen(self._opened))
-            self._task.add_done_callback(partial(self._closed, self._opened))
+            self._task.add_done_callback(partial(self._closed, self._opened))  # also where it never began
         elif self.live and asyncio.get_running_loop().time() - self._heard_at > IDLE:
             self._ask()
         opened = self._opened
@@ -189,7 +189,6 @@ class WakeChannel:
             future.set_result(news)
 
     def _closed(self, opened: asyncio.Future[bytes], _: asyncio.Task[None]) -> None:
-        """Also where the task never ran."""
         self.live = False
         self._task = self._connection = None
         with contextlib.suppress(RuntimeError):  # no loop any more

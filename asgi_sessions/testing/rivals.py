@@ -1,0 +1,175 @@
+"""Whoever works with a session at the same time, and a store whose every primitive lets them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.lowlevel
+
+from ..data import SessionData
+from ..errors import SessionConflictError
+from ..fields import new_session_id
+from ..record import decode, encode_checked
+from ..stores.base import SessionStore
+from ..stores.checkout import Checkout, Lifetime, Outcome
+from ..stores.local import LockPolicy
+
+HOUR = Lifetime(absolute=3600)
+IDLE = Lifetime(absolute=3600, idle=1800)
+LOCK = LockPolicy(timeout=5, wait=5)
+
+Pause: TypeAlias = Callable[[], Awaitable[None]]
+
+
+def new(**fields: Any) -> SessionData:
+    """A record under an id of its own."""
+    return SessionData(session_id=new_session_id(), **fields)
+
+
+async def create(store: SessionStore, data: SessionData, lifetime: Lifetime = HOUR) -> None:
+    """Store a new record, with its user's link."""
+    created = await store.create(data.session_id, encode_checked(data), lifetime, None, data.user_id)
+    assert isinstance(created, Checkout), "create gave nothing for an id that nobody uses"
+
+
+async def check_out(store: SessionStore, session_id: str, lock: LockPolicy | None = LOCK) -> Checkout:
+    """Take out what is there."""
+    taken = await store.checkout(session_id, lock, HOUR)
+    assert isinstance(taken, Checkout), f"checkout gave {taken} for a session that is there"
+    return taken
+
+
+async def commit(store: SessionStore, taken: Checkout, release: bool = True, **metadata: Any) -> Outcome:
+    """Store what was taken out, with these values."""
+    data = decode(SessionData, taken.record)
+    data.metadata.update(metadata)
+    return await store.commit(taken, encode_checked(data), release=release)
+
+
+async def try_to_move(
+    store: SessionStore,
+    taken: Checkout,
+    was: str | None,
+    user: str | None,
+    lifetime: Lifetime | None = None,
+    lock: LockPolicy | None = None,
+) -> Outcome:
+    """Give a session a new id; `was` is signed in before, `user` after that."""
+    data = decode(SessionData, taken.record).model_copy(update={"session_id": new_session_id()})
+    data.user_id = user
+    record = encode_checked(data)
+    return await store.move(
+        taken, data.session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+    )  # fmt: skip
+
+
+async def move(store: SessionStore, taken: Checkout, user: str | None) -> None:
+    """The same, as a session of this user before and after."""
+    outcome = await try_to_move(store, taken, user, user)
+    assert outcome is Outcome.STORED, f"a move of what nobody else has touched came to {outcome}"
+    assert taken.successor is not None, "a move that was stored has to set checkout.successor"
+
+
+# -- others, at the same time -----------------------------------------------------------------------------
+
+
+def interleave(store: SessionStore, seed: int) -> Pause:
+    """Let other tasks run before and after each primitive of this store, in an order of this seed's own.
+
+    Longest before a write: whoever has read and compared without holding the session is met there.
+    """
+    chance = random.Random(seed)  # noqa: S311  # nothing secret
+
+    async def pause(most: int = 4) -> None:
+        for _ in range(chance.randrange(most)):
+            await anyio.lowlevel.checkpoint()
+
+    for name in ("read_value", "write_value", "delete_value"):
+        primitive = getattr(type(store), name)
+        if primitive is not getattr(SessionStore, name):
+            before = pause if name == "read_value" else partial(pause, 16)
+            setattr(store, name, _pausing(primitive.__get__(store), before, pause))
+    return pause
+
+
+def _pausing(
+    primitive: Callable[..., Awaitable[Any]], before: Pause, pause: Pause
+) -> Callable[..., Awaitable[Any]]:
+    async def paused(*args: Any) -> Any:
+        await before()
+        result = await primitive(*args)
+        await pause()
+        return result
+
+    return paused
+
+
+async def count(
+    store: SessionStore, session_id: str, lock: LockPolicy | None, stored: list[int], pause: Pause
+) -> None:
+    """Count a few times, as requests do, until it is gone; note the numbers that were acknowledged."""
+    for _ in range(6):
+        taken = await store.checkout(session_id, lock, IDLE)
+        if not isinstance(taken, Checkout):
+            return
+        await pause()
+        number = decode(SessionData, taken.record).metadata["n"] + 1
+        if await commit(store, taken, n=number) is Outcome.STORED:
+            stored.append(number)
+
+
+async def look(store: SessionStore, session_id: str) -> None:
+    """Requests that change nothing, until it is gone; each restarts the idle timeout."""
+    for _ in range(6):
+        taken = await store.checkout(session_id, None, IDLE)
+        if not isinstance(taken, Checkout):
+            return
+        await store.keep_alive(taken)
+
+
+async def update(store: SessionStore, session_id: str, seed: int) -> None:
+    """An update until it is stored, then a touch; writers that do not wait may come first."""
+    for _ in range(20):
+        with suppress(SessionConflictError):
+            if not await store.update(session_id, {"updated": seed}) or await store.touch(session_id):
+                return
+
+
+async def set_if_there(store: SessionStore, data: SessionData) -> None:
+    """Write a record a few times, until it is gone."""
+    for _ in range(6):
+        if not await store.set(data.session_id, data, create=False):
+            return
+
+
+async def end(store: SessionStore, session_id: str, ended: list[bool], pause: Pause, late: int) -> None:
+    """Delete a session, sooner or later; note whether it was there."""
+    for _ in range(late):
+        await pause()
+    ended.append(await store.delete(session_id))
+
+
+async def set_anew(store: SessionStore, data: SessionData, pause: Pause, late: int) -> None:
+    """Write a record, sooner or later, whoever has it."""
+    for _ in range(late):
+        await pause()
+    await store.set(data.session_id, data)
+
+
+async def keep_moving(store: SessionStore, session_id: str, user: str | None, most: int) -> None:
+    """Give a session one new id after the other, as long as it is there, at most so many."""
+    for _ in range(most):
+        taken = await store.checkout(session_id, LOCK, IDLE)
+        if (
+            not isinstance(taken, Checkout)
+            or await try_to_move(store, taken, user, user) is not Outcome.STORED
+        ):
+            return
+        assert taken.successor is not None, "a move that was stored has to set checkout.successor"
+        session_id = taken.successor.session_id
+        await anyio.lowlevel.checkpoint()
