@@ -42,6 +42,7 @@ class WakeChannel:
         self._lane = lane
         self._timeout = timeout
         self._refused = False
+        self._dropped = False
         self._lost_at = self._heard_at = float("-inf")
         self._connection: Connection | None = None
         self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
@@ -70,6 +71,7 @@ class WakeChannel:
         if self._task is None or self._opened is None:
             loop = asyncio.get_running_loop()
             self._opened = loop.create_future()
+            self._dropped = False
             self._task = loop.create_task(self._listen(self._opened))
             self._task.add_done_callback(partial(self._closed, self._opened))  # also where it never began
         elif self.live and asyncio.get_running_loop().time() - self._heard_at > IDLE:
@@ -110,7 +112,7 @@ class WakeChannel:
 
     def _drop(self) -> None:
         """Believe nothing more of this subscription."""
-        self.live = False
+        self._dropped, self.live = True, False
         if self._task is not None:
             self._task.cancel()
 
@@ -132,6 +134,8 @@ class WakeChannel:
         try:
             connection = await asyncio.wait_for(self._subscribe(lane), self._timeout)
             try:
+                if self._dropped:  # in the moment in which it was made
+                    return
                 self.live, self._connection = True, connection
                 self._subscriptions += 1
                 opened.set_result(self.name)
