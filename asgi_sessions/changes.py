@@ -17,7 +17,7 @@ Who: TypeAlias = "tuple[str | None, Any]"
 
 
 class Fate(enum.Enum):
-    """What the app wants to become of the session's id."""
+    """What the app wants to become of the session's id; a later one includes those before it."""
 
     KEEP = "keep"
     MOVE = "move"  # to a new id, data and remaining life kept

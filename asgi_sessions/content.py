@@ -52,10 +52,12 @@ class Content(LiveMetadata):
             self.stored_user = plain.user_id
         self.loaded = record
 
-    def committed(self, record: bytes) -> None:
-        """Take note that `record`, sealed just now, is what the store holds."""
-        self.loaded = record
-        self.stored_user = self.identity().user_id
+    def committed(self, record: bytes, user_id: str | None) -> None:
+        """Take note that the store holds `record`, which was sealed last, with this user in it.
+
+        What the app has changed since then is a change still.
+        """
+        self.loaded, self.stored_user = record, user_id
         if self._plain is not None:
             self._plain.committed(record)
 
@@ -69,7 +71,8 @@ class Content(LiveMetadata):
     def typed(self) -> SessionData:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
         if self._data is None:
-            self._data = self._fresh() if self._plain is None else self._typed_from(self.loaded)
+            plain = self._plain
+            self._data = self._fresh() if plain is None else self._typed_from(plain.sealed or self.loaded)
             vars(self._data)["metadata"] = self
             self._plain = None
         return self._data

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from logging import INFO, WARNING
+from typing import NamedTuple
 
 import anyio
 
@@ -41,7 +42,18 @@ _WHY_MISSING = {
 _NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _OPEN, _CLOSED = Mode.OPEN, Mode.CLOSED
-_END = Fate.END
+_KEEP, _END = Fate.KEEP, Fate.END
+
+
+class _Sealed(NamedTuple):
+    """A record that is being stored, its id and its user: the handle may say something else by then."""
+
+    record: bytes
+    session_id: str
+    user_id: str | None
+
+    def __repr__(self) -> str:
+        return "_Sealed()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,7 @@ class Holding:
     _misfit: Misfit | None = None  # why the record that was loaded last could not be read
     _retired = False  # the id was replaced: the client has, or will have, another cookie
     _is_over = False  # the request has ended, or was rolled back
+    _wish = _KEEP  # what the commit that is under way has still to do to the id
     _storing = False  # a commit is under way
     _stored: anyio.Event | None = None  # set when it is over; made by who waits for that
 
@@ -139,7 +152,8 @@ class Holding:
         """Bring the store up to date in as few trips as there are; STORED also when there was nothing to do.
 
         What was refused once stays refused; only an end of the session is tried again. With `release` nobody
-        can change the session any more from when the commit begins: it would be lost.
+        can change the session any more from when the commit begins: it would be lost. Without, what the app
+        changes or wants while the commit is under way is left for the next one.
         """
         while self._storing:  # by another task of the request
             self._stored = self._stored or anyio.Event()
@@ -155,12 +169,15 @@ class Holding:
         if self._refusal is not None and session.fate is not _END:
             return self._refusal
         closed, stored = release and self._close(), False
+        self._wish, session.fate = session.fate, _KEEP
         self._storing = True
         try:
             outcome = await self._carry_out(change, release)
             stored = outcome is _STORED
         finally:
             self._storing = False
+            if self._wish is not _KEEP:
+                session.want(self._wish)
             if closed and not stored and not self._is_over:
                 session.mode = _OPEN
             if self._stored is not None:
@@ -196,46 +213,48 @@ class Holding:
         return Outcome.CONFLICT if self._retired else _GONE
 
     async def _create(self, release: bool) -> Outcome:
-        if self._retired and self.session.fate is Fate.KEEP:
+        if self._retired and self._wish is _KEEP:
             raise SessionConflictError("the session got a new id while this request was under way")
-        self._adopt(*await self._store_new(release))
-        self.rules.events.emit(SESSION_CREATED, self.new_cookie)
+        self._require_deliverable()
+        sealed, rules = self._seal(), self.rules
+        created = None
+        if rules.lifetime.ttl() > 0:  # not with max_age=-1: a session that has expired when it begins
+            lock = None if release else rules.lock
+            created = await rules.store.create(
+                sealed.session_id, sealed.record, rules.lifetime, lock, sealed.user_id
+            )
+            if created is None:
+                raise SessionConflictError("the new session id is taken")
+        self._adopt(created, sealed)
+        rules.events.emit(SESSION_CREATED, self.new_cookie)
         return _STORED
 
-    async def _store_new(self, release: bool) -> tuple[Checkout | None, bytes]:
-        """Store the handle's record under its id, which nobody has yet."""
-        self._require_deliverable()
-        record, lifetime = self.session.seal(), self.rules.lifetime
-        if not lifetime.ttl() > 0:  # max_age=-1: a session that has expired when it begins
-            return None, record
-        data = self.session.data
-        lock = None if release else self.rules.lock
-        created = await self.rules.store.create(data.session_id, record, lifetime, lock, data.user_id)
-        if created is None:
-            raise SessionConflictError("the new session id is taken")
-        return created, record
+    def _seal(self) -> _Sealed:
+        record, identity = self.session.seal(), self.session.identity()
+        return _Sealed(record, identity.session_id, identity.user_id)
 
     def _require_deliverable(self) -> None:
         if not self.deliverable:
-            raise SessionClosedError(too_late(self.session.fate))
+            raise SessionClosedError(too_late(self._wish))
 
-    def _adopt(self, created: Checkout | None, record: bytes) -> None:
+    def _adopt(self, created: Checkout | None, sealed: _Sealed) -> None:
         """From now on this request's session is the new record, and the client is to be told its id."""
-        data = self.session.data
-        self._checkout, self._began, self._known_user = created, time.monotonic(), data.user_id
-        self.session.committed(record)
-        self.new_cookie, self.cookie_gone, self._retired = data.session_id, False, False
+        self._checkout, self._began = created, time.monotonic()
+        self._committed(sealed)
+        self.new_cookie, self.cookie_gone, self._retired = sealed.session_id, False, False
+
+    def _committed(self, sealed: _Sealed) -> None:
+        self._known_user, self._wish = sealed.user_id, _KEEP
+        self.session.committed(sealed.record, sealed.user_id)
 
     async def _write(self, taken: Checkout, release: bool) -> Outcome:
-        session = self.session
-        record = session.seal()
-        user_id = session.identity().user_id
+        sealed = self._seal()
+        user_id = sealed.user_id
         if user_id is not None and user_id != self._known_user:
             await self.rules.store.link_user(user_id, taken.session_id, self._remaining(taken))
-        outcome = await self.rules.store.commit(taken, record, release=release)
+        outcome = await self.rules.store.commit(taken, sealed.record, release=release)
         if outcome is _STORED:
-            self._known_user = user_id
-            session.committed(record)
+            self._committed(sealed)
         return outcome
 
     async def _move(self, taken: Checkout, release: bool) -> Outcome:
@@ -244,27 +263,27 @@ class Holding:
         On a fault the client is to learn the new id if the old record may be gone.
         """
         self._require_deliverable()
-        session, rules, begins_anew = self.session, self.rules, self.session.fate is _END
-        lifetime = None if session.fate is Fate.MOVE else rules.lifetime
+        session, rules, begins_anew = self.session, self.rules, self._wish is _END
+        lifetime = None if self._wish is Fate.MOVE else rules.lifetime
         if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1: it ends as it begins
             await self._end(taken)
-            self._adopt(None, session.seal())
+            self._adopt(None, self._seal())
             return _STORED
         if not begins_anew:
             session.rename(new_session_id())
-        record, data = session.seal(), session.data
+        sealed = self._seal()
         lock = None if release else rules.lock
         try:
             outcome = await rules.store.move(
-                taken, data.session_id, record,
-                lifetime=lifetime, lock=lock, was=self._known_user, user=data.user_id,
+                taken, sealed.session_id, sealed.record,
+                lifetime=lifetime, lock=lock, was=self._known_user, user=sealed.user_id,
             )  # fmt: skip
         finally:
             if taken.successor is not None:
-                self._adopt(taken.successor, record)
+                self._adopt(taken.successor, sealed)
                 with anyio.CancelScope(shield=True):
                     await self._let_go(taken)
-            elif not begins_anew:
+            elif not begins_anew and session.identity().session_id == sealed.session_id:
                 session.rename(taken.session_id)
         if outcome is _STORED:
             rules.events.emit(SESSION_ENDED if begins_anew else SESSION_REGENERATED, taken.session_id)
@@ -275,9 +294,11 @@ class Holding:
 
     async def _delete(self, taken: Checkout) -> Outcome:
         """The app ended the session, or emptied it: an end wins over every other writer."""
-        outcome = await self._end(taken) if self.session.fate is _END else await self._discard(taken)
+        outcome = await self._end(taken) if self._wish is _END else await self._discard(taken)
         if outcome in (_STORED, _GONE):
-            self._forget_record()
+            self._wish = _KEEP
+            self.session.ended()
+            self._checkout = self.new_cookie = self._known_user = None
             self.cookie_gone = outcome is _STORED and not self._retired
             return _STORED
         return outcome

@@ -54,7 +54,12 @@ class PlainRecord:
         self.metadata = metadata
         self._json = json
         self._compared: tuple[bytes, dict[str, Any]] | None = None
-        self._sealed: tuple[bytes, dict[str, Any], dict[str, Any]] | None = None
+        self._sealed: tuple[bytes, bytes, dict[str, Any], dict[str, Any]] | None = None
+
+    @property
+    def sealed(self) -> bytes | None:
+        """The record that was sealed last, for as long as it is not known whether the store has it."""
+        return None if self._sealed is None else self._sealed[0]
 
     def stored_values(self) -> dict[str, Any]:
         """The metadata as they are stored; `metadata` may share nested values with what an app changes."""
@@ -94,16 +99,17 @@ class PlainRecord:
         again = from_json(json)
         if again != current or b"Infinity" in json:  # an infinity would read back, yet JSON has none
             return None
-        self._sealed = json, current, again
-        return b"".join((
+        record = b"".join((
             head, json, b',"created_at":"', created, b'","updated_at":"', now,
             b'","last_activity":"', now, b'","fingerprint":', last,
         ))  # fmt: skip
+        self._sealed = record, json, current, again
+        return record
 
     def committed(self, record: bytes) -> None:
         """`record`, which was sealed last, is what the store holds now."""
         if self._sealed is not None:
-            self._json, self.metadata, again = self._sealed
+            _, self._json, self.metadata, again = self._sealed
             self._sealed = None  # nobody else may get what was read back
             if len(record) <= MAX_KEPT_BYTES:
                 _keep(record, self._frame, self._json, again)

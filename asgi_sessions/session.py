@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -31,15 +31,13 @@ class Mode(enum.Enum):
 _OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
 _KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
+_BY_STRENGTH = tuple(Fate).index
 
 
 class UnitOfWork(Protocol):
     """What carries the handle's wishes out: the middleware's side of one request."""
 
     session: Session
-
-    @property
-    def is_open(self) -> bool: ...
 
     def holds(self, store: object, session_id: str) -> bool: ...
 
@@ -207,10 +205,18 @@ class Session(TrackedDict):
         self._is_new = True
         self._client_changed = False
 
-    def committed(self, record: bytes) -> None:
-        """Take note that `record` is what the store holds now."""
-        super().committed(record)
-        self.fate = _KEEP
+    def ended(self) -> None:
+        """Take note that the record has ended. What was put in since the app asked for that begins anew."""
+        if self.is_blank():
+            self.forget()
+            return
+        self.rename(new_session_id())
+        self.loaded = self.stored_user = None
+        self._is_new = True
+
+    def want(self, fate: Fate) -> None:
+        """Want again what a commit did not do; the stronger wish counts if there has been one since."""
+        self.fate = max(self.fate, fate, key=_BY_STRENGTH)
 
     def is_open(self) -> bool:
         """Whether a change made here is stored: by the request, or by the transaction around it."""
@@ -251,13 +257,18 @@ class Session(TrackedDict):
         return _WRITE if self.fate is _KEEP else Change.MOVE
 
     @contextmanager
-    def savepoint(self) -> Iterator[SessionData]:
-        """Yield the record; an exception brings back what it was, or what was stored since (`save`)."""
+    def savepoint(self, is_void: Callable[[], bool] | None = None) -> Iterator[SessionData]:
+        """Yield the record; an exception brings back what it was, or what was stored since (`save`).
+
+        Nothing is brought back where `is_void` says so.
+        """
         before, loaded = self.snapshot(), self.loaded
         fate, modified = self.fate, self.modified
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
+            if is_void is not None and is_void():
+                raise
             if self.loaded is loaded:
                 self.restore(before)
                 self.fate = fate
@@ -309,7 +320,7 @@ def held_session(store: object, session_id: str) -> Session | None:
     """The handle of the running request that holds this session of this store, if one does."""
     for session in reversed(held.get()):
         unit = session.unit
-        if unit is not None and unit.holds(store, session_id) and (unit.is_open or unit.is_inside()):
+        if unit is not None and unit.holds(store, session_id):
             return session
     return None
 

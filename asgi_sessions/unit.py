@@ -24,14 +24,18 @@ class _Turn:
     The outermost belongs to the unit; each transaction has one for those that begin inside its block.
     """
 
-    __slots__ = ("is_over", "lock", "outer", "pending", "unit")
+    __slots__ = ("has_ended", "lock", "outer", "pending", "unit")
 
     def __init__(self, unit: Unit, outer: _Turn | None = None) -> None:
         self.unit = unit
         self.outer = outer
         self.lock: anyio.Lock | None = None
-        self.is_over = False  # the block has ended
+        self.has_ended = False
         self.pending = False  # the handle held changes that were not stored when the block began
+
+    def is_over(self) -> bool:
+        """Whether the block has ended, or one that it stands in: it is void then."""
+        return self.has_ended or (self.outer is not None and self.outer.is_over())
 
 
 _inside: ContextVar[_Turn | None] = ContextVar("asgi_sessions_transaction", default=None)
@@ -43,7 +47,7 @@ def _under_way(turn: _Turn) -> _Turn | None:
 
     A task may outlive the block that it began in.
     """
-    while turn.is_over and turn.outer is not None:
+    while turn.outer is not None and turn.is_over():
         turn = turn.outer
     return None if turn.outer is None else turn
 
@@ -64,9 +68,11 @@ class Unit(Holding):
     _below = Mode.OPEN  # what the request may do when no transaction is under way
 
     def holds(self, store: object, session_id: str) -> bool:
-        """Whether this session of this store is the unit's record."""
+        """Whether this session of this store is the unit's record, and this code may change it there."""
         taken = self._checkout
-        return taken is not None and store is self.rules.store and taken.session_id == session_id
+        if taken is None or store is not self.rules.store or taken.session_id != session_id:
+            return False
+        return self.is_open or self._block_here() is not None
 
     def is_inside(self) -> bool:
         """Whether this code runs in the block of the innermost transaction under way."""
@@ -153,10 +159,11 @@ class Unit(Holding):
                     yield data
             finally:
                 _inside.set(around)
-                block.is_over = True
-                self._block = _under_way(outer)
-                if self._block is None:
-                    await self._after_blocks()
+                block.has_ended = True
+                if self._block is not None and self._block.is_over():
+                    self._block = _under_way(outer)
+                    if self._block is None:
+                        await self._after_blocks()
 
     def _kind_of(self, block: _Turn, store: bool) -> AbstractAsyncContextManager[SessionData]:
         if block.outer is not self._turns:
@@ -168,22 +175,29 @@ class Unit(Holding):
     @asynccontextmanager
     async def _within_another(self, block: _Turn) -> AsyncIterator[SessionData]:
         """A part of another transaction, whose end stores it too, or rolls it back."""
-        with self.session.savepoint() as data:
+        with self.session.savepoint(block.is_over) as data:
             yield data
             await self._nested_are_over(block)
+            if block.is_over():
+                raise SessionClosedError("the transaction that this one is a part of was rolled back")
 
     @asynccontextmanager
     async def _under_the_requests_lock(self, block: _Turn, store: bool) -> AsyncIterator[SessionData]:
-        """Commit what is there when the block ends; the request keeps its lock, if it is still under way."""
+        """Commit what is there when the block ends; the request keeps its lock, if it is still under way.
+
+        A fault of the store undoes the block, so that it may be tried again. A refused change stays, and the
+        answer is refused for it.
+        """
         block.pending = self.session.change() is not Change.NOTHING
+        refusal = self._refusal
         self.session.mode = Mode.TRANSACTION
-        with self.session.savepoint() as data:
+        with self.session.savepoint(lambda: self._refusal is not refusal) as data:
             yield data
             await self._nested_are_over(block)
             if self._is_over and block.pending:
                 raise SessionClosedError("the request that this transaction is a part of was rolled back")
-        if store or self._below is not Mode.OPEN:
-            await self.commit(release=self._below is not Mode.OPEN)
+            if store or self._below is not Mode.OPEN:
+                await self.commit(release=self._below is not Mode.OPEN)
 
     @asynccontextmanager
     async def _under_its_own_lock(self, block: _Turn) -> AsyncIterator[SessionData]:
@@ -219,11 +233,15 @@ class Unit(Holding):
 
     def _turn_here(self) -> _Turn:
         """Whose turn a transaction that begins here has to wait for: the block around it, or the unit."""
-        around = _inside.get()
-        turn = _under_way(around) if around is not None and around.unit is self else None
+        turn = self._block_here()
         if turn is None:
             turn = self._turns = self._turns or _Turn(self)
         return turn
+
+    def _block_here(self) -> _Turn | None:
+        """The transaction that this code runs in, None outside of all of this unit."""
+        around = _inside.get()
+        return _under_way(around) if around is not None and around.unit is self else None
 
     def refuse_unseen_change(self) -> None:
         """Raise where a read-only session was changed within a value: it would be lost without a word."""

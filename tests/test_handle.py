@@ -564,7 +564,8 @@ def test_what_was_committed_signs_nobody_in_again() -> None:
     session["user"] = "ada"
     session.data.user_id = "ada"
     assert session.change() is Change.MOVE
-    session.committed(session.seal())
+    session.fate = Fate.KEEP
+    session.committed(session.seal(), "ada")
     session["n"] = 1
     assert (session.change(), session.fate) == (Change.WRITE, Fate.KEEP)
 
