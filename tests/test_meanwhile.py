@@ -43,13 +43,14 @@ class MeddledStore(RecordingStore):
         await checkpoint()
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def anyio_backend(way: str) -> str:
+    """On both event loops in memory, and over a store of four primitives."""
+    return way
 
 
 @pytest.fixture(params=[SessionData, Shop], ids=["plain", "typed"])
-def site(request: pytest.FixtureRequest) -> Site:
+def site(request: pytest.FixtureRequest, anyio_backend: str) -> Site:
     return Site({"model": request.param}, MeddledStore)
 
 
