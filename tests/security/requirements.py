@@ -74,7 +74,7 @@ REQUIREMENTS = tuple(Requirement(*line) for line in [
     ("TIME-1", "ASVS 7.3.1",
      "The store ends a session that saw no request for `idle_timeout`."),
     ("TIME-2", "ASVS 7.3.2",
-     "The store ends a session at `max_age`, whatever was done with it."),
+     "The store ends a session `max_age` after it began or signed in, whatever else was done with it."),
     ("END-1", "ASVS 7.4.1",
      "After a logout the cookie is worth nothing, and nothing brings the record back."),
     ("END-2", "ASVS 7.4.1, 15.4.2",
