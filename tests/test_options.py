@@ -8,6 +8,7 @@ import re
 import warnings
 import weakref
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
@@ -19,6 +20,7 @@ from asgi_sessions import (
     SessionData,
     SessionMiddleware,
     SessionStore,
+    options,
 )
 from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.checkout import Lifetime
@@ -238,6 +240,12 @@ def test_the_added_arguments_are_by_name_only() -> None:
 # --- stores ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_shared_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None that another test's middleware still keeps, with its model."""
+    monkeypatch.setattr(options, "_shared", WeakValueDictionary())
+
+
 @pytest.mark.parametrize("store", [None, "memory://"])
 def test_memory_is_the_default(store: str | None) -> None:
     """None and `memory://` are one store, which all middlewares of the process share."""
@@ -265,6 +273,7 @@ def test_a_redis_url_makes_a_redis_store(url: str) -> None:
     assert resolve_store(url, "other:") is not store
 
 
+@pytest.mark.usefixtures("no_shared_stores")
 def test_a_shared_store_lives_as_long_as_somebody_keeps_it() -> None:
     """The table of URLs keeps nothing alive: an app that is gone leaves no sessions to the next one."""
     known = weakref.ref(resolve_store("memory://"))
@@ -284,6 +293,7 @@ class Other(SessionData):
     """A model that has nothing to do with these."""
 
 
+@pytest.mark.usefixtures("no_shared_stores")
 @pytest.mark.parametrize(
     ("models", "model"),
     [
