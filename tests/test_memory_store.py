@@ -23,6 +23,7 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.entries import Ends
 from asgi_sessions.stores.local import LocalLocks, LockPolicy
 from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.rivals import keep_moving
 
 pytestmark = pytest.mark.anyio
 
@@ -550,3 +551,38 @@ async def test_a_record_in_a_transaction_keeps_its_id() -> None:
         await rename()
     assert (await store.get("a") or SessionData(session_id="none")).metadata == {"n": 1}
     assert len(store._locks) == 0
+
+
+@pytest.mark.parametrize("busy", [1, 8, 64])
+async def test_none_of_a_thousand_survives_a_sign_out(busy: int) -> None:
+    """However many of them get new ids all the time, and however often the user signs in meanwhile."""
+    store = InMemorySessionStore(max_sessions=100_000)
+    ids = [new_session_id() for _ in range(1000)]
+    for session_id in ids:
+        data = SessionData(session_id=session_id, user_id="ada")
+        await store.create(session_id, encode_checked(data), Lifetime(3600), None, "ada")
+    is_over, late = False, set[str]()
+
+    async def sign_in() -> None:
+        while not is_over:
+            data = SessionData(session_id=new_session_id(), user_id="ada")
+            begun_late = is_ended
+            await store.create(data.session_id, encode_checked(data), Lifetime(3600), None, "ada")
+            if begun_late:
+                late.add(data.session_id)
+            await anyio.lowlevel.checkpoint()
+
+    is_ended = False
+    async with anyio.create_task_group() as tasks:
+        for session_id in ids[:busy]:
+            tasks.start_soon(keep_moving, store, session_id, "ada", 10_000)
+            tasks.start_soon(sign_in)
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        is_ended = True
+        ended = await store.delete_for_user("ada")
+        is_over = True
+    left = {each.session_id for each in await store.list_for_user("ada")}
+    assert left <= late
+    assert ended >= 1000 - busy
+    assert not {session_id for session_id in ids if await store.exists(session_id)}
