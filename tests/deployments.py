@@ -154,6 +154,11 @@ class Replicated:
         self.down[node] = node.resume
         node.pause()
 
+    def restart(self, node: RedisServer) -> None:
+        """SIGKILL, and a start with what it had written down; who watches it may take it for dead a while."""
+        self.is_whole = False
+        node.restart()
+
     def settle(self) -> None:
         """Undo what a test did to the nodes, and wait until all run, follow whom they should, and know it."""
         if not self.is_whole:

@@ -114,7 +114,7 @@ async def lose_link(ways: Ways, primary: RedisServer) -> None:
 
 async def restart(ways: Ways, primary: RedisServer) -> None:
     """SIGKILL, and a start with what it had written down, before anybody takes over."""
-    await run_sync(primary.restart)
+    await run_sync(ways.deployment.restart, primary)
 
 
 @dataclass(frozen=True)
