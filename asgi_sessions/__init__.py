@@ -5,10 +5,11 @@ The walk of a request, in order:
 1. The cookie is read and its signature verified (`cookie`). Without a valid one the request gets a fresh
    session and the store is not asked.
 2. The record is checked out: its lock and its content in one round trip (`stores`).
-3. The client's fingerprint is compared (`fingerprint`); another client gets a fresh session.
+3. The client's fingerprint is compared (`fingerprint`); another client gets a fresh session, or
+   the app is told that it is another one.
 4. The app runs and uses `request.session`, a dict with a typed record behind it (`session`, `data`).
-5. The answer's start is held back until what changed is committed, which writes only if the lease, the
-   version and the record are still what was checked out (`exchange`, `unit`).
+5. The answer's start is held back until what changed is committed, which writes only if nobody else has the
+   lock and the record is the version that was checked out (`exchange`, `unit`).
 6. The lock goes in the same trip; whatever happens, it goes.
 """
 

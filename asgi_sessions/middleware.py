@@ -40,9 +40,10 @@ _EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
 class SessionMiddleware:
     """Gives each request of any ASGI app its session in `scope["session"]`.
 
-    Takes the place of Starlette's middleware of this name: same arguments, same behaviour, but the data stay
-    on the server, typed and under a lock. See the README for every option; a wrong value raises `ValueError`
-    here, with the remedy. All times are seconds.
+    Takes the place of Starlette's middleware of this name, with the same arguments. The data stay on the
+    server, typed and under a lock; "What differs" in the README says what else is different, "Options" what
+    each option means. All times are seconds. A wrong value raises `ValueError` or `TypeError` here, with the
+    remedy.
     """
 
     def __init__(
