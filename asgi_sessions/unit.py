@@ -148,6 +148,7 @@ class Unit(Holding):
         self.session = session
         around, outer = _inside.get(), self._turn_here()
         async with self._one_at_a_time(outer):
+            await self._commit_is_over()  # which may change what the request may do, or its id
             self.session = session
             block = _Turn(self, outer)
             if self._block is None:
@@ -202,7 +203,6 @@ class Unit(Holding):
     @asynccontextmanager
     async def _under_its_own_lock(self, block: _Turn) -> AsyncIterator[SessionData]:
         """Lock and load anew for one block, commit and release after it."""
-        await self._commit_is_over()
         self.refuse_unseen_change()
         await self._retake()
         self.session.mode = Mode.TRANSACTION
@@ -224,8 +224,7 @@ class Unit(Holding):
 
     @asynccontextmanager
     async def _savepoint(self, is_void: Callable[[], bool]) -> AsyncIterator[SessionData]:
-        """See `Session.savepoint`; no commit of another task is under way when it is made or used."""
-        await self._commit_is_over()
+        """See `Session.savepoint`; no commit of another task is under way when it is used."""
         with self.session.savepoint(is_void) as data:
             try:
                 yield data

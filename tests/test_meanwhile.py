@@ -23,11 +23,15 @@ class UndoneError(Exception):
 
 
 class MeddledStore(RecordingStore):
-    """Does something once while the next commit is under way: before it is carried out, or after."""
+    """Does something once while the next commit is under way: before it is carried out, or after.
+
+    `then` comes before it too, when other tasks have had their turn.
+    """
 
     def __init__(self, log: list[str], clock: Clock) -> None:
         super().__init__(log, clock)
         self.first: Callable[[], object] | None = None
+        self.then: Callable[[], object] | None = None
         self.last: Callable[[], object] | None = None
 
     async def before(self, call: str) -> None:
@@ -36,6 +40,9 @@ class MeddledStore(RecordingStore):
         if meanwhile is not None:
             meanwhile()
         await checkpoint()
+        meanwhile, self.then = self.then, None
+        if meanwhile is not None:
+            meanwhile()
 
     async def after(self, call: str) -> None:
         meanwhile, self.last = self.last, None
@@ -442,4 +449,37 @@ async def test_a_save_that_outlives_its_request_lets_go(
         with pytest.raises(UndoneError):
             await browser.open(app)
     assert [record.user_id for record in browser.site.records()] == ["ada"]
+    assert browser.site.locks == 0
+
+
+async def test_a_block_that_begins_during_a_release_that_fails(browser: Browser, store: MeddledStore) -> None:
+    """The request still has its lock and its changes: the block is a part of it, not one of its own."""
+    await browser.begin(n=0)
+
+    def fail() -> None:
+        raise SessionStoreError("the backend is down")
+
+    async def act(session: Session) -> None:
+        async def block() -> None:
+            async with session.transaction() as data:
+                data.metadata["block"] = True
+
+        async def begin() -> None:
+            await releasing.wait()
+            await block()
+
+        async def let_go() -> None:
+            with pytest.raises(SessionStoreError):
+                await session.release()
+
+        session["n"] = 1
+        store.first = releasing.set
+        store.then = fail
+        async with anyio.create_task_group() as group:
+            group.start_soon(begin)
+            group.start_soon(let_go)
+
+    releasing = anyio.Event()
+    assert (await browser.open(page(act))).status == 200
+    assert await browser.stored() == {"n": 1, "block": True}
     assert browser.site.locks == 0
