@@ -155,9 +155,7 @@ class Holding:
         can change the session any more from when the commit begins: it would be lost. Without, what the app
         changes or wants while the commit is under way is left for the next one.
         """
-        while self._storing:  # by another task of the request
-            self._stored = self._stored or anyio.Event()
-            await self._stored.wait()
+        await self._commit_is_over()
         session = self.session
         change = session.change()
         if change is _NOTHING:
@@ -183,9 +181,17 @@ class Holding:
             if self._stored is not None:
                 self._stored.set()
                 self._stored = None
+            if session.mode is _CLOSED:  # where the request ended meanwhile, nobody else lets go
+                await self.abandon()
         if not stored:
             outcome = self._refusal = await self._settle() if outcome is _GONE else outcome
         return outcome
+
+    async def _commit_is_over(self) -> None:
+        """Wait for the commit of another task of the request."""
+        while self._storing:
+            self._stored = self._stored or anyio.Event()
+            await self._stored.wait()
 
     def _close(self) -> bool:
         """From now on changes of this request are refused; whether they were not before."""

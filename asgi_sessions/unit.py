@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
@@ -148,6 +148,7 @@ class Unit(Holding):
         self.session = session
         around, outer = _inside.get(), self._turn_here()
         async with self._one_at_a_time(outer):
+            await self._commit_is_over()  # which may change what the request may do, or its id
             self.session = session
             block = _Turn(self, outer)
             if self._block is None:
@@ -175,7 +176,7 @@ class Unit(Holding):
     @asynccontextmanager
     async def _within_another(self, block: _Turn) -> AsyncIterator[SessionData]:
         """A part of another transaction, whose end stores it too, or rolls it back."""
-        with self.session.savepoint(block.is_over) as data:
+        async with self._savepoint(block.is_over) as data:
             yield data
             await self._nested_are_over(block)
             if block.is_over():
@@ -191,7 +192,7 @@ class Unit(Holding):
         block.pending = self.session.change() is not Change.NOTHING
         refusal = self._refusal
         self.session.mode = Mode.TRANSACTION
-        with self.session.savepoint(lambda: self._refusal is not refusal) as data:
+        async with self._savepoint(lambda: self._refusal is not refusal) as data:
             yield data
             await self._nested_are_over(block)
             if self._is_over and block.pending:
@@ -210,6 +211,8 @@ class Unit(Holding):
             await self._nested_are_over(block)
             raise_for(await self.store_changes(release=True))
         except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._commit_is_over()
             if self._checkout is None or self._refusal is Outcome.GONE:
                 self._forget_record()  # what begins now is another session
                 self._refusal = None
@@ -218,6 +221,17 @@ class Unit(Holding):
             raise
         finally:
             await self.abandon()
+
+    @asynccontextmanager
+    async def _savepoint(self, is_void: Callable[[], bool]) -> AsyncIterator[SessionData]:
+        """See `Session.savepoint`; no commit of another task is under way when it is used."""
+        with self.session.savepoint(is_void) as data:
+            try:
+                yield data
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._commit_is_over()
+                raise
 
     async def _nested_are_over(self, block: _Turn) -> None:
         """Wait for those that tasks of the block have begun in it: what they do is a part of it."""
@@ -298,7 +312,7 @@ class Unit(Holding):
 
         A handle that is used later comes back by itself (`Session.transaction` in a task that lives on).
         """
-        if self._block is None:
+        if self._block is None and not self._storing:
             self.session = _NOBODY
 
     def _has_pending(self) -> bool:

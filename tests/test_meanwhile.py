@@ -11,6 +11,7 @@ from asgi import Browser, Clock, RecordingStore, Shop, Site, page
 
 from asgi_sessions import Session, SessionClosedError, SessionData, SessionError, SessionStoreError
 from asgi_sessions.stores.checkout import Missing
+from asgi_sessions.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -22,11 +23,15 @@ class UndoneError(Exception):
 
 
 class MeddledStore(RecordingStore):
-    """Does something once while the next commit is under way: before it is carried out, or after."""
+    """Does something once while the next commit is under way: before it is carried out, or after.
+
+    `then` comes before it too, when other tasks have had their turn.
+    """
 
     def __init__(self, log: list[str], clock: Clock) -> None:
         super().__init__(log, clock)
         self.first: Callable[[], object] | None = None
+        self.then: Callable[[], object] | None = None
         self.last: Callable[[], object] | None = None
 
     async def before(self, call: str) -> None:
@@ -35,6 +40,9 @@ class MeddledStore(RecordingStore):
         if meanwhile is not None:
             meanwhile()
         await checkpoint()
+        meanwhile, self.then = self.then, None
+        if meanwhile is not None:
+            meanwhile()
 
     async def after(self, call: str) -> None:
         meanwhile, self.last = self.last, None
@@ -351,3 +359,127 @@ async def test_a_transaction_that_ended_the_session_is_undone_by_a_fault(
     assert browser.session_id == old
     assert await browser.stored() == {"n": 1}
     assert await store.checkout(old, None, None) is not Missing.RETIRED
+
+
+# -- blocks and saves ---------------------------------------------------------------------------------------
+
+
+async def test_a_block_that_begins_during_a_save_takes_back_its_own_changes_only(
+    browser: Browser, store: MeddledStore
+) -> None:
+    """What the request changed before it, after the save began, is stored with the answer."""
+    await browser.begin(n=0)
+
+    async def undone(session: Session) -> None:
+        async with session.transaction() as data:
+            data.metadata["undone"] = True
+            await saved.wait()
+            raise UndoneError
+
+    async def act(session: Session) -> None:
+        async def go_on() -> None:
+            await saving.wait()
+            session["between"] = True
+            with pytest.raises(UndoneError):
+                await undone(session)
+
+        store.first = saving.set
+        session["n"] = 1
+        async with anyio.create_task_group() as group:
+            group.start_soon(go_on)
+            await session.save()
+            saved.set()
+
+    saving, saved = anyio.Event(), anyio.Event()
+    assert (await browser.open(page(act))).status == 200
+    assert await browser.stored() == {"n": 1, "between": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"read_only": "*"}], ids=["locked", "read-only"])
+async def test_a_block_that_fails_during_a_save_in_it(
+    browser: Browser, store: MeddledStore, options: dict[str, str]
+) -> None:
+    """The save of one of its tasks gives the session a new id: what is stored, then and later, bears it."""
+    await browser.begin(n=0)
+    visitor = Browser(browser.site.option(**options), {}, browser.cookie)
+
+    async def act(session: Session) -> None:
+        async def save() -> None:
+            session.regenerate_id()
+            store.first = saving.set
+            await session.save()
+
+        async def block(group: anyio.abc.TaskGroup) -> None:
+            async with session.transaction():
+                group.start_soon(save)
+                await saving.wait()
+                raise UndoneError
+
+        async with anyio.create_task_group() as group:
+            with pytest.raises(UndoneError):
+                await block(group)
+        async with session.transaction() as data:
+            data.metadata["n"] = 1
+
+    saving = anyio.Event()
+    assert (await visitor.open(page(act))).status == 200
+    assert await visitor.stored() == {"n": 1}
+    assert len(browser.site.records()) == 1
+    assert browser.site.locks == 0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_save_that_outlives_its_request_lets_go(
+    browser: Browser, store: MeddledStore, begun: bool
+) -> None:
+    """The new id that it gave, or the session that it began, is not locked until the lease ends."""
+    if begun:
+        await browser.begin(n=0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session = scope["session"]
+        session.login("ada")
+        store.first = saving.set
+        outer.start_soon(session.save)
+        await saving.wait()
+        raise UndoneError
+
+    saving = anyio.Event()
+    async with anyio.create_task_group() as outer:
+        with pytest.raises(UndoneError):
+            await browser.open(app)
+    assert [record.user_id for record in browser.site.records()] == ["ada"]
+    assert browser.site.locks == 0
+
+
+async def test_a_block_that_begins_during_a_release_that_fails(browser: Browser, store: MeddledStore) -> None:
+    """The request still has its lock and its changes: the block is a part of it, not one of its own."""
+    await browser.begin(n=0)
+
+    def fail() -> None:
+        raise SessionStoreError("the backend is down")
+
+    async def act(session: Session) -> None:
+        async def block() -> None:
+            async with session.transaction() as data:
+                data.metadata["block"] = True
+
+        async def begin() -> None:
+            await releasing.wait()
+            await block()
+
+        async def let_go() -> None:
+            with pytest.raises(SessionStoreError):
+                await session.release()
+
+        session["n"] = 1
+        store.first = releasing.set
+        store.then = fail
+        async with anyio.create_task_group() as group:
+            group.start_soon(begin)
+            group.start_soon(let_go)
+
+    releasing = anyio.Event()
+    assert (await browser.open(page(act))).status == 200
+    assert await browser.stored() == {"n": 1, "block": True}
+    assert browser.site.locks == 0
