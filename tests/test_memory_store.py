@@ -572,7 +572,7 @@ async def test_none_of_a_thousand_survives_a_sign_out(busy: int) -> None:
                 late.add(data.session_id)
             await anyio.lowlevel.checkpoint()
 
-    is_ended = False
+    is_ended, ended = False, 0
     async with anyio.create_task_group() as tasks:
         for session_id in ids[:busy]:
             tasks.start_soon(keep_moving, store, session_id, "ada", 10_000)

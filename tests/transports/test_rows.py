@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,7 +24,7 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.testing import StoreContract
 
-from .rows import Row, Servers
+from .rows import Row, Servers, commands
 
 pytestmark = pytest.mark.anyio
 
@@ -283,3 +285,10 @@ async def test_connections_that_end_in_mid_flight(store: RedisSessionStore, serv
         await anyio.to_thread.run_sync(servers.hang_up)
     assert not [message for message in refused if "lost" not in message and "reached" not in message]
     await crowd.assert_whole(wait=12)  # a release whose connection ended twice is over with its lease
+
+
+def test_the_rights_are_those_that_the_readme_names() -> None:
+    """The rows with a user of its own have what our scripts call; README names neither more nor less."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (shown,) = re.findall(r"ACL SETUSER app(.*?)```", readme, re.DOTALL)
+    assert set(re.findall(r"\+(\w+)", shown)) == commands()
