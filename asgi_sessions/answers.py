@@ -30,7 +30,7 @@ from .types import ASGIApp, Headers, Message, Receive, Scope, Send
 
 _TEXTS = {
     400: b"Bad request: the cookies are too large.",
-    409: b"Another request changed or ended the session; your latest changes were not stored. Please try again.",
+    409: b"The session was changed or ended by another request; recent changes are not stored. Try again.",
     500: b"The session could not be stored.",
     503: b"The session is not available right now. Please try again.",
 }

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.anyio
 OUT = "checkout+lock"
 REMOVAL = "session=null; path=/; expires=Thu, 01 Jan 1970 00:00:00 GMT; httponly; samesite=lax"
 TEXTS = {
-    409: b"Another request changed or ended the session; your latest changes were not stored. Please try again.",
+    409: b"The session was changed or ended by another request; recent changes are not stored. Try again.",
     500: b"The session could not be stored.",
     503: b"The session is not available right now. Please try again.",
 }
