@@ -15,7 +15,7 @@ The walk of a request, in order:
 
 from typing import TYPE_CHECKING
 
-from .data import SessionData, SessionFilter, SessionMetrics
+from .client.fingerprint import Fingerprint
 from .errors import (
     LockAcquisitionError,
     LockLostError,
@@ -30,10 +30,10 @@ from .errors import (
     SessionStoreError,
     TooManyWaitersError,
 )
-from .events import SessionEvent, session_hash
-from .fingerprint import Fingerprint
 from .middleware import SessionMiddleware
-from .session import Session, get_session, get_session_data
+from .observation.events import SessionEvent, session_hash
+from .record.model import SessionData, SessionFilter, SessionMetrics
+from .session.handle import Session, get_session, get_session_data
 from .stores.base import SessionStore
 from .stores.memory import InMemorySessionStore
 
@@ -70,13 +70,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .locks import DistributedLock, DistributedLockManager
     from .stores.redis import RedisSessionStore
+    from .stores.redis.lock import DistributedLock, DistributedLockManager
 
 # What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
 _ON_DEMAND = {
-    "DistributedLock": ".locks",
-    "DistributedLockManager": ".locks",
+    "DistributedLock": ".stores.redis.lock",
+    "DistributedLockManager": ".stores.redis.lock",
     "RedisSessionStore": ".stores.redis",
 }
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .errors import SessionError
-from .events import session_hash
+from .observation.events import session_hash
 from .options import resolve_store
 from .stores.base import SessionStore
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
-from .answers import Answers
-from .changes import ROTATE_ON
-from .cookie import Presented, SessionCookie
-from .data import SessionData
-from .events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
-from .exchange import HTTPExchange, Settings, WebSocketExchange
-from .fingerprint import Fingerprint, TrustedProxy
-from .headers import ByName, by_name
-from .holding import Rules
+from .asgi import ASGIApp, Message, Receive, Scope, Send
+from .client.cookie import Presented, SessionCookie
+from .client.fingerprint import Fingerprint, TrustedProxy
+from .client.headers import ByName, by_name
+from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
     Routes,
     check_flags,
@@ -26,10 +22,14 @@ from .options import (
     resolve_routes,
     resolve_store,
 )
-from .session import Session, held
+from .record.model import SessionData
+from .request.answers import Answers
+from .request.exchange import HTTPExchange, Settings, WebSocketExchange
+from .request.holding import Rules
+from .request.unit import Unit
+from .session.changes import ROTATE_ON
+from .session.handle import Session, held
 from .stores.base import SessionStore
-from .types import ASGIApp, Message, Receive, Scope, Send
-from .unit import Unit
 
 _EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
     "http": HTTPExchange,

@@ -11,16 +11,16 @@ from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
-from .data import SessionData
-from .events import UNTRUSTED_PROXY, EventSink
-from .fields import new_session_id
-from .fingerprint import Fingerprint, FingerprintReader, TrustedProxy
-from .routes import path_below
+from .asgi import Scope
+from .client.fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .client.paths import path_below
+from .observation.events import UNTRUSTED_PROXY, EventSink
+from .record.model import SessionData
+from .record.values import new_session_id
 from .stores.base import SessionStore
 from .stores.checkout import Lifetime
 from .stores.local import LockPolicy
 from .stores.memory import InMemorySessionStore
-from .types import Scope
 
 Pattern: TypeAlias = "str | re.Pattern[str]"
 Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"

@@ -20,10 +20,10 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStore,
 )
+from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
 from asgi_sessions.stores.value import Value
-from asgi_sessions.types import ASGIApp, Headers, Message, Receive, Scope, Send
 
 KEY = "0123456789abcdef" * 4
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"

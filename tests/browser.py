@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
-from asgi_sessions.types import ASGIApp
+from asgi_sessions.asgi import ASGIApp
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 HOW_TO_GET_IT = "no Chromium here: `apt-get install chromium`, or name the program in the variable CHROMIUM"

@@ -13,8 +13,8 @@ import pytest
 from browser import HOW_TO_GET_IT, Chromium, Tab, find_chromium, served
 
 from asgi_sessions import InMemorySessionStore, SessionMiddleware
-from asgi_sessions.cookie import CookieSigner, cookie_values
-from asgi_sessions.types import Receive, Scope, Send
+from asgi_sessions.asgi import Receive, Scope, Send
+from asgi_sessions.client.cookie import CookieSigner, cookie_values
 
 KEY = "k" * 32
 HOST = "shop.example.test"

@@ -12,7 +12,7 @@ from redis_server import free_port
 
 from asgi_sessions import RedisSessionStore, SessionData, session_hash
 from asgi_sessions.cli import main
-from asgi_sessions.fields import new_session_id
+from asgi_sessions.record.values import new_session_id
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from asgi_sessions import (
     SessionStore,
     options,
 )
+from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.checkout import Lifetime
-from asgi_sessions.types import Message, Receive, Scope, Send
 
 KEY = "k" * 32
 

@@ -21,8 +21,8 @@ from faults.checkers import Fate, Operation, disordered, increment, numbers, of_
 from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionMiddleware
+from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.stores.redis.connections import Client
-from asgi_sessions.types import Message, Receive, Scope, Send
 
 PATIENCE = 30.0  # seconds for what must come at last
 _FILLER = "x" * 2000  # makes a record longer than one would write in one piece

@@ -14,11 +14,11 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any
 from uuid import UUID
 
-from ..data import SessionData, SessionFilter, SessionMetrics, stamp
 from ..errors import SessionDataError, SessionStoreError
-from ..fields import check_id, new_session_id, user_text
-from ..record import counts_of, encode, encode_checked
-from ..session import held_session
+from ..record.codec import counts_of, encode, encode_checked
+from ..record.model import SessionData, SessionFilter, SessionMetrics, stamp
+from ..record.values import check_id, new_session_id, user_text
+from ..session.handle import held_session
 from .checkout import Checkout, Lifetime, raise_for
 from .local import LockPolicy
 from .requests import RequestOperations

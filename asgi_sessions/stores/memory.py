@@ -12,10 +12,10 @@ from typing import Any
 
 import anyio.lowlevel
 
-from ..data import SessionData
 from ..errors import SessionStoreError
-from ..fields import check_id
-from ..record import encode_checked, user_of
+from ..record.codec import encode_checked, user_of
+from ..record.model import SessionData
+from ..record.values import check_id
 from .base import SessionStore
 from .checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from .entries import Ends, Entry

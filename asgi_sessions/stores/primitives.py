@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ..record import id_of
+from ..record.codec import id_of
 from .checkout import Lifetime, Missing, shorter
 from .local import Latches
 from .value import Value

@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from ..data import SessionData
 from ..errors import SessionStoreError
-from ..fields import check_id
-from ..record import decode, encode_checked, misfit, user_of
+from ..record.codec import decode, encode_checked, misfit, user_of
+from ..record.model import SessionData
+from ..record.values import check_id
 from .checkout import Checkout, Lifetime, Missing, Outcome
 from .local import Latches, LocalLocks, LockPolicy, RetiredIds
 from .primitives import Values

@@ -11,7 +11,6 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from ..data import SessionData, SessionFilter
 from ..errors import (
     LockTimeoutError,
     SessionConflictError,
@@ -20,8 +19,9 @@ from ..errors import (
     SessionStoreError,
     TooManyWaitersError,
 )
-from ..fields import new_session_id
-from ..record import decode, encode_checked
+from ..record.codec import decode, encode_checked
+from ..record.model import SessionData, SessionFilter
+from ..record.values import new_session_id
 from ..stores.base import SessionStore
 from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
 from ..stores.local import LockPolicy

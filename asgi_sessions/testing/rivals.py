@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import anyio
 import anyio.lowlevel
 
-from ..data import SessionData
 from ..errors import SessionConflictError
-from ..fields import new_session_id
-from ..record import decode, encode_checked
+from ..record.codec import decode, encode_checked
+from ..record.model import SessionData
+from ..record.values import new_session_id
 from ..stores.base import SessionStore
 from ..stores.checkout import Checkout, Lifetime, Outcome
 from ..stores.local import LockPolicy

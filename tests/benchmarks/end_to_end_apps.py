@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 
 from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionMiddleware, SessionStore
+from asgi_sessions.asgi import ASGIApp, Receive, Scope, Send
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.types import ASGIApp, Receive, Scope, Send
 
 SECRET = "a secret of the benchmarks and of nothing else"
 LIFE = 3600  # seconds

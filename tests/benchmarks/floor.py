@@ -58,11 +58,11 @@ from redis.asyncio.lock import Lock
 from redis_server import RedisServer, find_binary
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware
-from asgi_sessions.record import encode
+from asgi_sessions.asgi import Receive, Scope, Send
+from asgi_sessions.record.codec import encode
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis.scripts import pack
-from asgi_sessions.types import Receive, Scope, Send
 
 AT_ONCE = (1, 8, 64, 256)
 RECORD_BYTES = 300

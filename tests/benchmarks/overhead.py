@@ -40,7 +40,7 @@ from redis.asyncio import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionMiddleware
-from asgi_sessions.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 
 SECRET = "benchmark " * 4
 CONTENT = {

@@ -55,11 +55,11 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStore,
 )
-from asgi_sessions.cookie import CookieSigner
-from asgi_sessions.record import encode
+from asgi_sessions.asgi import Message, Receive, Scope, Send
+from asgi_sessions.client.cookie import CookieSigner
+from asgi_sessions.record.codec import encode
 from asgi_sessions.stores.checkout import Checkout, Lifetime
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.types import Message, Receive, Scope, Send
 
 SECRET = "a secret of the benchmarks and of nothing else"
 CONTENT = {"user": "ada", "n": 0}  # with its fields a record of 300 bytes

@@ -12,8 +12,8 @@ from asgi import CLIENT, KEY, Answer, empty_body, http_scope
 from redis.asyncio import Redis
 
 from asgi_sessions import SessionData, SessionMiddleware
+from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.types import ASGIApp, Message, Receive, Scope, Send
 
 PATIENCE = 10.0  # seconds for what must come
 

@@ -37,7 +37,7 @@ def from_environment() -> Starlette:
     """The app, all of which lives by the wrong clock."""
     time.time = lambda: _right() + OFFSET
     time.time_ns = lambda: _right_ns() + round(OFFSET * 1e9)
-    from asgi_sessions import fields
+    from asgi_sessions.record import values as fields
 
     from . import app
 

@@ -17,7 +17,7 @@ from asgi import Answer, page, stream
 from redis.asyncio import Redis
 
 from asgi_sessions import Session
-from asgi_sessions.types import ASGIApp
+from asgi_sessions.asgi import ASGIApp
 
 from .inprocess import Browser, Process, process_at
 

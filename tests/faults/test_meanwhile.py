@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import Session
-from asgi_sessions.types import ASGIApp
+from asgi_sessions.asgi import ASGIApp
 
 from .inprocess import Browser, process_at
 

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
-from asgi_sessions.record import encode_checked
+from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import replies, wire

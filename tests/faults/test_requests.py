@@ -11,8 +11,8 @@ from asgi import KEY, Act, http_scope, page, run, stream
 from redis.asyncio import Redis
 
 from asgi_sessions import Session, SessionClosedError, SessionMiddleware
+from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.types import ASGIApp, Message, Receive, Scope, Send
 
 from .inprocess import Browser, process_at
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
-from asgi_sessions.fields import new_session_id
-from asgi_sessions.record import encode_checked
+from asgi_sessions.record.codec import encode_checked
+from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from asgi_sessions import InMemorySessionStore, Session, SessionData
+from asgi_sessions.asgi import Receive, Scope, Send
 from asgi_sessions.errors import SessionClosedError, SessionConflictError, SessionDataError
-from asgi_sessions.types import Receive, Scope, Send
 from fuzz import effort, explore
 
 MAX_AGE = 14 * 24 * 60 * 60

@@ -24,12 +24,12 @@ from redis_server import RedisServer
 
 from asgi_sessions import SessionData
 from asgi_sessions.errors import LockAcquisitionError, LockReleaseError, SessionStoreError
-from asgi_sessions.locks import DistributedLock
-from asgi_sessions.record import decode, encode_checked
+from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.engine import engines_for
+from asgi_sessions.stores.redis.lock import DistributedLock
 from fuzz import effort, explore
 
 POLICY = LockPolicy(timeout=30, wait=60)

@@ -18,9 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions.cookie import MAX_COOKIE_BYTES, CookieSigner, Presented, SessionCookie, Verified
-from asgi_sessions.fingerprint import MAX_HOPS, ClientAddress, Fingerprint, FingerprintReader, parse_address
-from asgi_sessions.headers import by_name
+from asgi_sessions.client.cookie import MAX_COOKIE_BYTES, CookieSigner, Presented, SessionCookie, Verified
+from asgi_sessions.client.fingerprint import (
+    MAX_HOPS,
+    ClientAddress,
+    Fingerprint,
+    FingerprintReader,
+    parse_address,
+)
+from asgi_sessions.client.headers import by_name
 from fuzz import effort
 
 # --- cookies ----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from asgi_sessions import Session, SessionData
 from asgi_sessions.errors import SessionDataError
-from asgi_sessions.plain import PlainRecord, parse_plain
-from asgi_sessions.record import MAX_DEPTH, decode, encode, encode_checked
+from asgi_sessions.record.codec import MAX_DEPTH, decode, encode, encode_checked
+from asgi_sessions.record.plain import PlainRecord, parse_plain
 from fuzz import effort
 
 Path: TypeAlias = tuple["str | int", ...]

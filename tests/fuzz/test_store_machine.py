@@ -24,7 +24,7 @@ from redis_server import RedisServer
 
 from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, SessionStore
 from asgi_sessions.errors import LockTimeoutError, SessionConflictError, SessionDataError, SessionLockError
-from asgi_sessions.record import decode, encode_checked
+from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
 from asgi_sessions.stores.redis import RedisSessionStore

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from asgi import FIREFOX, KEY, Answer, empty_body, http_scope, page
 
 from asgi_sessions import RedisSessionStore, Session, SessionEvent, SessionMiddleware, SessionStore
-from asgi_sessions.types import ASGIApp, Message, Receive, Scope, Send
+from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 Wrapped: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]

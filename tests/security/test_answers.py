@@ -22,8 +22,8 @@ from asgi_sessions import (
     SessionStore,
     SessionStoreError,
 )
-from asgi_sessions.caching import Sharing, sharing
-from asgi_sessions.cookie import CookieSigner, SessionCookie
+from asgi_sessions.client.caching import Sharing, sharing
+from asgi_sessions.client.cookie import CookieSigner, SessionCookie
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, read, write
 

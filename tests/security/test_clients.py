@@ -8,7 +8,7 @@ import pytest
 from asgi import FIREFOX
 
 from asgi_sessions import InMemorySessionStore, Session, SessionStore
-from asgi_sessions.types import Message, Receive, Scope, Send
+from asgi_sessions.asgi import Message, Receive, Scope, Send
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, write
 

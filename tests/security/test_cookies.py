@@ -10,8 +10,8 @@ import pytest
 from asgi import KEY, Site, http_scope, page
 
 from asgi_sessions import InMemorySessionStore, SessionMiddleware, SessionStore
-from asgi_sessions.cookie import CookieSigner
-from asgi_sessions.types import Message
+from asgi_sessions.asgi import Message
+from asgi_sessions.client.cookie import CookieSigner
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 

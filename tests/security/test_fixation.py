@@ -12,8 +12,8 @@ from asgi import KEY, Clock, page, start, stream
 from redis import Redis
 
 from asgi_sessions import InMemorySessionStore, Session, SessionClosedError, SessionStore
-from asgi_sessions.cookie import SessionCookie
-from asgi_sessions.types import ASGIApp, Receive, Scope, Send
+from asgi_sessions.asgi import ASGIApp, Receive, Scope, Send
+from asgi_sessions.client.cookie import SessionCookie
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 

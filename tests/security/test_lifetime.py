@@ -17,7 +17,7 @@ from asgi_sessions import (
     SessionData,
     SessionStore,
 )
-from asgi_sessions.types import Receive, Scope, Send
+from asgi_sessions.asgi import Receive, Scope, Send
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 

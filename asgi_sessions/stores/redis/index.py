@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple, cast
 
 from ...errors import SessionStoreError
-from ...record import id_of, user_of
+from ...record.codec import id_of, user_of
 from .calls import forget
 from .commands import remove, values
 from .engine import Engine

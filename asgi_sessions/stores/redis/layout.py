@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...errors import SessionStoreError
-from ...fields import check_id
+from ...record.values import check_id
 from ..checkout import RETIRED_FOR
 from .names import new_nonce
 from .replies import mark_of

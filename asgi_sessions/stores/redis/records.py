@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
 
-from ...data import SessionData
 from ...errors import SessionStoreError
-from ...fields import check_id, is_identifier
-from ...record import encode_checked
+from ...record.codec import encode_checked
+from ...record.model import SessionData
+from ...record.values import check_id, is_identifier
 from ..base import SessionStore
 from ..checkout import Lifetime
 from .commands import CHUNK, remove, values

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
-from ...data import SessionData
 from ...errors import SessionStoreError
+from ...record.model import SessionData
 from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
 from . import commits

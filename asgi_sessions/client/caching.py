@@ -1,0 +1,103 @@
+"""What an answer's headers say to caches: whom they may give it to, and on what it depends."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import re
+from email.utils import parsedate_to_datetime
+
+from ..asgi import Headers
+
+_BLANK = b" \t"
+_LINES_OF_VARY = frozenset(
+    bytes(letters) for letters in itertools.product(*[(letter, letter - 32) for letter in b"vary"])
+)
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"?')
+_TARGETED = frozenset({b"surrogate-control", b"edge-control", b"x-accel-expires"})
+_FRESH = re.compile(rb'(?:max-age|s-maxage)="?0*[1-9][0-9]*"?')
+
+
+class Sharing(enum.Enum):
+    """Whether caches that serve many clients may keep an answer."""
+
+    FORBIDDEN = "forbidden"
+    UNSAID = "unsaid"  # they may, by their own estimate (RFC 9111 section 4.2.2) or asking again each time
+    ALLOWED = "allowed"  # the app says for how long, or "public"
+
+
+def sharing(headers: Headers, now: float) -> Sharing:
+    """What the app says about shared caches (RFC 9111 section 3); `now` is in seconds since the epoch.
+
+    A cache obeys the field that is meant for it (RFC 9213: `CDN-Cache-Control`, vendors' own) and then passes
+    over `Cache-Control`, so one field that does not forbid is enough. `no-cache` does not forbid: what is
+    kept is sent again, with the cookie in it, once the app has answered 304 to somebody else.
+    """
+    said = [(name.lower(), value.lower()) for name, value in headers]
+    if any(_is_targeted(name) and not _forbids(name, value) for name, value in said):
+        return Sharing.ALLOWED
+    general = _directives(b",".join([value for name, value in said if name == b"cache-control"]))
+    if b"private" in general or (b"no-store" in general and b"must-understand" not in general):
+        return Sharing.FORBIDDEN
+    if b"public" in general or any(_FRESH.fullmatch(each) for each in general):
+        return Sharing.ALLOWED
+    lasts = any(name == b"expires" and _is_future(value, now) for name, value in said)
+    return Sharing.ALLOWED if lasts else Sharing.UNSAID
+
+
+def restrain(headers: Headers, now: float) -> None:
+    """Keeps an answer with a cookie of ours from shared caches, unless the app has allowed them to keep it.
+
+    `no-store` where the app set no `Cache-Control`; `private` beside what neither forbids nor allows.
+    """
+    if not any(name.lower() == b"cache-control" for name, _ in headers):
+        headers.append((b"cache-control", b"no-store"))
+    elif sharing(headers, now) is Sharing.UNSAID:
+        headers.append((b"cache-control", b"private"))
+
+
+def vary_cookie(headers: Headers) -> None:
+    """Makes `Vary` name `Cookie`: added to the first `Vary` line, or as a line of its own where none is.
+
+    Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
+    """
+    if _LINES_OF_VARY.isdisjoint(dict(headers)):  # nearly always
+        headers.append((b"vary", b"Cookie"))
+        return
+    first: int | None = None
+    for index, (name, value) in enumerate(headers):
+        if name.lower() != b"vary":
+            continue
+        fields = {field.strip(_BLANK) for field in value.lower().split(b",")}
+        if b"cookie" in fields or b"*" in fields:
+            return
+        first = index if first is None else first
+    if first is not None:
+        name, value = headers[first]
+        headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")
+
+
+def _is_targeted(name: bytes) -> bool:
+    """Whether the field speaks to some shared caches only, over the head of `Cache-Control`."""
+    return name in _TARGETED or name.endswith(b"-cache-control")
+
+
+def _forbids(name: bytes, value: bytes) -> bool:
+    if name == b"x-accel-expires":  # nginx: seconds, or @ and a time; 0 is "do not keep"
+        return value.strip(_BLANK) == b"0"
+    said = _directives(value)
+    return not said.isdisjoint((b"no-store", b"private"))
+
+
+def _directives(value: bytes) -> frozenset[bytes]:
+    """The directives as they stand; what is quoted within one is no directive of its own."""
+    bare = _QUOTED.sub(lambda quoted: quoted[0].replace(b",", b""), value)
+    return frozenset(each.strip(_BLANK) for each in bare.split(b","))
+
+
+def _is_future(value: bytes, now: float) -> bool:
+    """Whether `Expires` lies ahead; one that is no date says that it does not (RFC 9111 section 5.3)."""
+    try:
+        return parsedate_to_datetime(value.decode("latin-1")).timestamp() > now
+    except (ValueError, TypeError, OverflowError):
+        return False

@@ -1,0 +1,199 @@
+"""What happens to sessions, told to the log and to the app's `on_event`, without any secret.
+
+An event never carries an id, a cookie or a header value: whoever reads logs must not be able to take over a
+session (OWASP Session Management: Logging Sessions Life Cycle).
+"""
+
+from __future__ import annotations
+
+import hmac
+import inspect
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..keys import derived, key_bytes
+
+SESSION_CREATED = "session_created"  # a record was stored for the first time
+SESSION_REGENERATED = "session_regenerated"  # a new id, the data kept
+SESSION_ENDED = "session_ended"  # invalidated by the app
+BAD_SIGNATURE = "bad_signature"  # a cookie of our name that no key of ours signed
+AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two live sessions in one request, or more cookies than are looked at
+ABSURD_COOKIE = "absurd_cookie"  # more cookie bytes than any browser sends; answered with 400
+UNKNOWN_SESSION = "unknown_session"  # a signed id whose record is absent
+RETIRED_SESSION = "retired_session"  # an id that was just replaced
+UNREADABLE_RECORD = "unreadable_record"  # what lies in the store is not a record of ours
+FINGERPRINT_MISMATCH = "fingerprint_mismatch"  # another client than the one that the record was made for
+LOCK_TIMEOUT = "lock_timeout"  # the wait for others was over; answered with 503
+TOO_MANY_WAITERS = "too_many_waiters"  # answered with 503
+LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
+CONFLICT = "conflict"  # the version moved; answered with 409
+STORE_ERROR = "store_error"  # the backend failed; answered with 503
+UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
+UNCAUGHT_ERROR = "uncaught_error"  # one of ours, which closed a WebSocket whose app did not catch it
+ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
+COOKIE_CLASH = "cookie_clash"  # somebody inside sets a cookie of our name; told once
+UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, and no proxy is trusted; told once
+
+Detail: TypeAlias = str | int | float
+
+LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
+MAX_DETAIL = 500  # characters
+
+_logger = logging.getLogger("asgi_sessions")
+_PURPOSE = b"asgi_sessions.log"  # of the key that log hashes are made with
+# Ids, lock tokens and fingerprints all look like this; an exception's text may quote one.
+_SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """One thing that happened: `name` is a constant of this module, `details` are its facts.
+
+    `session` is a short hash of the id (`session_hash`), so that the events of one session can be told from
+    another's, over all workers with the same `secret_key`; None where no session is concerned.
+    """
+
+    name: str
+    session: str | None
+    details: Mapping[str, Detail]
+
+
+def session_hash(session_id: str, secret_key: object) -> str:
+    """12 hexadecimal digits that stand for the id in logs, events, and wherever else people look at sessions.
+
+    They are the same for the same id in every process with this `secret_key` (not its fallbacks: after a
+    rotation the same session has another hash). Without the key nobody finds the id that belongs to a hash,
+    or the hash that belongs to an id.
+    """
+    return _hash(session_id, derived(key_bytes(secret_key, "secret_key"), _PURPOSE))
+
+
+def _hash(session_id: str, key: bytes) -> str:
+    return hmac.digest(key, session_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
+
+
+class EventSink:
+    """Hands events to the log ``asgi_sessions`` and to `on_event`; costs next to nothing if nobody listens.
+
+    `on_event` is called at once, in the event loop, so it must not block; what it raises is logged once per
+    event name and never reaches the request. TypeError for one that cannot be called or is a coroutine
+    function. Sessions are named as `session_hash` names them with this `secret_key`; without one the names
+    hold for this object alone. `clock` gives seconds and is for the log's limit only.
+    """
+
+    def __init__(
+        self,
+        on_event: Callable[[SessionEvent], object] | None = None,
+        *,
+        secret_key: object = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if on_event is not None:
+            _check_callback(on_event)
+        self._on_event = on_event
+        key = secrets.token_bytes(32) if secret_key is None else key_bytes(secret_key, "secret_key")
+        self._key = derived(key, _PURPOSE)
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+        self._complained: set[str] = set()
+        self._kinds: set[tuple[str, ...]] = set()
+
+    def emit(
+        self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
+    ) -> None:
+        """Tells the listeners. Never raises; ids are taken out of the details, control characters escaped."""
+        logged = _logger.isEnabledFor(level)
+        if self._on_event is None and not logged:
+            return
+        clean = {key: _clean(value, session_id) for key, value in details.items()}
+        event = SessionEvent(name, None if session_id is None else _hash(session_id, self._key), clean)
+        if logged:
+            self._log(event, level)
+        if self._on_event is not None:
+            self._call(self._on_event, event)
+
+    def is_first(self, *kind: str) -> bool:
+        """Whether this was not asked of the same kind before. Kinds are few: names in the app's code."""
+        known = kind in self._kinds
+        self._kinds.add(kind)
+        return not known
+
+    def warn_once(self, name: str, remedy: str) -> None:
+        """`emit` as a warning, the first time only: for what is wrong with the set-up and stays so."""
+        if self.is_first(name):
+            self.emit(name, level=logging.WARNING, remedy=remedy)
+
+    def flush(self) -> None:
+        """Logs how many lines were left out so far; for the shut-down."""
+        for name, window in self._windows.items():
+            window.report(name)
+
+    def _log(self, event: SessionEvent, level: int) -> None:
+        window = self._windows.setdefault(event.name, _Window())
+        now = self._clock()
+        if now - window.start >= 1.0:
+            window.report(event.name)
+            window.start, window.lines = now, 0
+        if window.lines < LINES_PER_SECOND:
+            window.lines += 1
+            _logger.log(level, "%s", _line(event))
+        else:
+            window.dropped += 1
+            window.level = max(window.level, level)
+
+    def _call(self, callback: Callable[[SessionEvent], object], event: SessionEvent) -> None:
+        try:
+            callback(event)
+        except Exception:
+            if event.name not in self._complained:
+                self._complained.add(event.name)
+                _logger.exception("on_event failed for %s; further failures are not logged", event.name)
+
+
+@dataclass(slots=True)
+class _Window:
+    """The second that one event name's log lines are counted in."""
+
+    start: float = float("-inf")
+    lines: int = 0
+    dropped: int = 0
+    level: int = logging.NOTSET
+
+    def report(self, name: str) -> None:
+        if self.dropped:
+            _logger.log(self.level, "%s: %d more, not logged", name, self.dropped)
+        self.dropped, self.level = 0, logging.NOTSET
+
+
+def _check_callback(on_event: object) -> None:
+    if not callable(on_event):
+        raise TypeError("on_event must be a function that takes a SessionEvent")
+    if inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(type(on_event).__call__):
+        raise TypeError("on_event must be a plain function; let it put the event into a queue for async work")
+
+
+def _clean(value: Detail, session_id: str | None) -> Detail:
+    if not isinstance(value, str):
+        return value
+    if session_id:
+        value = value.replace(session_id, "...")
+    value = _SECRET.sub("...", value)
+    if len(value) > MAX_DETAIL:
+        value = f"{value[:MAX_DETAIL]}..."
+    return value if value.isprintable() else "".join(map(_visible, value))
+
+
+def _visible(character: str) -> str:
+    """The character, or its escape where it could end a line or change how a terminal shows it."""
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def _line(event: SessionEvent) -> str:
+    """The event on one line: `repr` escapes control characters and keeps a text from posing as a detail."""
+    session = "" if event.session is None else f" session={event.session}"
+    return event.name + session + "".join(f" {key}={value!r}" for key, value in event.details.items())

@@ -1,0 +1,346 @@
+"""The handle that an app sees as `request.session`: a dict, and behind it the typed record."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+from ..errors import ReadOnlySessionError, SessionClosedError
+from ..record.model import SessionData
+from ..record.values import new_session_id, user_text
+from .changes import Change, Fate, fate_of
+from .tracking import TrackedDict
+
+T = TypeVar("T", bound=SessionData)
+
+
+class Mode(enum.Enum):
+    """What the handle lets an app do now."""
+
+    OPEN = "open"
+    READ_ONLY = "read-only"  # loaded without a lock
+    TRANSACTION = "transaction"  # open to the block of a transaction, read-only to everybody else
+    CLOSED = "closed"  # nothing stores a change any more
+
+
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
+_KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
+_NOTHING, _WRITE = Change.NOTHING, Change.WRITE
+_BY_STRENGTH = tuple(Fate).index
+
+
+class UnitOfWork(Protocol):
+    """What carries the handle's wishes out: the middleware's side of one request."""
+
+    session: Session
+
+    def holds(self, store: object, session_id: str) -> bool: ...
+
+    def is_inside(self) -> bool: ...
+
+    async def commit(self, *, release: bool) -> None: ...
+
+    def transaction(
+        self, session: Session, *, store: bool = True
+    ) -> AbstractAsyncContextManager[SessionData]: ...
+
+
+class _Done:
+    """May be awaited, and costs nothing where it is not."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
+
+
+class Session(TrackedDict):
+    """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
+
+    Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
+    Starlette's. A change after the last chance to store it raises `SessionClosedError`, one without a lock
+    `ReadOnlySessionError`.
+    """
+
+    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "rotate_on", "unit")
+
+    def __init__(
+        self,
+        values: Any = (),
+        /,
+        *,
+        model: type[SessionData] = SessionData,
+        client: str | None = None,
+        rotate_on: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(values, model, client)
+        self.accessed = self.modified = False
+        self._is_new = True
+        self._client_changed = False
+        self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
+        self.mode = _OPEN  # what an app may do now
+        self.fate = _KEEP  # what the app wants to become of the id
+        self.rotate_on = rotate_on  # the values that say who is signed in
+
+    # -- the typed record -------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> SessionData:
+        """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
+        self.accessed = True
+        return self.typed()
+
+    @property
+    def session_id(self) -> str:
+        """The id under which the record is stored, or will be; changes when a new id is committed."""
+        self.accessed = True
+        return self.identity().session_id
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no record was there when the request began."""
+        self.accessed = True
+        return self._is_new
+
+    @property
+    def client_changed(self) -> bool:
+        """Whether the fingerprint differs from the record's and `on_mismatch="report"` serves it anyway."""
+        self.accessed = True
+        return self._client_changed
+
+    def mark_modified(self) -> None:
+        """Note a change. Not needed for one to be stored; raises where it could not be."""
+        if self.mode is not _OPEN:
+            self.require_open()
+        self.accessed = True
+        self.modified = True
+
+    # -- identity -----------------------------------------------------------------------------------------
+
+    def regenerate_id(self) -> Awaitable[None]:
+        """Give the session a new id when it is committed, data kept; the old id is dead from then on.
+
+        May be awaited, as some libraries do. To be called whenever privileges change (OWASP Session
+        Management: Renew the Session ID After Any Privilege Level Change). A new session has a fresh id.
+        """
+        self.mark_modified()
+        if self.fate is _KEEP:  # a sign-in or an end gives a new id anyway
+            self.fate = Fate.MOVE
+        return _DONE
+
+    def login(self, user_id: str | int | UUID) -> None:
+        """Sign `user_id` in: sets `data.user_id`, and the session gets a new id and a full life (fixation).
+
+        A number or a UUID counts as its text. `ValueError` for "" and for what is no id of a user.
+        """
+        text = user_text(user_id)
+        if not text:
+            raise ValueError("login() needs the id of a user; logout() signs out")
+        self.mark_modified()
+        self.typed().user_id = text
+        self._sign_in()
+
+    def logout(self) -> None:
+        """Sign out: the same as `invalidate()`."""
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """End the session: the record is deleted, the cookie removed, the dict emptied.
+
+        What is put in afterwards starts a new session under a new id.
+        """
+        self.mark_modified()
+        self.empty(new_session_id())
+        self.fate = Fate.END
+
+    # -- storing before the response ----------------------------------------------------------------------
+
+    async def save(self) -> None:
+        """Store what changed now and keep the lock. Raises what the commit raises."""
+        await self._work().commit(release=False)
+
+    async def release(self) -> None:
+        """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
+        await self._work().commit(release=True)
+
+    def part(self) -> AbstractAsyncContextManager[SessionData]:
+        """A transaction whose changes are stored with the request that holds the session."""
+        return self._work().transaction(self, store=False)
+
+    def transaction(self) -> AbstractAsyncContextManager[SessionData]:
+        """`async with session.transaction() as data:` lock, load the newest record, commit, release.
+
+        For WebSockets, background tasks, long streams and read-only routes. In the request that holds the
+        lock it commits what is there and keeps the lock. An exception in the block rolls back to what was
+        there before it. `LockTimeoutError` where the lock was not to be had, `SessionConflictError` where
+        the session has ended meanwhile.
+        """
+        return self._work().transaction(self)
+
+    # -- for the middleware -----------------------------------------------------------------------------
+
+    def note_client_change(self) -> bool:
+        """Take note that another client than the record's sends this request; False where that was known."""
+        known, self._client_changed = self._client_changed, True
+        return not known
+
+    def load(self, record: bytes) -> None:
+        """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
+        super().load(record)
+        self.fate = _KEEP
+        self._is_new = False
+
+    def forget(self) -> None:
+        """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
+        super().forget()
+        self.fate = _KEEP
+        self._is_new = True
+        self._client_changed = False
+
+    def ended(self) -> None:
+        """Take note that the record has ended. What was put in since the app asked for that begins anew."""
+        if self.is_blank():
+            self.forget()
+            return
+        self.rename(new_session_id())
+        self.loaded = self.stored_user = None
+        self._is_new = True
+
+    def want(self, fate: Fate) -> None:
+        """Want again what a commit did not do; the stronger wish counts if there has been one since."""
+        self.fate = max(self.fate, fate, key=_BY_STRENGTH)
+
+    def is_open(self) -> bool:
+        """Whether a change made here is stored: by the request, or by the transaction around it."""
+        if self.mode is _TRANSACTION:
+            return self.unit is not None and self.unit.is_inside()
+        return self.mode is _OPEN
+
+    def require_open(self) -> None:
+        """Raise the error that says why a change could not be stored; nothing where it can."""
+        if self.is_open():
+            return
+        if self.mode is not Mode.CLOSED:
+            raise ReadOnlySessionError(
+                "this session was loaded without its lock; change it in `async with session.transaction()`"
+            )
+        raise SessionClosedError(
+            "the session is committed and its lock released, so this change would be lost;"
+            " make it in `async with session.transaction()`"
+        )
+
+    def change(self) -> Change:
+        """What a commit has to do: the table of the whole product's writing.
+
+        A sign-in that is found among the values is noted in `fate`; nothing else changes.
+        """
+        if self.loaded is None:
+            if self.is_blank():
+                return _NOTHING
+            self._notice_sign_in()
+            return Change.CREATE
+        if self.fate is _END:
+            return Change.DELETE if self.is_blank() else Change.MOVE
+        if not self.accessed or not self.is_changed(self.modified):
+            return _NOTHING if self.fate is _KEEP else Change.MOVE
+        if self.modified and self.is_blank():
+            return Change.DELETE  # cleared, as Starlette means it
+        self._notice_sign_in()
+        return _WRITE if self.fate is _KEEP else Change.MOVE
+
+    @contextmanager
+    def savepoint(self, is_void: Callable[[], bool] | None = None) -> Iterator[SessionData]:
+        """Yield the record; an exception brings back what it was, or what was stored since (`save`).
+
+        Nothing is brought back where `is_void` says so.
+        """
+        before, loaded = self.snapshot(), self.loaded
+        fate, modified = self.fate, self.modified
+        try:
+            yield self.data  # which counts as accessed: what is done to it is found by comparing
+        except BaseException:
+            if is_void is not None and is_void():
+                raise
+            if self.loaded is loaded:
+                self.restore(before)
+                self.fate = fate
+            else:  # stored under another id perhaps, or ended: the old record must not come back
+                self._return_to_stored()
+            self.modified = modified
+            raise
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _sign_in(self) -> None:
+        if self.fate is not _END:  # what begins after an end has a new id anyway, and a life of its own
+            self.fate = _SIGN_IN
+
+    def _notice_sign_in(self) -> None:
+        """Set `fate` where the values say that somebody signed in, or somebody else than before."""
+        names = self.rotate_on
+        if self.fate is _SIGN_IN or self.fate is _END or not names:
+            return
+        there = names & dict.keys(self)
+        if there:
+            fate = fate_of(self.stored_values(), self, there)
+            if fate is not _KEEP:
+                self.fate = fate
+        user_id = self.identity().user_id
+        if user_id is not None and user_id != self.stored_user and "user_id" in names:
+            self.fate = _SIGN_IN
+
+    def _return_to_stored(self) -> None:
+        is_new = self._is_new
+        if self.loaded is None:
+            self.forget()
+        else:
+            self.load(self.loaded)
+            self._is_new = is_new
+
+    def _work(self) -> UnitOfWork:
+        if self.unit is None:
+            raise SessionClosedError("this session belongs to no request")
+        self.unit.session = self
+        return self.unit
+
+
+held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default=())
+"""The sessions whose requests run in this context, innermost last."""
+
+
+def held_session(store: object, session_id: str) -> Session | None:
+    """The handle of the running request that holds this session of this store, if one does."""
+    for session in reversed(held.get()):
+        unit = session.unit
+        if unit is not None and unit.holds(store, session_id):
+            return session
+    return None
+
+
+def get_session(connection: Any) -> Session:
+    """The session of a request or WebSocket of any framework, or of a bare ASGI scope.
+
+    `RuntimeError` where the middleware is not installed or excluded the path.
+    """
+    scope = connection if isinstance(connection, dict) else connection.scope
+    session = scope.get("session")
+    if not isinstance(session, Session):
+        raise RuntimeError("no session here: add asgi_sessions.SessionMiddleware, or see its `exclude`")
+    session.mark_accessed()
+    return session
+
+
+def get_session_data(connection: Any, model: type[T]) -> T:
+    """The typed record of a connection's session; `TypeError` where the middleware has another model."""
+    data = get_session(connection).data
+    if not isinstance(data, model):
+        raise TypeError(f"the middleware's model is {type(data).__name__}: pass it model={model.__name__}")
+    return data

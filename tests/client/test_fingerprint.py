@@ -1,0 +1,427 @@
+"""Fingerprints: which clients are one, and whose word counts for an address."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_sessions.client.fingerprint import (
+    CACHED_CHARACTERS,
+    MAX_HOPS,
+    ClientAddress,
+    Fingerprint,
+    FingerprintReader,
+    parse_address,
+)
+from asgi_sessions.client.headers import by_name
+
+AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"
+
+
+def chrome(system: str, version: str, tail: str = "") -> str:
+    return (
+        f"Mozilla/5.0 ({system}) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{version} Safari/537.36{tail}"
+    )
+
+
+# --- the hash -------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_sha256_of_address_and_agent() -> None:
+    """The bytes are those that `SessionData.create_fingerprint` documents."""
+    exact = Fingerprint(user_agent_exact=True).hash("203.0.113.7", AGENT)
+    assert exact == hashlib.sha256(f"203.0.113.7:{AGENT}".encode()).hexdigest()
+
+
+WINDOWS = chrome("Windows NT 10.0; Win64; x64", "126.0.6478.127")
+SAME_AGENT = [
+    (WINDOWS, chrome("Windows NT 10.0; Win64; x64", "127.0.6533.72")),
+    (WINDOWS, chrome("Windows NT 11.0; Win64; x64", "126.0.6478.127")),
+    (AGENT, AGENT.replace("127.0", "128.0")),
+    (AGENT, AGENT.replace("Firefox/127.0", "Firefox/128.0b9")),
+    (
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5_1 like Mac OS X) WebKit/605.1.15 Version/17.5 Mobile/15E148",
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) WebKit/619.1 Version/18.0 Mobile/22A3354",
+    ),
+    (
+        chrome("Linux; Android 14; SM-G991B Build/UP1A.231005.007; wv", "126.0"),
+        chrome("Linux; Android 15; SM-G991B Build/AP3A.240905.015.A2; wv", "129.0"),
+    ),
+    (chrome("X11; CrOS x86_64 14541.0.0", "126.0"), chrome("X11; CrOS x86_64 15054.26.0", "131.0")),
+    (
+        "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/17.5 Safari/605.1.15",
+        "Mozilla/5.0 (Macintosh; Intel Mac OS X 14_6) AppleWebKit/618 Version/18 Safari/618",
+    ),
+    ("MyApp v2.1.3 (build 511)", "MyApp v2.2 (build 514)"),
+    ("curl/8.5.0", "curl/8.10"),
+    ("Dart/3.4 (dart:io)", "Dart/3.5 (dart:io)"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), SAME_AGENT)
+def test_an_update_keeps_the_hash(before: str, after: str) -> None:
+    """A new version of browser, engine or system is the same client."""
+    assert Fingerprint().hash("", before) == Fingerprint().hash("", after)
+
+
+@pytest.mark.parametrize(("before", "after"), SAME_AGENT)
+def test_an_update_changes_the_exact_hash(before: str, after: str) -> None:
+    """With `user_agent_exact` every character counts."""
+    exact = Fingerprint(user_agent_exact=True)
+    assert exact.hash("", before) != exact.hash("", after)
+
+
+DIFFERENT_AGENTS = [
+    WINDOWS,
+    chrome("Windows NT 10.0; WOW64", "126.0"),
+    chrome("Windows NT 10.0; Win64; x64", "126.0", " Edg/126.0"),
+    chrome("Windows NT 10.0; Win64; x64", "126.0", " OPR/112.0"),
+    chrome("X11; Linux x86_64", "126.0"),
+    chrome("X11; Linux aarch64", "126.0"),
+    chrome("X11; Linux i686", "126.0"),
+    chrome("X11; CrOS x86_64 14541.0.0", "126.0"),
+    chrome("Linux; Android 14; SM-G991B", "126.0"),
+    chrome("Linux; Android 14; SM-G998B", "126.0"),
+    chrome("Macintosh; Intel Mac OS X 10_15_7", "126.0"),
+    AGENT,
+    AGENT.replace("X11; Linux", "X11; Ubuntu; Linux"),
+    AGENT.replace("Linux x86_64", "Linux i686"),
+    "curl/8.5.0",
+    "Wget/1.24",
+    "python-requests/2.31.0",
+    "python-httpx/0.27.0",
+    "",
+]
+
+
+def test_browsers_and_platforms_differ() -> None:
+    """Taking versions out does not make two products, systems or devices one."""
+    assert len({Fingerprint().hash("", agent) for agent in DIFFERENT_AGENTS}) == len(DIFFERENT_AGENTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "one", "other", "same"),
+    [
+        ({}, "203.0.113.7", "203.0.113.7", True),
+        ({}, "203.0.113.7", "203.0.113.8", False),
+        ({"ipv4_prefix": 24}, "203.0.113.7", "203.0.113.8", True),
+        ({"ipv4_prefix": 24}, "203.0.113.7", "203.0.114.7", False),
+        ({"ipv4_prefix": 0}, "203.0.113.7", "8.8.8.8", True),
+        ({}, "2001:db8::1", "2001:db8:0:0:ffff::2", True),
+        ({}, "2001:db8::1", "2001:db8:0:1::1", False),
+        ({"ipv6_prefix": 128}, "2001:db8::1", "2001:db8::2", False),
+        ({"ipv6_prefix": 128}, "2001:db8::1", "2001:DB8:0::1", True),
+        ({"ipv6_prefix": 0}, "2001:db8::1", "fd00::1", True),
+        ({}, "::ffff:203.0.113.7", "203.0.113.7", True),
+        ({}, "::ffff:cb00:7107", "203.0.113.7", True),
+        ({}, "::ffff:203.0.113.7", "::ffff:203.0.113.8", False),
+        ({"ipv6_prefix": 128}, "fe80::1%eth0", "fe80::1%eth1", True),
+        ({}, "testclient", "testclient", True),
+        ({}, "testclient", "", False),
+        ({}, "testclient%1", "testclient%2", False),
+        ({}, "203.0.113.7", "203.0.113.07", False),
+        ({"ip": False}, "203.0.113.7", "testclient", True),
+    ],
+)
+def test_addresses_count_by_prefix(options: dict[str, Any], one: str, other: str, same: bool) -> None:
+    """What is outside the prefix, the zone and the spelling do not matter; the rest does."""
+    fingerprint = Fingerprint(**options)
+    assert (fingerprint.hash(one, AGENT) == fingerprint.hash(other, AGENT)) is same
+
+
+def test_an_agent_that_does_not_count_may_change() -> None:
+    """`user_agent=False` leaves the address alone to decide."""
+    fingerprint = Fingerprint(user_agent=False)
+    assert fingerprint.hash("203.0.113.7", "a") == fingerprint.hash("203.0.113.7", "b")
+
+
+@pytest.mark.parametrize(
+    "options", [{"ipv4_prefix": -1}, {"ipv4_prefix": 33}, {"ipv6_prefix": -1}, {"ipv6_prefix": 129}]
+)
+def test_a_prefix_that_no_address_has_is_refused(options: dict[str, Any]) -> None:
+    """The message says which one and what would do."""
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*must be between 0 and"):
+        Fingerprint(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "remedy"),
+    [
+        ({"ipv4_prefix": "24"}, TypeError, "ipv4_prefix is a number of bits, not '24'"),
+        ({"ipv6_prefix": None}, TypeError, "ipv6_prefix is a number of bits, not None"),
+        ({"ipv4_prefix": True}, TypeError, "ipv4_prefix is a number of bits"),
+        ({"on_mismatch": "ignore"}, ValueError, "on_mismatch='ignore' must be 'refuse' or 'report'"),
+        ({"on_mismatch": True}, ValueError, "must be 'refuse' or 'report'"),
+    ],
+)
+def test_what_a_fingerprint_cannot_be(options: dict[str, Any], error: type[Exception], remedy: str) -> None:
+    """Wrong types are named where they are written, not at the first request."""
+    with pytest.raises(error, match=remedy):
+        Fingerprint(**options)
+
+
+@given(st.text(), st.text())
+def test_hash_never_raises(address: str, agent: str) -> None:
+    """Any two texts have a fingerprint."""
+    assert re.fullmatch("[0-9a-f]{64}", Fingerprint().hash(address, agent))
+
+
+@given(st.ip_addresses(v=4), st.integers(0, 32), st.text(max_size=20))
+def test_v4_and_its_mapped_form_are_one(address: IPv4Address, prefix: int, agent: str) -> None:
+    """A dual-stack socket shows the same client in another spelling."""
+    fingerprint = Fingerprint(ipv4_prefix=prefix)
+    assert fingerprint.hash(str(address), agent) == fingerprint.hash(f"::ffff:{address}", agent)
+
+
+# A pattern that backtracks would need minutes for these.
+@pytest.mark.parametrize("piece", ["1", "1.", "1_", "11_1.", "/", "/1", "/a", "v1", "v", " ", "a1", "1,1 "])
+@pytest.mark.parametrize("end", ["", "a", "_", "!"])
+def test_hostile_agents_are_hashed_too(piece: str, end: str) -> None:
+    """64 kB of whatever a pattern could stumble over have a fingerprint."""
+    assert len(Fingerprint().hash("", piece * (65_536 // len(piece)) + end)) == 64
+
+
+# --- reading a request ----------------------------------------------------------------------------
+
+
+def scope(client: object, *headers: tuple[str, str]) -> dict[str, Any]:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return {"type": "http", "client": client, "headers": raw}
+
+
+def read_by(reader: ClientAddress | FingerprintReader, scope: dict[str, Any]) -> str:
+    """What it makes of a request."""
+    return reader.of(scope, by_name(scope["headers"]))
+
+
+@pytest.mark.parametrize(
+    ("headers", "agent"),
+    [
+        ([], ""),
+        ([("user-agent", AGENT)], AGENT),
+        ([("user-agent", "a"), ("accept", "*/*"), ("user-agent", "b")], "a, b"),
+        ([("user-agent", "caf\xe9")], "caf\xe9"),
+        ([("user-agent", "x" * CACHED_CHARACTERS)], "x" * CACHED_CHARACTERS),
+        ([("user-agent", "x" * 65_536)], "x" * 65_536),
+    ],
+)
+def test_the_reader_takes_peer_and_agent(headers: list[tuple[str, str]], agent: str) -> None:
+    """The reader's hash is the fingerprint's, twice in a row."""
+    reader, request = FingerprintReader(Fingerprint()), scope(("203.0.113.7", 4711), *headers)
+    expected = Fingerprint().hash("203.0.113.7", agent)
+    assert [read_by(reader, request), read_by(reader, request)] == [expected, expected]
+
+
+@pytest.mark.parametrize("off", ["ip", "user_agent"])
+def test_a_trait_that_is_off_is_not_read(off: str) -> None:
+    """Each trait can be left out."""
+    fingerprint = Fingerprint(ip=off != "ip", user_agent=off != "user_agent")
+    request = scope(("203.0.113.7", 1), ("user-agent", AGENT))
+    assert read_by(FingerprintReader(fingerprint), request) == fingerprint.hash("203.0.113.7", AGENT)
+
+
+def test_the_reader_looks_behind_proxies() -> None:
+    """The trusted proxies reach the address."""
+    reader = FingerprintReader(Fingerprint(), ["10.0.0.0/8"])
+    request = scope(("10.0.0.1", 1), ("x-forwarded-for", "203.0.113.7"))
+    assert read_by(reader, request) == Fingerprint().hash("203.0.113.7", "")
+
+
+# --- the client's address -------------------------------------------------------------------------
+
+PROXY = ("10.0.0.1", 4711)
+TRUSTED = ["10.0.0.0/8", ip_network("fd00::/8"), ip_address("192.0.2.1"), "unix"]
+CLIENT = "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [(None, ""), (["203.0.113.7", 1], CLIENT), (("testclient", 50000), "testclient"), ((None, None), "")],
+)
+def test_without_proxies_the_peer_is_the_client(client: object, address: str) -> None:
+    """Nobody's headers count unless the app named its proxies."""
+    headers = [("x-forwarded-for", "8.8.8.8"), ("forwarded", "for=8.8.8.8")]
+    assert read_by(ClientAddress(), scope(client, *headers)) == address
+
+
+def test_a_scope_may_lack_a_client() -> None:
+    """The key is optional in ASGI."""
+    assert read_by(ClientAddress(), {"type": "http", "headers": []}) == ""
+
+
+@pytest.mark.parametrize(
+    ("client", "believed"),
+    [
+        (PROXY, True),
+        (("::ffff:10.0.0.1", 1), True),
+        (("fd00::1%eth0", 1), True),
+        (("192.0.2.1", 1), True),
+        (None, True),
+        (("192.0.2.2", 1), False),
+        (("::10.0.0.1", 1), False),
+        (("testclient", 1), False),
+    ],
+)
+def test_only_trusted_peers_are_believed(client: tuple[str, int] | None, believed: bool) -> None:
+    """The header of anybody else is what that client made up."""
+    peer = client[0] if client else ""
+    found = read_by(ClientAddress(TRUSTED), scope(client, ("x-forwarded-for", CLIENT)))
+    assert found == (CLIENT if believed else peer)
+
+
+def test_a_unix_peer_is_not_trusted_by_default() -> None:
+    """A peer without an address is trusted only if the app says "unix"."""
+    assert read_by(ClientAddress(["10.0.0.0/8"]), scope(None, ("x-forwarded-for", CLIENT))) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "address"),
+    [
+        ([], "10.0.0.1"),
+        ([""], "10.0.0.1"),
+        ([CLIENT], CLIENT),
+        (["8.8.8.8, " + CLIENT], CLIENT),
+        ([f"8.8.8.8, {CLIENT}, 10.0.0.2, fd00::1"], CLIENT),
+        (["8.8.8.8", CLIENT, "10.0.0.2"], CLIENT),
+        ([f"\t{CLIENT} \t"], CLIENT),
+        ([f"{CLIENT}:4711"], CLIENT),
+        (["2001:db8::1"], "2001:db8::1"),
+        (["[2001:db8::1]"], "2001:db8::1"),
+        (["[2001:DB8:0::1]:4711"], "2001:db8::1"),
+        (["fe80::1%eth0"], "fe80::1"),
+        ([f"::ffff:{CLIENT}"], CLIENT),
+        ([f"[::ffff:{CLIENT}]:1"], CLIENT),
+        ([f"{CLIENT}, ::ffff:10.0.0.2"], CLIENT),
+        (["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        ([f"{CLIENT}, unknown"], "10.0.0.1"),
+        ([f"{CLIENT}, unknown, 10.0.0.2"], "10.0.0.2"),
+        ([f"{CLIENT}, _hidden"], "10.0.0.1"),
+        ([f"{CLIENT},"], "10.0.0.1"),
+        ([f"{CLIENT}, , 10.0.0.2"], "10.0.0.2"),
+        ([f"{CLIENT}:port"], "10.0.0.1"),
+        ([f"{CLIENT}:123456"], "10.0.0.1"),
+        ([f"[{CLIENT}]"], "10.0.0.1"),
+        (["[2001:db8::1"], "10.0.0.1"),
+        (["[2001:db8::1]4711"], "10.0.0.1"),
+        ([f'"{CLIENT}"'], "10.0.0.1"),
+        (["203.0.113.007"], "10.0.0.1"),
+        (["203.0.113.\xb2"], "10.0.0.1"),
+        (["1" * 60_000], "10.0.0.1"),
+        ([f"{CLIENT}" + ", 10.0.0.2" * (MAX_HOPS - 1)], CLIENT),
+        ([f"{CLIENT}" + ", 10.0.0.2" * MAX_HOPS], "10.0.0.2"),
+    ],
+)
+def test_x_forwarded_for_is_walked_from_the_right(lines: list[str], address: str) -> None:
+    """The first address that is not trusted is the client; what is no address ends the walk."""
+    assert (
+        read_by(ClientAddress(TRUSTED), scope(PROXY, *(("x-forwarded-for", line) for line in lines)))
+        == address
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "address"),
+    [
+        ([""], "10.0.0.1"),
+        ([f"for={CLIENT}"], CLIENT),
+        ([f"FOR={CLIENT};proto=https"], CLIENT),
+        ([f"proto=https; by=10.0.0.1 ; for={CLIENT}"], CLIENT),
+        ([f'for="{CLIENT}:4711"'], CLIENT),
+        (['for="[2001:db8::1]:4711"'], "2001:db8::1"),
+        (['for="[2001:db8::1]"'], "2001:db8::1"),
+        ([f'for="{CLIENT}:_port"'], CLIENT),
+        ([f"for=8.8.8.8, for={CLIENT}, for=10.0.0.2"], CLIENT),
+        (["for=8.8.8.8", f"for={CLIENT}"], CLIENT),
+        ([f'for={CLIENT};host="a,b;for=8.8.8.8,for=8.8.8.8"'], CLIENT),
+        ([f"garbage, for={CLIENT}"], CLIENT),
+        ([f"for={CLIENT}, for=unknown"], "10.0.0.1"),
+        ([f"for={CLIENT}, for=_hidden, for=10.0.0.2"], "10.0.0.2"),
+        ([f"for={CLIENT}, proto=https"], "10.0.0.1"),
+        ([f"for={CLIENT},"], "10.0.0.1"),
+        ([f"for={CLIENT};for=8.8.8.8"], "10.0.0.1"),
+        ([f'for="{CLIENT}'], "10.0.0.1"),
+        ([f"for={CLIENT}\\"], "10.0.0.1"),
+        (['for="', f"for={CLIENT}"], "10.0.0.1"),
+        (['for="8.8.8.8', f'for="{CLIENT}:1"'], "10.0.0.1"),
+        ([f'for={CLIENT};host="x\\", for=8.8.8.8, a=\\""'], "10.0.0.1"),
+        ([f'for=a"{CLIENT}"'], "10.0.0.1"),
+        (['for="'], "10.0.0.1"),
+        (["for="], "10.0.0.1"),
+        ([f"for={CLIENT}" + ", for=10.0.0.2" * (MAX_HOPS - 1)], CLIENT),
+        ([f"for={CLIENT}" + ", for=10.0.0.2" * MAX_HOPS], "10.0.0.2"),
+    ],
+)
+def test_forwarded_is_walked_from_the_right(lines: list[str], address: str) -> None:
+    """RFC 7239 elements count like the other header's entries; a client's quotes cannot hide the proxy's."""
+    assert read_by(ClientAddress(TRUSTED), scope(PROXY, *(("forwarded", line) for line in lines))) == address
+
+
+@pytest.mark.parametrize(
+    ("listed", "forwarded", "address"),
+    [
+        (CLIENT, f"for={CLIENT}", CLIENT),
+        (CLIENT, f"for={CLIENT};proto=https, for=10.0.0.2", CLIENT),
+        (CLIENT, "for=8.8.8.8", "10.0.0.1"),
+        ("8.8.8.8", f"for={CLIENT}", "10.0.0.1"),
+        (CLIENT, "for=unknown", "10.0.0.1"),
+        (CLIENT, '"', "10.0.0.1"),
+        (CLIENT, "", CLIENT),
+        ("", f"for={CLIENT}", CLIENT),
+    ],
+)
+def test_headers_that_disagree_are_not_believed(listed: str, forwarded: str, address: str) -> None:
+    """A client cannot slip in the header that its proxy does not maintain."""
+    request = scope(PROXY, ("x-forwarded-for", listed), ("forwarded", forwarded))
+    assert read_by(ClientAddress(TRUSTED), request) == address
+
+
+def test_a_mapped_network_is_its_v4_network() -> None:
+    """A network in v4-mapped spelling trusts the v4 addresses it means."""
+    client = ClientAddress(["::ffff:10.0.0.0/104"])
+    assert read_by(client, scope(PROXY, ("x-forwarded-for", CLIENT))) == CLIENT
+
+
+@pytest.mark.parametrize("bad", ["*", "proxy.internal", "10.0.0.1/8", "10.0.0.0/33", "", "fd00::/8%eth0"])
+def test_a_bad_network_is_named(bad: str) -> None:
+    """The constructor names the entry and shows good ones."""
+    with pytest.raises(ValueError, match=rf"trusted_proxies: .*{re.escape(bad)}.*'10\.0\.0\.0/8'"):
+        ClientAddress(["10.0.0.0/8", bad])
+
+
+def test_one_string_is_not_a_list_of_networks() -> None:
+    """A bare string would be taken apart into characters."""
+    with pytest.raises(ValueError, match="pass a list"):
+        ClientAddress("10.0.0.0/8")
+
+
+header_text = st.text(st.characters(max_codepoint=255), max_size=40) | st.lists(
+    st.sampled_from(["for=", "For=", '"', ",", ";", "\\", "[", "]", ":", "1", CLIENT, "10.0.0.2", "::1", " "])
+).map("".join)
+
+
+@given(header_text, header_text)
+def test_the_address_is_always_an_address(listed: str, forwarded: str) -> None:
+    """Nothing raises, and whatever the headers say the outcome is an address."""
+    request = scope(PROXY, ("x-forwarded-for", listed), ("forwarded", forwarded))
+    assert parse_address(read_by(ClientAddress(TRUSTED), request)) is not None
+
+
+@given(header_text.filter(lambda text: '"' not in text and "\\" not in text))
+def test_what_the_client_wrote_does_not_matter(prefix: str) -> None:
+    """Left of what the proxy added, anything may stand."""
+    for name, added in (("x-forwarded-for", CLIENT), ("forwarded", f"for={CLIENT}")):
+        assert read_by(ClientAddress(TRUSTED), scope(PROXY, (name, f"{prefix}, {added}"))) == CLIENT
+
+
+@given(header_text)
+def test_a_client_never_chooses_its_address(prefix: str) -> None:
+    """With quotes and backslashes too, it is its own address or the proxy's."""
+    for added in (f"for={CLIENT}", f'for="{CLIENT}:1";host="x"'):
+        found = read_by(ClientAddress(TRUSTED), scope(PROXY, ("forwarded", prefix), ("forwarded", added)))
+        assert found in (CLIENT, "10.0.0.1")
