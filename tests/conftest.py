@@ -10,7 +10,7 @@ from redis import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import InMemorySessionStore, SessionStore
-from asgi_sessions.stores.redis import scripts
+from asgi_sessions.stores.redis.commands import scripts
 
 SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
 

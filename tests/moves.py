@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asgi_sessions import RedisSessionStore
 from asgi_sessions.stores.checkout import Checkout, Outcome
-from asgi_sessions.stores.redis.layout import RETIRED_MS
+from asgi_sessions.stores.redis.commands.keys import RETIRED_MS
 
 
 async def retire(store: RedisSessionStore, taken: Checkout) -> Outcome:

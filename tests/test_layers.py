@@ -53,8 +53,11 @@ LATE_IMPORTS = {
 }
 
 FOR_TYPES_ONLY = {
-    ("stores.redis.waiters", "stores.redis.engine"),  # the engine makes the channel, which calls back
-    ("stores.redis.queues", "stores.redis.engine"),  # the same
+    (
+        "stores.redis.locking.waiter",
+        "stores.redis.event_loop",
+    ),  # makes the channel
+    ("stores.redis.locking.locks", "stores.redis.event_loop"),  # the same
 }
 
 LONG_FUNCTIONS = {

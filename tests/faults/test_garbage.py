@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import Session
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, Script
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, Script
 
 from .chaos import ChaosProxy, Fault, Link, Send, calls
 from .inprocess import Browser, process_at

@@ -20,12 +20,12 @@ from redis_server import Proxy, RedisServer, free_port
 from asgi_sessions import RedisSessionStore, Session, SessionData, SessionStoreError
 from asgi_sessions.stores.checkout import Checkout
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import releases
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.engine import Engine, Engines
-from asgi_sessions.stores.redis.layout import KeySpace
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.terms import Terms
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.commands.timing import Terms
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.connection.replies import Reply
+from asgi_sessions.stores.redis.event_loop import Engine, Engines
+from asgi_sessions.stores.redis.locking import releases
 
 from .chaos import ChaosProxy, cut
 from .inprocess import Browser, Process, process_at

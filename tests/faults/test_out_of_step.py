@@ -24,13 +24,20 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, Session
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import replies, wire
-from asgi_sessions.stores.redis.calls import OUT_OF_STEP, Call, Parser
-from asgi_sessions.stores.redis.layout import unpack
-from asgi_sessions.stores.redis.replies import MOST_KNOWN, About, Fits, Reply, WrongRecords, mark_of
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, REMOVE
-from asgi_sessions.stores.redis.transport import Lane
-from asgi_sessions.stores.redis.wire import Wire
+from asgi_sessions.stores.redis.commands.keys import unpack
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, REMOVE
+from asgi_sessions.stores.redis.connection import replies, seam
+from asgi_sessions.stores.redis.connection.call import OUT_OF_STEP, Call, Parser
+from asgi_sessions.stores.redis.connection.pipeline import Lane
+from asgi_sessions.stores.redis.connection.replies import (
+    MOST_KNOWN,
+    About,
+    Fits,
+    Reply,
+    WrongRecords,
+    mark_of,
+)
+from asgi_sessions.stores.redis.connection.seam import Wire
 
 from .chaos import ChaosProxy, Fault, Link, Match, Send, calls, containing, unasked
 
@@ -87,7 +94,7 @@ async def store(
     """The store whose replies are tampered with."""
     pool = ConnectionPool.from_url(proxy.url)
     if not request.param:
-        monkeypatch.setattr(wire, "hiredis", None)
+        monkeypatch.setattr(seam, "hiredis", None)
         pool.connection_kwargs["parser_class"] = _AsyncRESP2Parser
     store = RedisSessionStore(Redis(connection_pool=pool))
     assert await store.exists(ADA)  # connected
@@ -479,7 +486,7 @@ class Eager:
 async def _unread(connection: Connection) -> None:
     """A reply has come that redis-py did not ask for."""
     await connection.send_command("PING")
-    await _until(lambda: wire.has_unread(connection._reader))
+    await _until(lambda: seam.has_unread(connection._reader))
 
 
 async def _over(connection: Connection) -> None:
@@ -563,6 +570,6 @@ async def test_the_parts_of_other_libraries_that_are_used() -> None:
     assert (connection._reader, connection._writer) == (None, None)
     assert isinstance(cast(Parser, connection._parser).parse_error("ERR no"), ResponseError)
     stream = asyncio.StreamReader()
-    assert not wire.has_unread(stream)
+    assert not seam.has_unread(stream)
     stream.feed_data(b"x")
-    assert wire.has_unread(stream)
+    assert seam.has_unread(stream)

@@ -28,7 +28,7 @@ from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.engine import engines_for
+from asgi_sessions.stores.redis.event_loop import engines_for
 from asgi_sessions.stores.redis.lock import DistributedLock
 from fuzz import effort, explore
 

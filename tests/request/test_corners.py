@@ -31,7 +31,7 @@ from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import wire
+from asgi_sessions.stores.redis.connection import seam
 from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ class TestWithoutHiredis(StoreContract):
     async def store(
         self, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[RedisSessionStore]:
-        monkeypatch.setattr(wire, "hiredis", None)
+        monkeypatch.setattr(seam, "hiredis", None)
         store = RedisSessionStore(redis_url)
         yield store
         await store.aclose()

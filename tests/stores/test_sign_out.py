@@ -24,8 +24,9 @@ from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.engine import Engine
-from asgi_sessions.stores.redis.index import (
+from asgi_sessions.stores.redis.commands.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED, Script
+from asgi_sessions.stores.redis.event_loop import Engine
+from asgi_sessions.stores.redis.records.index import (
     GONE,
     LEFT_ALONE,
     LINK_SETTLES,
@@ -35,8 +36,7 @@ from asgi_sessions.stores.redis.index import (
     TO_END,
     Link,
 )
-from asgi_sessions.stores.redis.index import verdict as verdict_of
-from asgi_sessions.stores.redis.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED, Script
+from asgi_sessions.stores.redis.records.index import verdict as verdict_of
 
 pytestmark = pytest.mark.anyio
 
@@ -396,7 +396,7 @@ async def test_forty_thousand_sessions_of_one_user(store: RedisSessionStore, raw
 DYING = """
 import asyncio, os, signal, sys
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.stores.redis import index
+    from asgi_sessions.stores.redis.records import index
 
 async def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -713,7 +713,7 @@ def _cancelling(engine: Any, step: Script) -> tuple[Callable[..., Any], list[asy
 
 def test_scripts_are_where_the_tests_look_for_them() -> None:
     """Each of the index's scripts has a first line of its own."""
-    folder = Path(__file__).parents[2] / "asgi_sessions" / "stores" / "redis"
+    folder = Path(__file__).parents[2] / "asgi_sessions" / "stores" / "redis" / "lua"
     heads = [
         (folder / f"{script.name}.lua").read_text().splitlines()[0]
         for script in (LINK, SUCCEED, MARK, SETTLE)

@@ -19,9 +19,9 @@ from redis.asyncio import Redis
 from asgi_sessions import RedisSessionStore, SessionData
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.redis.index import LINK_SETTLES
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.scripts import MARK
+from asgi_sessions.stores.redis.commands.scripts import MARK
+from asgi_sessions.stores.redis.connection.replies import Reply
+from asgi_sessions.stores.redis.records.index import LINK_SETTLES
 
 pytestmark = pytest.mark.anyio
 

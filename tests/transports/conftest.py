@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.stores.redis import wire
+from asgi_sessions.stores.redis.connection import seam
 
 from .rows import ROWS, Row, Servers
 
@@ -38,7 +38,7 @@ async def store(
 ) -> AsyncIterator[RedisSessionStore]:
     """On empty servers."""
     if not row.hiredis:
-        monkeypatch.setattr(wire, "hiredis", None)
+        monkeypatch.setattr(seam, "hiredis", None)
     client = row.connect(servers)
     servers.empty()
     store = RedisSessionStore(client)

@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import cast
 
 from ...errors import LockAcquisitionError, LockReleaseError, LockTimeoutError, SessionStoreError
-from .connections import Client
-from .engine import Engine, engines_for
-from .layout import milliseconds
-from .scripts import RENEW, Keys, pack_args
-from .terms import Terms
-from .waiters import Acquired, Waiter
+from .commands.keys import milliseconds
+from .commands.scripts import RENEW, Keys, pack_args
+from .commands.timing import Terms
+from .connection.deployment import Client
+from .event_loop import Engine, engines_for
+from .locking.waiter import Acquired, Waiter
 
 _FEW = 64  # locks that are held; beyond twice as many as at the last look it is looked who still is
 

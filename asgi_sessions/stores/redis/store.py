@@ -11,20 +11,20 @@ from ...errors import SessionStoreError
 from ...record.model import SessionData
 from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
 from ..local import LockPolicy
-from . import commits
-from .calls import NOT_OURS, NotSentError, forget
-from .connections import Client
-from .engine import Engine
-from .index import Link
-from .layout import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
-from .leases import Lease
-from .names import new_nonce, new_token
-from .queue import After
-from .records import RedisRecords
-from .replies import STORED, Reply
-from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
-from .terms import Terms
-from .waiters import Acquired
+from .commands import commits
+from .commands.keys import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
+from .commands.scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
+from .commands.timing import Terms
+from .commands.tokens import new_nonce, new_token
+from .connection.call import NOT_OURS, NotSentError, forget
+from .connection.deployment import Client
+from .connection.replies import STORED, Reply
+from .event_loop import Engine
+from .locking.leases import Lease
+from .locking.queue import After
+from .locking.waiter import Acquired
+from .records.index import Link
+from .records.operations import RedisRecords
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _HAND_OVER, _KEEP, _LET_GO = After.HAND_OVER, After.KEEP, After.LET_GO

@@ -18,8 +18,8 @@ from visitors import counting, crowd, served, until
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.stores.checkout import Checkout
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.transport import ANSWER_WITHIN
-from asgi_sessions.stores.redis.wake import WakeChannel
+from asgi_sessions.stores.redis.connection.pipeline import ANSWER_WITHIN
+from asgi_sessions.stores.redis.locking.subscription import WakeChannel
 
 pytestmark = pytest.mark.anyio
 

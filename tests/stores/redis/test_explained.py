@@ -31,7 +31,7 @@ from asgi_sessions.asgi import Message
 from asgi_sessions.cli import main
 from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.observation.events import STORE_ERROR
-from asgi_sessions.stores.redis.faults import explain
+from asgi_sessions.stores.redis.connection.faults import explain
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from asgi_sessions.record.model import SessionData, SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.scripts import REBOUND, SET, TOUCH
+from asgi_sessions.stores.redis.commands.scripts import REBOUND, SET, TOUCH
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 
-from asgi_sessions.stores.redis.queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
+from asgi_sessions.stores.redis.locking.queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 
 TURNS = 2
 OTHER = b"another process"

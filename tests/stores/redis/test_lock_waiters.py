@@ -21,12 +21,12 @@ import hiredis
 import pytest
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.commits import word_of
-from asgi_sessions.stores.redis.layout import KeySpace, head_of, next_version, pack_value, unpack
-from asgi_sessions.stores.redis.names import new_nonce
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
-from asgi_sessions.stores.redis.terms import NO_CHANNEL, Terms
-from asgi_sessions.stores.redis.waiters import Place, question
+from asgi_sessions.stores.redis.commands.commits import word_of
+from asgi_sessions.stores.redis.commands.keys import KeySpace, head_of, next_version, pack_value, unpack
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
+from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL, Terms
+from asgi_sessions.stores.redis.commands.tokens import new_nonce
+from asgi_sessions.stores.redis.locking.waiter import Place, question
 
 KEYS = KeySpace("turn:").of("s")
 QUEUE = KEYS.record + b":wait"

@@ -16,8 +16,8 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionFilter
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.commands import CHUNK
-from asgi_sessions.stores.redis.records import AT_ONCE
+from asgi_sessions.stores.redis.commands.commands import CHUNK
+from asgi_sessions.stores.redis.records.operations import AT_ONCE
 
 pytestmark = pytest.mark.anyio
 

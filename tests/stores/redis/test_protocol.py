@@ -23,9 +23,8 @@ from asgi_sessions.record.model import SessionData, SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.layout import milliseconds
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.scripts import (
+from asgi_sessions.stores.redis.commands.keys import milliseconds
+from asgi_sessions.stores.redis.commands.scripts import (
     ACQUIRE,
     COMMIT,
     CREATE,
@@ -36,7 +35,8 @@ from asgi_sessions.stores.redis.scripts import (
     TAKE_AND_TELL,
     Script,
 )
-from asgi_sessions.stores.redis.terms import Terms
+from asgi_sessions.stores.redis.commands.timing import Terms
+from asgi_sessions.stores.redis.connection.replies import Reply
 from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio

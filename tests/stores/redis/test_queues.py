@@ -17,11 +17,11 @@ from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.calls import CLOSED
-from asgi_sessions.stores.redis.leases import Lease
-from asgi_sessions.stores.redis.queue import TURNS
-from asgi_sessions.stores.redis.terms import NO_CHANNEL
-from asgi_sessions.stores.redis.waiters import Acquired
+from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL
+from asgi_sessions.stores.redis.connection.call import CLOSED
+from asgi_sessions.stores.redis.locking.leases import Lease
+from asgi_sessions.stores.redis.locking.queue import TURNS
+from asgi_sessions.stores.redis.locking.waiter import Acquired
 
 pytestmark = pytest.mark.anyio
 

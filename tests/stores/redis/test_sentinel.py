@@ -23,8 +23,8 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.sentinels import AGAIN
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.connection.sentinels import AGAIN
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from asgi_sessions.stores.redis.tasks import end
+from asgi_sessions.stores.redis.connection.tasks import end
 
 pytestmark = pytest.mark.anyio
 

@@ -27,11 +27,11 @@ from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.engine import Engine, Engines
-from asgi_sessions.stores.redis.scripts import RENEW, SET, Keys, pack, pack_args
-from asgi_sessions.stores.redis.terms import Terms
-from asgi_sessions.stores.redis.transport import Lane
+from asgi_sessions.stores.redis.commands.scripts import RENEW, SET, Keys, pack, pack_args
+from asgi_sessions.stores.redis.commands.timing import Terms
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.connection.pipeline import Lane
+from asgi_sessions.stores.redis.event_loop import Engine, Engines
 
 pytestmark = pytest.mark.anyio
 

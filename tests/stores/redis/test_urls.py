@@ -11,9 +11,9 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 
 from asgi_sessions import RedisSessionStore
 from asgi_sessions.options import resolve_store
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.transport import IDLE, Lane
-from asgi_sessions.stores.redis.urls import Address
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.connection.pipeline import IDLE, Lane
+from asgi_sessions.stores.redis.connection.urls import Address
 
 pytestmark = pytest.mark.anyio
 

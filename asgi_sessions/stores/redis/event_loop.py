@@ -12,19 +12,19 @@ from typing import cast
 
 from ...errors import SessionStoreError
 from ..local import LockPolicy
-from .calls import CLOSED, forget
-from .clock import Clock
-from .connections import Client, Deployment, deployment
-from .layout import milliseconds
-from .leases import Leases
-from .queues import LockQueues
-from .releases import Releases
-from .replies import About, Fits, Reply, anything
-from .routing import Cluster, OneNode, Router
-from .scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
-from .terms import PASSIVE, Terms
-from .waiters import understood
-from .wake import WakeChannel
+from .commands.clock import Clock
+from .commands.keys import milliseconds
+from .commands.scripts import RELEASE, TAKE, TAKE_AND_TELL, TOUCH, Keys, Script, pack_args
+from .commands.timing import PASSIVE, Terms
+from .connection.call import CLOSED, forget
+from .connection.deployment import Client, Deployment, deployment
+from .connection.replies import About, Fits, Reply, anything
+from .connection.routing import Cluster, OneNode, Router
+from .locking.leases import Leases
+from .locking.locks import LockQueues
+from .locking.releases import Releases
+from .locking.subscription import WakeChannel
+from .locking.waiter import understood
 
 KNOWN = 16  # terms; there is a policy and a rule for each middleware
 

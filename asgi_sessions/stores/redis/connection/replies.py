@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, Union
 
-from ...record.codec import id_of
+from ....record.codec import id_of
 
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
 About: TypeAlias = bytes | tuple[bytes, ...]

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from ...errors import SessionStoreError
-from .replies import Reply
-from .scripts import RENEW, Keys, Script
-from .terms import Terms
+from ....errors import SessionStoreError
+from ..commands.scripts import RENEW, Keys, Script
+from ..commands.timing import Terms
+from ..connection.replies import Reply
 
 _logger = logging.getLogger("asgi_sessions.redis")
 

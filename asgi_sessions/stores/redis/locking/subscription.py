@@ -12,14 +12,14 @@ from typing import cast
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError
 
-from ...errors import SessionStoreError
-from .calls import OUT_OF_STEP, Connection, give_back
-from .faults import explain
-from .replies import Reply, WrongRecords, is_number, is_record
-from .scripts import pack
-from .tasks import end
-from .terms import NO_CHANNEL, POLL
-from .transport import ANSWER_WITHIN, IDLE, Lane
+from ....errors import SessionStoreError
+from ..commands.scripts import pack
+from ..commands.timing import NO_CHANNEL, POLL
+from ..connection.call import OUT_OF_STEP, Connection, give_back
+from ..connection.faults import explain
+from ..connection.pipeline import ANSWER_WITHIN, IDLE, Lane
+from ..connection.replies import Reply, WrongRecords, is_number, is_record
+from ..connection.tasks import end
 
 _BREATHER = 0.05  # seconds before a subscription that was just lost is made again
 

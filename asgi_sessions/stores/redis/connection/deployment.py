@@ -19,7 +19,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from .calls import Pool
+from .call import Pool
 from .faults import explain
 from .sentinels import SentinelClient, Sentinels
 from .urls import Address, read

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import NOT_OURS, NotSentError
-from .names import new_token
-from .replies import Reply
-from .scripts import ACQUIRE, Keys, pack_args
-from .terms import NO_CHANNEL, Terms
+from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from ..commands.scripts import ACQUIRE, Keys, pack_args
+from ..commands.timing import NO_CHANNEL, Terms
+from ..commands.tokens import new_token
+from ..connection.call import NOT_OURS, NotSentError
+from ..connection.replies import Reply
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..event_loop import Engine
 
 POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from .calls import CLOSED, NotSentError
-from .names import new_token
+from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from ..commands.scripts import Keys
+from ..commands.timing import Terms
+from ..commands.tokens import new_token
+from ..connection.call import CLOSED, NotSentError
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
-from .scripts import Keys
-from .terms import Terms
-from .waiters import Acquired, Waiter
+from .waiter import Acquired, Waiter
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..event_loop import Engine
 
 Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
 """Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
-from ...errors import SessionStoreError
-from ...record.codec import id_of, user_of
-from .calls import forget
-from .commands import remove, values
-from .engine import Engine
-from .layout import KeySpace, milliseconds, unpack
-from .replies import Reply, is_list, is_number
-from .scripts import LINK, MARK, SETTLE, SUCCEED
+from ....errors import SessionStoreError
+from ....record.codec import id_of, user_of
+from ..commands.commands import remove, values
+from ..commands.keys import KeySpace, milliseconds, unpack
+from ..commands.scripts import LINK, MARK, SETTLE, SUCCEED
+from ..connection.call import forget
+from ..connection.replies import Reply, is_list, is_number
+from ..event_loop import Engine
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may still come

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import cast
 
-from .engine import Engine
-from .layout import KeySpace
-from .replies import Reply, are_records, mark_of
+from ..connection.replies import Reply, are_records, mark_of
+from ..event_loop import Engine
+from .keys import KeySpace
 from .scripts import REMOVE, pack_args
 
 CHUNK = 500  # records asked for in one command, keys looked at in one step of a scan

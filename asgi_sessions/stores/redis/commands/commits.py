@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...errors import SessionStoreError
-from ..checkout import Checkout, Outcome
-from .calls import NOT_OURS
-from .layout import HEADER_SIZE, head_of
-from .replies import Reply
+from ....errors import SessionStoreError
+from ...checkout import Checkout, Outcome
+from ..connection.call import NOT_OURS
+from ..connection.replies import Reply
+from .keys import HEADER_SIZE, head_of
 from .scripts import COMMIT, COMMIT_AGAIN, Keys, pack_args
 
 UNLOCKED = (b"UNHELD", b"GONE", b"LOST")  # the lock is not ours any more

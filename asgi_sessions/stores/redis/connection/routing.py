@@ -9,13 +9,13 @@ from typing import Any, Protocol, cast
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
-from ...errors import SessionStoreError
-from .calls import CLOSED, Call, forget
-from .connections import Deployment, close, sentinels_of
+from ....errors import SessionStoreError
+from ..commands.scripts import pack
+from .call import CLOSED, Call, forget
+from .deployment import Deployment, close, sentinels_of
+from .pipeline import Lane
 from .replies import Reply, is_just, is_list
-from .scripts import pack
 from .tasks import end
-from .transport import Lane
 from .urls import Address
 
 _ASKING = pack(b"ASKING")

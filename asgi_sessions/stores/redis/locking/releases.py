@@ -9,7 +9,7 @@ from functools import partial
 
 from redis.exceptions import ResponseError
 
-from .replies import Reply
+from ..connection.replies import Reply
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.2  # seconds between two questions; it doubles
 MOST = 4096  # releases of one node that are kept, about 2 MB; the oldest ones end with their leases then

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...errors import SessionStoreError
-from ...record.values import check_id
-from ..checkout import RETIRED_FOR
-from .names import new_nonce
-from .replies import mark_of
+from ....errors import SessionStoreError
+from ....record.values import check_id
+from ...checkout import RETIRED_FOR
+from ..connection.replies import mark_of
 from .scripts import Keys
+from .tokens import new_nonce
 
 KNOWN = 1024  # sessions whose keys are not made anew for each request, about 1 MB
 _CENTURY = 3_155_760_000  # seconds; more is not told from less, and fits into the header

@@ -10,9 +10,9 @@ from typing import Protocol
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from ...errors import SessionStoreError
+from ....errors import SessionStoreError
+from ..commands.scripts import Script
 from .replies import About, Fits, Reply, anything
-from .scripts import Script
 
 NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"

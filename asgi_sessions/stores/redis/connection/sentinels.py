@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import NoPermissionError, RedisError
 
-from .calls import Connection, Pool, give_back
+from .call import Connection, Pool, give_back
 from .tasks import end
 from .urls import Address
 

@@ -10,9 +10,19 @@ import hashlib
 import re
 from importlib.resources import files
 
-from .replies import Fits, anything, is_created, is_list, is_number, is_removed, is_stored, is_taken, is_text
+from ..connection.replies import (
+    Fits,
+    anything,
+    is_created,
+    is_list,
+    is_number,
+    is_removed,
+    is_stored,
+    is_taken,
+    is_text,
+)
 
-_LUA = files("asgi_sessions.stores.redis")
+_LUA = files("asgi_sessions.stores.redis") / "lua"
 _INCLUDE = re.compile(rb"^ *-- include (\w+)$", re.MULTILINE)
 
 

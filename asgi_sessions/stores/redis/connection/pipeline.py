@@ -19,14 +19,14 @@ from redis.asyncio.connection import SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
-from ...errors import SessionStoreError
-from .calls import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
+from ....errors import SessionStoreError
+from ..commands.scripts import Script, pack
+from ..polling import BusyPoll
+from .call import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
 from .faults import explain
-from .polling import BusyPoll
 from .replies import About, Fits, Reply, WrongRecords, anything, is_just
-from .scripts import Script, pack
+from .seam import Wire, can_take_over, has_unread
 from .tasks import end
-from .wire import Wire, can_take_over, has_unread
 
 FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
 GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago

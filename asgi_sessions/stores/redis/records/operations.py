@@ -7,20 +7,20 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, cast
 
-from ...errors import SessionStoreError
-from ...record.codec import encode_checked
-from ...record.model import SessionData
-from ...record.values import check_id, is_identifier
-from ..base import SessionStore
-from ..checkout import Lifetime
-from .commands import CHUNK, remove, values
-from .connections import Client, deployment
-from .engine import Engine, Engines
+from ....errors import SessionStoreError
+from ....record.codec import encode_checked
+from ....record.model import SessionData
+from ....record.values import check_id, is_identifier
+from ...base import SessionStore
+from ...checkout import Lifetime
+from ..commands.commands import CHUNK, remove, values
+from ..commands.keys import KeySpace, milliseconds, parse, unpack
+from ..commands.scripts import SET
+from ..commands.tokens import new_nonce
+from ..connection.deployment import Client, deployment
+from ..connection.replies import is_list, is_number, is_record, mark_of
+from ..event_loop import Engine, Engines
 from .index import UserIndex
-from .layout import KeySpace, milliseconds, parse, unpack
-from .names import new_nonce
-from .replies import is_list, is_number, is_record, mark_of
-from .scripts import SET
 
 AT_ONCE = 100  # records that are read and parsed before others have their turn
 FOREIGN = "what lies under this id is not a session record; it is left alone"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from .calls import Call, Parser
+from .call import Call, Parser
 from .replies import Reply
 
 if TYPE_CHECKING:
