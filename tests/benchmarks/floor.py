@@ -62,7 +62,7 @@ from asgi_sessions.asgi import Receive, Scope, Send
 from asgi_sessions.record.codec import encode
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.commands.scripts import pack
+from asgi_sessions.stores.redis.connection.resp import pack
 
 AT_ONCE = (1, 8, 64, 256)
 RECORD_BYTES = 300

@@ -20,7 +20,7 @@ from importlib.resources import files
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from asgi_sessions.stores.redis.commands.scripts import Script
+from asgi_sessions.stores.redis.connection.script import Script
 
 Match: TypeAlias = Callable[[bytes], bool]
 """Whether a command, as it is on the wire, is meant."""

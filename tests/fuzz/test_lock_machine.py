@@ -28,7 +28,7 @@ from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.event_loop import engines_for
+from asgi_sessions.stores.redis.event_loop import states_for
 from asgi_sessions.stores.redis.lock import DistributedLock
 from fuzz import effort, explore
 
@@ -174,7 +174,7 @@ class LockProcess(Process[DistributedLock]):
     def __init__(self, url: str, name: str) -> None:
         super().__init__(url, name)
         self.client = AsyncRedis.from_url(self.url)
-        self.engines = engines_for(self.client)
+        self.states = states_for(self.client)
 
     async def take(self) -> DistributedLock | None:
         lock = DistributedLock(self.client, "s", POLICY.timeout, retry_attempts=2, retry_delay=60)
@@ -191,11 +191,11 @@ class LockProcess(Process[DistributedLock]):
         return await grip.renew()
 
     async def ask(self) -> None:
-        engine = await self.engines.get()
-        await engine.command(b"EXISTS", b"fence")
+        state = await self.states.get()
+        await state.commands.command(b"EXISTS", b"fence")
 
     async def aclose(self) -> None:
-        await self.engines.aclose()
+        await self.states.aclose()
         await self.client.aclose()
 
 

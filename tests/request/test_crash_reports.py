@@ -26,7 +26,8 @@ from asgi_sessions.client.cookie import CookieSigner, SessionCookie
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis.commands.keys import KeySpace, Stored
+from asgi_sessions.stores.redis.commands.header import Stored
+from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.connection.deployment import deployment
 from asgi_sessions.stores.redis.locking.waiter import Acquired
 

@@ -19,7 +19,7 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.stores.checkout import Checkout
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis.connection.pipeline import ANSWER_WITHIN
-from asgi_sessions.stores.redis.locking.subscription import WakeChannel
+from asgi_sessions.stores.redis.locking.subscription import Subscription
 
 pytestmark = pytest.mark.anyio
 
@@ -44,11 +44,11 @@ async def _taken(store: RedisSessionStore) -> Checkout:
     return taken
 
 
-async def _channel(store: RedisSessionStore) -> WakeChannel:
-    return (await store._engines.get()).channel
+async def _channel(store: RedisSessionStore) -> Subscription:
+    return (await store._states.get()).subscription
 
 
-def _listeners(node: RedisServer, channel: WakeChannel) -> int:
+def _listeners(node: RedisServer, channel: Subscription) -> int:
     """Of this channel at this node."""
     return int(command(node, "PUBSUB", "NUMSUB", channel.name.decode())[1])
 
@@ -167,11 +167,11 @@ async def test_a_forgotten_connection_costs_less_than_a_second(
 
 async def test_nothing_is_sent_on_a_connection_in_doubt(store: RedisSessionStore, way: ChaosProxy) -> None:
     """What it sends may arrive, though no answer comes back: so nothing is sent before an answer is there."""
-    engine = await store._engines.get()
-    await engine.command(b"SET", b"n", b"0")
+    state = await store._states.get()
+    await state.commands.command(b"SET", b"n", b"0")
     await asyncio.sleep(2 * IDLE)
     plan = way.inject(swallow, containing(b"PING"), on="answer")
-    calls = [engine.command(b"INCR", b"n") for _ in range(3)]
+    calls = [state.commands.command(b"INCR", b"n") for _ in range(3)]
     assert await asyncio.gather(*calls) == [1, 2, 3]
     assert plan.hits == 1
     await asyncio.sleep(2 * IDLE)
@@ -181,18 +181,18 @@ async def test_nothing_is_sent_on_a_connection_in_doubt(store: RedisSessionStore
 
 async def test_only_idle_connections_are_asked(store: RedisSessionStore, own_redis: RedisServer) -> None:
     """Calls in a row go without a question, one after a pause goes with one, whatever the answer is."""
-    engine = await store._engines.get()
-    await engine.command(b"CONFIG", b"RESETSTAT")
+    state = await store._states.get()
+    await state.commands.command(b"CONFIG", b"RESETSTAT")
     for _ in range(50):
-        await engine.command(b"ECHO", b"x")
+        await state.commands.command(b"ECHO", b"x")
     assert "cmdstat_ping" not in command(own_redis, "INFO", "commandstats")
     await asyncio.sleep(2 * IDLE)
-    assert await engine.command(b"ECHO", b"y") == b"y"
+    assert await state.commands.command(b"ECHO", b"y") == b"y"
     assert command(own_redis, "INFO", "commandstats")["cmdstat_ping"]["calls"] == 1
     command(own_redis, "ACL", "SETUSER", "default", "-ping")
     await asyncio.sleep(2 * IDLE)
     before = command(own_redis, "INFO", "stats")["total_connections_received"]
-    assert await engine.command(b"ECHO", b"z") == b"z"
+    assert await state.commands.command(b"ECHO", b"z") == b"z"
     assert command(own_redis, "INFO", "stats")["total_connections_received"] == before + 1  # our own
 
 
@@ -217,11 +217,11 @@ async def test_a_store_may_be_closed_while_its_connection_is_in_doubt(
     store: RedisSessionStore, way: ChaosProxy
 ) -> None:
     """Who waits is answered before."""
-    engine = await store._engines.get()
-    await engine.command(b"ECHO", b"x")
+    state = await store._states.get()
+    await state.commands.command(b"ECHO", b"x")
     await asyncio.sleep(2 * IDLE)
     way.deafen_all()
-    call = engine.command(b"ECHO", b"y")
+    call = state.commands.command(b"ECHO", b"y")
     await store.aclose()
     assert await call == b"y"
 

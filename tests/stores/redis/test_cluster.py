@@ -497,7 +497,7 @@ async def test_nodes_may_be_announced_by_name(cluster: RedisCluster, said: dict[
             assert await store.set(name, record)
         assert await store.list_active() == sorted(records)
         host = "localhost" if b"localhost" in said[_ADDRESS] else "127.0.0.1"
-        router = (await store._engines.get()).router
+        router = (await store._states.get()).router
         assert isinstance(router, Cluster)
         assert {address[0] for address in router._slots.values()} == {host}
         await store.aclose()
@@ -517,7 +517,7 @@ async def test_a_node_that_announces_a_host_name() -> None:
         store = RedisSessionStore(f"redis+cluster://127.0.0.1:{server.port}")
         await _until_works(lambda: store.set("s", SessionData(session_id="s")))
         assert await store.list_active() == ["s"]
-        router = (await store._engines.get()).router
+        router = (await store._states.get()).router
         assert isinstance(router, Cluster)
         assert set(router._slots.values()) == {("localhost", server.port)}
         await store.aclose()

@@ -22,15 +22,17 @@ import pytest
 from redis_server import RedisServer
 
 from asgi_sessions.stores.redis.commands.commits import word_of
-from asgi_sessions.stores.redis.commands.keys import KeySpace, head_of, next_version, pack_value, unpack
-from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE, pack, pack_args
-from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL, Terms
+from asgi_sessions.stores.redis.commands.header import head_of, next_version, pack_value, unpack
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE
+from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL, LockTiming
 from asgi_sessions.stores.redis.commands.tokens import new_nonce
+from asgi_sessions.stores.redis.connection.resp import pack, pack_args
 from asgi_sessions.stores.redis.locking.waiter import Place, question
 
 KEYS = KeySpace("turn:").of("s")
 QUEUE = KEYS.record + b":wait"
-TERMS = Terms(30, 60)
+TIMING = LockTiming(30, 60)
 LATER = b"9999999999999"  # ms
 CHANNELS = b"wake-0", b"wake-1", b"wake-2"
 DEAF, DONE = b"deaf", b"done"
@@ -389,16 +391,16 @@ def call_of(process: Process, move: str) -> list[bytes]:
     place, version = process.place, process.version
     if move in ("asks", "takes_over"):
         place.ask()
-        return [question(KEYS, TERMS, place, process.channel, 60)]
+        return [question(KEYS, TIMING, place, process.channel, 60)]
     if move in ("commits", "saves"):
-        flags = TERMS.commit_and_release if move == "commits" else TERMS.commit
+        flags = TIMING.commit_and_release if move == "commits" else TIMING.commit
         args = pack_args(place.token, head_of(version), pack_value(next_version(version), b"{}"))
         return [COMMIT.by_sha + KEYS.packed + args + flags]
     if move in ("discards", "removed"):
         who = (place.token, version) if move == "discards" else (b"", b"")
-        args = pack_args(*who, b"0", TERMS.claim_ms, b"0", new_nonce())
+        args = pack_args(*who, b"0", TIMING.claim_ms, b"0", new_nonce())
         return [REMOVE.by_sha + KEYS.packed + args]
-    return [RELEASE.by_sha + KEYS.packed + pack_args(token) + TERMS.release for token in place.left()]
+    return [RELEASE.by_sha + KEYS.packed + pack_args(token) + TIMING.release for token in place.left()]
 
 
 # --- exploring ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL
 from asgi_sessions.stores.redis.connection.call import CLOSED
 from asgi_sessions.stores.redis.locking.leases import Lease
@@ -101,10 +102,10 @@ async def _nothing_left(raw: Redis, *stores: RedisSessionStore) -> None:
     """The record alone is left in Redis, and no queue in the processes."""
     for store in stores:
         await store.exists("s")  # what was posted before has arrived then
-        engine = await store._engines.get()
-        assert len(engine.queues) == 0
-        assert len(engine.leases) == 0
-        assert engine.channel._expected == {}
+        state = await store._states.get()
+        assert len(state.locks) == 0
+        assert len(state.leases) == 0
+        assert state.subscription._expected == {}
     assert set(await raw.keys()) <= {_RECORD}
 
 
@@ -464,7 +465,7 @@ async def test_a_successor_that_is_cancelled_when_all_is_over_disturbs_nobody(
     assert await store.commit(holder, _record(n=1), release=True) is Outcome.STORED
     ending = asyncio.create_task(store.delete("s")) if ended_by == "delete" else None
     if ending is None:
-        (await store._engines.get()).leases._give_up(lease.token, lease)
+        (await store._states.get()).leases._give_up(lease.token, lease)
     successor.cancel()
     (result,) = await asyncio.gather(successor, return_exceptions=True)
     assert isinstance(result, asyncio.CancelledError)
@@ -588,18 +589,18 @@ async def test_a_request_that_has_to_wait_here_says_so(store: RedisSessionStore)
     """Once, when it begins to wait behind another one of its process, and not where it need not wait."""
     told: list[int] = []
     await _stored(store)
-    engine, keys = await store._engines.get(), store._keys.of("s")
-    terms = engine.terms(_LOCK)
-    taken = await engine.queues.acquire(keys, terms, lambda: told.append(0))
+    state, keys = await store._states.get(), KeySpace(store.prefix).of("s")
+    terms = state.commands.timing(_LOCK)
+    taken = await state.locks.acquire(keys, terms, lambda: told.append(0))
     waiting = [
-        asyncio.create_task(engine.queues.acquire(keys, terms, partial(told.append, number)))
+        asyncio.create_task(state.locks.acquire(keys, terms, partial(told.append, number)))
         for number in (1, 2)
     ]
     await asyncio.sleep(0)
     assert told == [1, 2]
     for following in [*waiting, None]:
         assert isinstance(taken, Acquired)
-        engine.queues.release(keys, taken.token, terms)
+        state.locks.release(keys, taken.token, terms)
         taken = await following if following else taken
     assert told == [1, 2]
 
@@ -616,7 +617,7 @@ async def test_a_fault_of_redis_is_everybodys(own_redis: RedisServer) -> None:
     results = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 10)
     assert all(isinstance(result, SessionStoreError) for result in results)
     assert len({id(result) for result in results}) == 4
-    assert len((await mine._engines.get()).queues) == 0
+    assert len((await mine._states.get()).locks) == 0
     await asyncio.gather(mine.aclose(), elsewhere.aclose())
 
 
@@ -642,15 +643,15 @@ async def test_a_release_is_on_its_way_when_it_returns(store: RedisSessionStore)
     """With the others of its tick, and before an answer can be sent: nobody meets a lock of their own."""
     names = [f"s{n}" for n in range(5)]
     await asyncio.gather(*[store.set(name, SessionData(session_id=name)) for name in names])
-    engine = await store._engines.get()
+    state = await store._states.get()
     taken = await asyncio.gather(*[store.checkout(name, _LOCK, _HOUR) for name in names])
 
     async def release(each: Checkout | Missing) -> None:
         assert isinstance(each, Checkout)
         await store.release(each)
-        lane = engine.router.lane(b"")
-        assert not lane._outgoing
-        assert len(lane._sent) == len(names)
+        pipeline = state.router.pipeline(b"")
+        assert not pipeline._outgoing
+        assert len(pipeline.sent) == len(names)
 
     await asyncio.gather(*[release(each) for each in taken])
 
@@ -698,7 +699,7 @@ async def test_a_crowd_with_cancellations_loses_no_change(
 @pytest.mark.parametrize("ticks", range(4))
 async def test_a_subscription_may_be_ended_before_it_has_begun(store: RedisSessionStore, ticks: int) -> None:
     """Who waits for it is told so, however early the store is closed."""
-    channel = (await store._engines.get()).channel
+    channel = (await store._states.get()).subscription
     opening = asyncio.create_task(channel.open())
     for _ in range(ticks):
         await asyncio.sleep(0)

@@ -27,11 +27,13 @@ from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
-from asgi_sessions.stores.redis.commands.scripts import RENEW, SET, Keys, pack, pack_args
-from asgi_sessions.stores.redis.commands.timing import Terms
+from asgi_sessions.stores.redis.commands.keys import Keys, KeySpace
+from asgi_sessions.stores.redis.commands.scripts import RENEW, SET
+from asgi_sessions.stores.redis.commands.timing import LockTiming
 from asgi_sessions.stores.redis.connection.deployment import deployment
-from asgi_sessions.stores.redis.connection.pipeline import Lane
-from asgi_sessions.stores.redis.event_loop import Engine, Engines
+from asgi_sessions.stores.redis.connection.pipeline import Pipeline
+from asgi_sessions.stores.redis.connection.resp import pack, pack_args
+from asgi_sessions.stores.redis.event_loop import LoopState, LoopStates
 
 pytestmark = pytest.mark.anyio
 
@@ -39,12 +41,12 @@ _HOUR = Lifetime(absolute=3600)
 _LOCK = LockPolicy()
 
 
-def _engines(url: str, timeout: float = 5.0) -> Engines:
-    return Engines(deployment(url, timeout), b"test:")
+def _states(url: str, timeout: float = 5.0) -> LoopStates:
+    return LoopStates(deployment(url, timeout), KeySpace("test:"))
 
 
-def _lane(engine: Engine) -> Lane:
-    return engine.router.lane(b"k")
+def _pipeline(state: LoopState) -> Pipeline:
+    return state.router.pipeline(b"k")
 
 
 def _record(session_id: str = "s") -> bytes:
@@ -52,10 +54,10 @@ def _record(session_id: str = "s") -> bytes:
 
 
 @pytest.fixture
-async def engines(redis_url: str) -> AsyncIterator[Engines]:
-    engines = _engines(redis_url)
-    yield engines
-    await engines.aclose()
+async def states(redis_url: str) -> AsyncIterator[LoopStates]:
+    states = _states(redis_url)
+    yield states
+    await states.aclose()
 
 
 @pytest.fixture
@@ -88,45 +90,45 @@ def test_scripts_are_packed_as_redis_reads_them(args: tuple[bytes, ...]) -> None
 async def test_calls_of_one_tick_leave_in_few_writes(own_redis: RedisServer) -> None:
     """The first of a hundred leaves alone, the others together, and all replies come to their own callers."""
     async with Proxy(own_redis.port) as proxy:
-        engines = _engines(proxy.url)
-        engine = await engines.get()
-        await engine.command(b"SET", b"k", b"0")
+        states = _states(proxy.url)
+        state = await states.get()
+        await state.commands.command(b"SET", b"k", b"0")
         before = proxy.writes
-        replies = await asyncio.gather(*[engine.command(b"INCR", b"k") for _ in range(100)])
+        replies = await asyncio.gather(*[state.commands.command(b"INCR", b"k") for _ in range(100)])
         assert replies == list(range(1, 101))
         assert proxy.writes <= before + 2
-        await engines.aclose()
+        await states.aclose()
 
 
-async def test_a_call_that_is_alone_is_written_at_once(engines: Engines, raw: Redis) -> None:
+async def test_a_call_that_is_alone_is_written_at_once(states: LoopStates, raw: Redis) -> None:
     """A release is on the wire when the call returns, so a later command on any connection comes after it."""
-    engine = await engines.get()
-    await engine.command(b"SET", b"lock", b"token")
+    state = await states.get()
+    await state.commands.command(b"SET", b"lock", b"token")
     keys = Keys(b"r", b"lock", pack_args(b"r", b"lock", b"wait", b"retired"))
-    reply = engine.let_go(keys, b"token", Terms(10))
-    assert not _lane(engine)._outgoing
+    reply = state.releases.let_go(keys, b"token", LockTiming(10))
+    assert not _pipeline(state)._outgoing
     assert await reply == 1
     assert await raw.exists("lock") == 0
 
 
-async def test_any_number_of_calls_share_one_connection(engines: Engines, raw: Redis) -> None:
+async def test_any_number_of_calls_share_one_connection(states: LoopStates, raw: Redis) -> None:
     """Concurrency opens no further connections."""
-    engine = await engines.get()
-    await engine.command(b"PING", b"x")
+    state = await states.get()
+    await state.commands.command(b"PING", b"x")
     before = int((await raw.info("clients"))["connected_clients"])
-    await asyncio.gather(*[engine.command(b"ECHO", b"%d" % n) for n in range(500)])
+    await asyncio.gather(*[state.commands.command(b"ECHO", b"%d" % n) for n in range(500)])
     assert int((await raw.info("clients"))["connected_clients"]) == before
 
 
 # -- errors ---------------------------------------------------------------------------------------------
 
 
-async def test_an_error_reply_is_its_own_calls_alone(engines: Engines) -> None:
+async def test_an_error_reply_is_its_own_calls_alone(states: LoopStates) -> None:
     """A refused call fails with the cause chained; those before and after it succeed."""
-    engine = await engines.get()
-    first = engine.command(b"SET", b"k", b"v")
-    second = engine.command(b"LPOP", b"k")
-    third = engine.command(b"GET", b"k")
+    state = await states.get()
+    first = state.commands.command(b"SET", b"k", b"v")
+    second = state.commands.command(b"LPOP", b"k")
+    third = state.commands.command(b"GET", b"k")
     assert await first == b"OK"
     with pytest.raises(SessionStoreError, match="refused") as caught:
         await second
@@ -134,37 +136,37 @@ async def test_an_error_reply_is_its_own_calls_alone(engines: Engines) -> None:
     assert await third == b"v"
 
 
-async def test_a_flushed_script_cache_costs_one_more_trip(engines: Engines, raw: Redis) -> None:
+async def test_a_flushed_script_cache_costs_one_more_trip(states: LoopStates, raw: Redis) -> None:
     """NOSCRIPT is answered by sending the body, for that call alone; the digest works again afterwards."""
-    engine = await engines.get()
+    state = await states.get()
     await raw.script_flush()
     await raw.config_resetstat()
     args = (b"lock", b"token", b"1000")
-    script, command = engine.run(RENEW, *args), engine.command(b"ECHO", b"x")
+    script, command = state.commands.run(RENEW, *args), state.commands.command(b"ECHO", b"x")
     assert await script == 0
     assert await command == b"x"
-    assert await engine.run(RENEW, *args) == 0
+    assert await state.commands.run(RENEW, *args) == 0
     stats = await raw.info("commandstats")
     assert stats["cmdstat_eval"]["calls"] == 1
     assert stats["cmdstat_evalsha"]["calls"] == 2
 
 
-async def test_a_cancelled_callers_reply_goes_nowhere(engines: Engines) -> None:
+async def test_a_cancelled_callers_reply_goes_nowhere(states: LoopStates) -> None:
     """Replies stay with their calls when a caller in the middle has gone."""
-    engine = await engines.get()
-    calls = [engine.command(b"ECHO", b"%d" % n) for n in range(3)]
-    _lane(engine).flush()
+    state = await states.get()
+    calls = [state.commands.command(b"ECHO", b"%d" % n) for n in range(3)]
+    _pipeline(state).flush()
     calls[1].cancel()
     assert await calls[0] == b"0"
     assert await calls[2] == b"2"
-    assert await engine.command(b"ECHO", b"x") == b"x"
+    assert await state.commands.command(b"ECHO", b"x") == b"x"
 
 
-async def test_a_call_that_was_cancelled_at_once_is_never_sent(engines: Engines, raw: Redis) -> None:
+async def test_a_call_that_was_cancelled_at_once_is_never_sent(states: LoopStates, raw: Redis) -> None:
     """What nobody waits for any more does not reach Redis."""
-    engine = await engines.get()
-    engine.command(b"SET", b"k", b"v").cancel()
-    assert await engine.command(b"PING", b"x") == b"x"
+    state = await states.get()
+    state.commands.command(b"SET", b"k", b"v").cancel()
+    assert await state.commands.command(b"PING", b"x") == b"x"
     assert await raw.exists("k") == 0
 
 
@@ -209,45 +211,47 @@ async def test_what_redis_refuses_is_a_store_error(
 async def test_a_refused_port_fails_all_calls_at_once_and_the_next_one_tries_again() -> None:
     """No retries, no waiting; when the server is there the same object works."""
     server = RedisServer()
-    engines = _engines(server.url)
-    engine = await engines.get()
-    replies = await asyncio.gather(*[engine.command(b"GET", b"k") for _ in range(3)], return_exceptions=True)
+    states = _states(server.url)
+    state = await states.get()
+    replies = await asyncio.gather(
+        *[state.commands.command(b"GET", b"k") for _ in range(3)], return_exceptions=True
+    )
     for reply in replies:
         assert isinstance(reply, SessionStoreError)
         assert str(reply).startswith("Redis cannot be reached: nothing listens at 127.0.0.1:")
         assert isinstance(reply.__cause__, exceptions.ConnectionError)
     assert len({id(reply) for reply in replies}) == 3
     with server:
-        assert await engine.command(b"PING", b"x") == b"x"
-        await engines.aclose()
+        assert await state.commands.command(b"PING", b"x") == b"x"
+        await states.aclose()
 
 
 async def test_calls_in_flight_are_sent_again(own_redis: RedisServer) -> None:
     """A connection that Redis closes under a hundred callers is no error for any of them."""
-    engines = _engines(own_redis.url)
-    engine = await engines.get()
-    await engine.command(b"PING", b"x")
+    states = _states(own_redis.url)
+    state = await states.get()
+    await state.commands.command(b"PING", b"x")
     async with Redis.from_url(own_redis.url) as client:
         await client.execute_command("CLIENT", "PAUSE", "100", "WRITE")  # type: ignore[no-untyped-call]  # in redis-py
-        calls = [engine.command(b"SET", b"k", b"%d" % n, b"GET") for n in range(100)]
-        _lane(engine).flush()
+        calls = [state.commands.command(b"SET", b"k", b"%d" % n, b"GET") for n in range(100)]
+        _pipeline(state).flush()
         await client.client_kill_filter(_type="normal", skipme=True)
         assert await asyncio.gather(*calls) == [None, *[b"%d" % n for n in range(99)]]
-    await engines.aclose()
+    await states.aclose()
 
 
 async def test_a_call_is_sent_again_only_once(own_redis: RedisServer) -> None:
     """A call that loses its connection twice fails with the cause; the next one works."""
     async with Proxy(own_redis.port) as proxy:
-        engines = _engines(proxy.url)
-        engine = await engines.get()
-        await engine.command(b"SET", b"k", b"0")
+        states = _states(proxy.url)
+        state = await states.get()
+        await state.commands.command(b"SET", b"k", b"0")
         proxy.lose_replies(b"INCR", times=2)
         with pytest.raises(SessionStoreError, match="connection to Redis was lost") as caught:
-            await engine.command(b"INCR", b"k")
+            await state.commands.command(b"INCR", b"k")
         assert isinstance(caught.value.__cause__, exceptions.ConnectionError)
-        assert await engine.command(b"GET", b"k") == b"2"
-        await engines.aclose()
+        assert await state.commands.command(b"GET", b"k") == b"2"
+        await states.aclose()
 
 
 async def test_a_commit_whose_reply_is_lost_is_carried_out_once(own_redis: RedisServer) -> None:
@@ -281,12 +285,12 @@ async def test_a_checkout_whose_reply_is_lost_holds_the_lock_once(own_redis: Red
 
 async def test_a_restarted_server_is_found_again(own_redis: RedisServer) -> None:
     """Calls work before and after; the scripts are taught again."""
-    engines = _engines(own_redis.url)
-    engine = await engines.get()
-    assert await engine.run(RENEW, b"lock", b"token", b"1000") == 0
+    states = _states(own_redis.url)
+    state = await states.get()
+    assert await state.commands.run(RENEW, b"lock", b"token", b"1000") == 0
     own_redis.restart()
-    assert await engine.run(RENEW, b"lock", b"token", b"1000") == 0
-    await engines.aclose()
+    assert await state.commands.run(RENEW, b"lock", b"token", b"1000") == 0
+    await states.aclose()
 
 
 # -- deadlines ------------------------------------------------------------------------------------------
@@ -294,30 +298,30 @@ async def test_a_restarted_server_is_found_again(own_redis: RedisServer) -> None
 
 async def test_a_server_that_hangs_fails_the_calls_and_is_left(own_redis: RedisServer) -> None:
     """All calls older than the timeout fail, connecting included; after it wakes up calls work again."""
-    engines = _engines(own_redis.url, timeout=0.2)
-    engine = await engines.get()
-    await engine.command(b"PING", b"x")
+    states = _states(own_redis.url, timeout=0.2)
+    state = await states.get()
+    await state.commands.command(b"PING", b"x")
     own_redis.pause()
     for _ in range(2):
-        calls = [engine.command(b"ECHO", b"x") for _ in range(2)]
+        calls = [state.commands.command(b"ECHO", b"x") for _ in range(2)]
         for reply in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(reply, SessionStoreError)
             assert str(reply) == "Redis did not answer within 0.2 seconds"
     own_redis.resume()
-    assert await engine.command(b"ECHO", b"y") == b"y"
-    await engines.aclose()
+    assert await state.commands.command(b"ECHO", b"y") == b"y"
+    await states.aclose()
 
 
 async def test_a_blocked_event_loop_is_no_timeout(redis_url: str) -> None:
     """Replies that arrived while the loop did not run are read before anybody is given up."""
-    engines = _engines(redis_url, timeout=0.1)
-    engine = await engines.get()
-    await engine.command(b"PING", b"x")
-    call = engine.command(b"ECHO", b"x")
-    _lane(engine).flush()
+    states = _states(redis_url, timeout=0.1)
+    state = await states.get()
+    await state.commands.command(b"PING", b"x")
+    call = state.commands.command(b"ECHO", b"x")
+    _pipeline(state).flush()
     time.sleep(0.3)  # noqa: ASYNC251  # this is the blocked loop
     assert await call == b"x"
-    await engines.aclose()
+    await states.aclose()
 
 
 @pytest.mark.parametrize(
@@ -336,36 +340,36 @@ def test_the_timeout_is_the_callers_or_the_urls_or_five_seconds(
 
 
 @pytest.mark.parametrize("end", ["resume", "drop", None])
-async def test_calls_are_held_for_a_while(engines: Engines, end: str | None) -> None:
+async def test_calls_are_held_for_a_while(states: LoopStates, end: str | None) -> None:
     """Nothing is written until they are let go, the connection is given up, or the time is over."""
-    engine = await engines.get()
-    await engine.command(b"SET", b"k", b"0")
-    lane, loop = _lane(engine), asyncio.get_running_loop()
+    state = await states.get()
+    await state.commands.command(b"SET", b"k", b"0")
+    pipeline, loop = _pipeline(state), asyncio.get_running_loop()
     began = loop.time()
-    lane.hold(0.3)
-    call = engine.command(b"INCR", b"k")
-    assert await engine.command(b"ECHO", b"x") == b"x" if end is None else not call.done()
+    pipeline.hold(0.3)
+    call = state.commands.command(b"INCR", b"k")
+    assert await state.commands.command(b"ECHO", b"x") == b"x" if end is None else not call.done()
     if end == "resume":
-        lane.resume()
+        pipeline.resume()
     elif end == "drop":
-        lane.drop("another node takes over")
+        pipeline.drop("another node takes over")
     assert await call == 1
     assert (loop.time() - began < 0.3) is (end is not None)
 
 
-async def test_a_connection_may_be_given_up(engines: Engines) -> None:
+async def test_a_connection_may_be_given_up(states: LoopStates) -> None:
     """Calls under way are sent again on the next one; one that is being made is begun anew."""
-    engine = await engines.get()
-    lane = _lane(engine)
-    lane.drop("there is none")
-    calls = [engine.command(b"ECHO", b"a")]
-    lane.flush()
-    lane.drop("it is being made")
-    calls.append(engine.command(b"ECHO", b"b"))
+    state = await states.get()
+    pipeline = _pipeline(state)
+    pipeline.drop("there is none")
+    calls = [state.commands.command(b"ECHO", b"a")]
+    pipeline.flush()
+    pipeline.drop("it is being made")
+    calls.append(state.commands.command(b"ECHO", b"b"))
     assert await asyncio.gather(*calls) == [b"a", b"b"]
-    calls = [engine.command(b"ECHO", b"%d" % n) for n in range(3)]
-    lane.flush()
-    lane.drop("it is in use")
+    calls = [state.commands.command(b"ECHO", b"%d" % n) for n in range(3)]
+    pipeline.flush()
+    pipeline.drop("it is in use")
     assert await asyncio.gather(*calls) == [b"0", b"1", b"2"]
 
 
@@ -385,19 +389,19 @@ def test_one_store_serves_loops_one_after_the_other(redis_url: str) -> None:
     for n in range(3):
         asyncio.run(visit(n))
     gc.collect()
-    assert not store._engines._by_loop
+    assert not store._states._by_loop
     with blocking_redis.Redis.from_url(redis_url) as client:
         assert client.keys() == [b"session:{s}"]
 
 
 def test_a_loop_that_was_never_shut_down_properly_is_forgotten(redis_url: str) -> None:
-    """A closed loop's engine is dropped when the next loop comes."""
+    """A closed loop's state is dropped when the next loop comes."""
     store = RedisSessionStore(redis_url)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(store.open())
     loop.close()
     asyncio.run(store.set("s", SessionData(session_id="s")))
-    assert loop not in store._engines._by_loop
+    assert loop not in store._states._by_loop
 
 
 async def test_closing_is_idempotent_and_a_later_call_opens_again(redis_url: str) -> None:
@@ -412,14 +416,14 @@ async def test_closing_is_idempotent_and_a_later_call_opens_again(redis_url: str
 
 
 async def test_calls_of_a_closed_engine_fail(redis_url: str) -> None:
-    """Whoever still holds the old engine gets an error, not a connection that nobody closes."""
-    engines = _engines(redis_url)
-    engine = await engines.get()
-    call = engine.command(b"ECHO", b"x")
-    await engines.aclose()
+    """Whoever still holds the old state gets an error, not a connection that nobody closes."""
+    states = _states(redis_url)
+    state = await states.get()
+    call = state.commands.command(b"ECHO", b"x")
+    await states.aclose()
     assert await call == b"x"
     with pytest.raises(SessionStoreError, match="closed"):
-        await engine.command(b"PING", b"x")
+        await state.commands.command(b"PING", b"x")
 
 
 # -- what a user may give -------------------------------------------------------------------------------

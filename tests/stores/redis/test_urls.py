@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
@@ -12,7 +13,9 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from asgi_sessions import RedisSessionStore
 from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.redis.connection.deployment import deployment
-from asgi_sessions.stores.redis.connection.pipeline import IDLE, Lane
+from asgi_sessions.stores.redis.connection.pipeline import IDLE, Pipeline
+from asgi_sessions.stores.redis.connection.pools import give_back
+from asgi_sessions.stores.redis.connection.seam import OpenConnection
 from asgi_sessions.stores.redis.connection.urls import Address
 
 pytestmark = pytest.mark.anyio
@@ -156,11 +159,10 @@ def test_connections_are_kept_alive(url: str) -> None:
 async def test_the_socket_itself_is_kept_alive(redis_url: str) -> None:
     """The system was told."""
     pool = deployment(redis_url).pool()
-    connection = await pool.get_connection()
-    assert connection._writer is not None
+    connection = cast(OpenConnection, await pool.get_connection())
     sock = connection._writer.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    await pool.release(connection)
+    await give_back(pool, connection)
     await pool.aclose()
 
 
@@ -175,5 +177,5 @@ def test_whoever_knows_better_about_keeping_alive_is_heard() -> None:
 async def test_how_long_a_connection_may_be_idle(url: str, idle: float) -> None:
     """`health_check_interval` says so; redis-py itself does not check then."""
     described = deployment(url)
-    assert Lane(described.pool(), 1, idle=described.idle)._idle == idle
+    assert Pipeline(described.pool(), 1, idle=described.idle)._idle == idle
     assert _settings(url)["health_check_interval"] == 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ....errors import SessionStoreError
 from ...checkout import Checkout, Outcome
-from ..connection.call import NOT_OURS
-from ..connection.replies import Reply
-from .keys import HEADER_SIZE, head_of
-from .scripts import COMMIT, COMMIT_AGAIN, Keys, pack_args
+from ..connection.replies import NOT_OURS, Reply
+from ..connection.resp import pack_args
+from .header import HEADER_SIZE, head_of
+from .keys import Keys
+from .scripts import COMMIT, COMMIT_AGAIN
 
 UNLOCKED = (b"UNHELD", b"GONE", b"LOST")  # the lock is not ours any more
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11

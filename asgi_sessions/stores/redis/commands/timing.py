@@ -1,11 +1,11 @@
-"""On which terms a lock is taken, as the scripts need them."""
+"""The times of a lock, as the scripts need them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-from .scripts import pack_args
+from ..connection.resp import pack_args
 
 NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
 CLAIM = 1.0  # seconds after which the next one has a lock that a dead waiter was given
@@ -15,8 +15,8 @@ POLL = 0.95  # seconds between two questions of a waiter that is told; under the
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """On which terms a lock is taken, and what is packed of them for the scripts; times in seconds."""
+class LockTiming:
+    """How long a lock is held and waited for, in seconds, and the same packed for the scripts."""
 
     lease: float  # 0: no lock
     wait: float = 0.0

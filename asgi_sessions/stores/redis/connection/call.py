@@ -1,20 +1,14 @@
-"""A call of Redis under way, and what is used of redis-py's connections for it."""
+"""A call of Redis that is under way."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from functools import partial
-from typing import Protocol
-
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
 
 from ....errors import SessionStoreError
-from ..commands.scripts import Script
 from .replies import About, Fits, Reply, anything
+from .script import Script
 
-NOT_OURS = "Redis gave an answer that no script of ours gives"
 CLOSED = "the connection to Redis was closed"
 OUT_OF_STEP = "the connection to Redis gave a reply that is none to its call, and was dropped"
 LOST = "the connection to Redis was lost; whether the call was carried out is not known"
@@ -24,38 +18,8 @@ class NotSentError(SessionStoreError):
     """The call never left, so it has done nothing."""
 
 
-class Parser(Protocol):
-    """What is used of redis-py's parser: how an error reply becomes an exception."""
-
-    def parse_error(self, response: str) -> Exception: ...
-
-
-class Connection(Protocol):
-    """What is used of a connection of redis-py."""
-
-    # Written to directly: the public coroutine costs two task switches per batch, and there is nothing to
-    # wait for, since the lane's deadline bounds what can pile up.
-    _writer: asyncio.StreamWriter | None
-    _parser: Parser
-    _reader: asyncio.StreamReader | None
-
-    async def read_response(self, disable_decoding: bool = False) -> Reply: ...
-    async def send_command(self, *args: str | bytes) -> None: ...
-    async def disconnect(self, nowait: bool = False) -> None: ...
-
-
-class Pool(Protocol):
-    """What is used of a connection pool of redis-py."""
-
-    connection_class: type[AbstractConnection]
-
-    async def get_connection(self) -> Connection: ...
-    async def release(self, connection: Connection) -> None: ...
-    async def aclose(self) -> None: ...
-
-
 class Call:
-    """A command under way and the future of its reply, which `fits` what the command is `about`."""
+    """A command under way and the future of its reply. The reply has to fit what the command is `about`."""
 
     __slots__ = ("about", "fits", "future", "hops", "packed", "script", "sent_twice", "since")
 
@@ -78,24 +42,22 @@ class Call:
         self.hops = 0  # how often a cluster has sent it elsewhere
 
     @property
-    def is_waited_for(self) -> bool:
-        """Whether a request goes on with the reply."""
-        return self.script is None or self.script.urgent
-
-    @property
     def is_prompt(self) -> bool:
-        """Whether it is to leave before the caller's next call."""
+        """Whether it leaves before the caller's next call."""
         return self.script is None or self.script.prompt
 
     def teach(self) -> bool:
-        """Make ready to be sent with the script's body; False where that is not what is missing."""
+        """Make the call ready to be sent with the script's body; False where that is not what is missing."""
         if self.script is None or not self.packed.startswith(self.script.by_sha):
             return False
         self.packed = self.script.by_body + self.packed[len(self.script.by_sha) :]
         return True
 
     def again(self) -> bool:
-        """Make ready to be sent once more, though it may have been carried out; False where it may not be."""
+        """Make the call ready to be sent once more, though it may have been carried out.
+
+        False where that is not allowed: it was sent twice already, or its script may run only once.
+        """
         if self.sent_twice or (self.script is not None and self.script.once):
             return False
         self.sent_twice = True
@@ -106,12 +68,12 @@ class Call:
         return True
 
     def answer(self, reply: Reply) -> None:
-        """Give the caller its reply, if there still is one."""
+        """Give the caller its reply, if there still is a caller."""
         if not self.future.done():
             self.future.set_result(reply)
 
     def fail(self, message: str, cause: BaseException | None = None, *, sent: bool = True) -> None:
-        """Give the caller a `SessionStoreError` of its own; `sent`: Redis may have got the call."""
+        """Give the caller a `SessionStoreError` of its own. `sent`: Redis may have got the call."""
         if not self.future.done():
             error = SessionStoreError(message) if sent else NotSentError(message)
             error.__cause__ = cause
@@ -127,7 +89,7 @@ def forget(future: asyncio.Future[Reply]) -> None:
 def _answer_again(
     caller: asyncio.Future[Reply], doubtful: tuple[bytes, ...], again: asyncio.Future[Reply]
 ) -> None:
-    """The reply to a call that was sent again: a refusal may be of the second one alone."""
+    """Pass on the reply to a call that was sent twice. A refusal may be of the second one alone."""
     error = again.exception()
     if caller.done():
         return
@@ -138,10 +100,3 @@ def _answer_again(
         caller.set_exception(SessionStoreError(LOST))
     else:
         caller.set_result(reply)
-
-
-async def give_back(pool: Pool, connection: Connection) -> None:
-    """Close without waiting: a peer that is gone never answers a goodbye."""
-    with contextlib.suppress(RedisError, OSError):
-        await connection.disconnect(nowait=True)
-    await pool.release(connection)

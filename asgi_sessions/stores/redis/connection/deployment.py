@@ -19,8 +19,8 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from .call import Pool
 from .faults import explain
+from .pools import Pool
 from .sentinels import SentinelClient, Sentinels
 from .urls import Address, read
 
@@ -56,13 +56,14 @@ class Deployment:
     """How to reach a Redis: one node or the primary that Sentinel names, or a cluster if there are `seeds`.
 
     `timeout` is the longest that a call may take, in seconds. Where the nodes of a cluster give addresses
-    that lead nowhere from here, `remap` tells those that do.
+    that lead nowhere from here, `remap` tells those that do. `take_over`: see `Pipeline`.
     """
 
     template: ConnectionPool = field(repr=False)  # which shows the password
     timeout: float
     seeds: tuple[Address, ...] = ()
     remap: Callable[[Address], Address] | None = None
+    take_over: bool = True
 
     @property
     def idle(self) -> float | None:
@@ -84,7 +85,9 @@ class Deployment:
         return cast(Pool, _clone(self.template, changes, self.timeout))  # redis-py leaves these untyped
 
 
-def deployment(client_or_url: Client | str, timeout: float | None = None) -> Deployment:
+def deployment(
+    client_or_url: Client | str, timeout: float | None = None, *, take_over: bool = True
+) -> Deployment:
     """What this client or URL describes. `ValueError` for what is wrong in a URL, or a timeout ≤ 0."""
     if timeout is not None and not timeout > 0:
         raise ValueError("socket_timeout is a number of seconds above 0")
@@ -109,7 +112,7 @@ def deployment(client_or_url: Client | str, timeout: float | None = None) -> Dep
         if seconds is not None and not seconds >= 0:  # 0 is redis-py's word for none
             raise ValueError(f"{name} is a number of seconds above 0")
     patience = timeout or template.connection_kwargs.get("socket_timeout") or TIMEOUT
-    described = Deployment(template, patience, seeds, remap)
+    described = Deployment(template, patience, seeds, remap, take_over)
     _require_right_options(described)
     return described
 

@@ -1,8 +1,8 @@
 """Calls from one event loop to one Redis node, pipelined in both directions over one connection.
 
-Any number of calls can be under way. Those of one tick of the loop leave in one write, replies are read in
-order, and an error reply is its own call's alone. redis-py connects, authenticates and parses; what it
-raises becomes `SessionStoreError` here.
+Any number of calls can be under way. The calls of one tick of the loop leave in one write. Replies are read
+in order, and an error reply concerns its own call only. redis-py connects, authenticates and parses; its
+errors become `SessionStoreError` here.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
 from redis.asyncio.connection import SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from ....errors import SessionStoreError
-from ..commands.scripts import Script, pack
-from ..polling import BusyPoll
-from .call import CLOSED, LOST, OUT_OF_STEP, Call, Connection, Pool, forget, give_back
+from .call import CLOSED, LOST, OUT_OF_STEP, Call, forget
 from .faults import explain
+from .pools import Connection, Pool, give_back
 from .replies import About, Fits, Reply, WrongRecords, anything, is_just
-from .seam import Wire, can_take_over, has_unread
+from .resp import pack
+from .script import Script
+from .seam import stream_of
+from .stream import Stream
 from .tasks import end
 
-FEW = 2  # calls under way, the release before this request among them: the loop would fall asleep
-GRACE = 0.05  # seconds in which a loop that was blocked reads replies that have arrived long ago
+GRACE = 0.05  # seconds in which a loop that was blocked reads replies that arrived long ago
 IDLE = 1.0  # seconds without a call, after which a connection is asked whether it still is one
 ANSWER_WITHIN = 0.5  # seconds for its answer
 AGAIN = 0.05  # seconds after which a call is sent again that a replica refused
@@ -39,17 +40,20 @@ _PING = pack(b"PING")
 _logger = logging.getLogger("asgi_sessions.redis")
 
 
-class Lane:
+class Pipeline:
     """One exclusive connection, taken from the pool when it is needed.
 
-    `timeout` (seconds) bounds each call, connecting included: when the oldest call is older, the connection
-    is dropped and all calls fail. When the connection is lost, each call is sent once more; when no
-    connection can be made, all calls fail at once and the next call tries again. After `idle` seconds without
-    a call the connection may be gone without a word: calls wait until it has answered a PING, and are sent
-    on another where it does not.
+    `timeout` (seconds) bounds each call, connecting included. When the oldest call is older, the connection
+    is dropped and all calls fail. When the connection is lost, each call is sent once more. When no
+    connection can be made, all calls fail at once, and the next call tries again. After `idle` seconds
+    without a call the connection may be gone without notice. Then calls wait until it has answered a PING;
+    where it does not, they are sent on another one.
 
-    When a reply does not fit its call, nobody knows whose replies came before it and would come after it: the
-    connection is dropped, all calls fail, and none is sent again.
+    When a reply does not fit its call, nobody knows whose replies came before it and will come after it. So
+    the connection is dropped, all calls fail, and none is sent again.
+
+    `redirect` may send a call to another node, as an error reply says. `elsewhere` may send a call to another
+    node where this one cannot be reached. Without `take_over` only redis-py's public coroutines are used.
     """
 
     def __init__(
@@ -61,26 +65,27 @@ class Lane:
         connect_within: float | None = None,
         redirect: Callable[[Call, ResponseError], bool] | None = None,
         elsewhere: Callable[[Call], bool] | None = None,
+        take_over: bool = True,
     ) -> None:
         self.pool = pool
         self.reachable = True  # False since a connection was lost, given up or could not be made
         self.on_lost: Callable[[], None] | None = None  # told when a connection is not used any more
         self._timeout = timeout
         self._connect_within = connect_within
-        self._redirect = redirect  # an error reply may say that another node has the key
-        self._elsewhere = elsewhere  # another node may answer where this one cannot be reached
+        self._redirect = redirect
+        self._elsewhere = elsewhere
+        self._take_over = take_over
         self._idle = idle or IDLE
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[Call] = []
         self._last_flush = 0  # calls in it
-        self._sent: deque[Call] = deque()
-        self._poll = BusyPoll()
-        self._writer: asyncio.StreamWriter | None = None  # None: nothing can be written now
+        self.sent: deque[Call] = deque()
+        self._connection: Connection | None = None
+        self._stream: Stream | None = None  # None: nothing can be written now
         self._trusted_until = 0.0  # the loop's time until which a connection need not be asked
         self._ping: asyncio.Future[Reply] | None = None  # it has been asked
         self._held: asyncio.TimerHandle | None = None  # until then nothing is written
         self._leaving = False  # its node is a replica: replies are awaited, then it is given up
-        self._wire: Wire
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._suspect: Call | None = None
@@ -113,7 +118,7 @@ class Lane:
             return
         self._outgoing.append(call)
         if not self._flush_scheduled:
-            alone = self._last_flush <= 1 and not self._sent and self._writer is not None
+            alone = self._last_flush <= 1 and not self.sent and self._stream is not None
             if alone and call.is_prompt:
                 self.flush()
             else:
@@ -131,29 +136,21 @@ class Lane:
         """Write what waits to be sent now; a call that was cancelled before is not sent at all."""
         self._flush_scheduled = False
         calls = [call for call in self._outgoing if not call.future.done()]
-        if self._writer is None or self._held is not None or self._writer.is_closing():
+        if self._stream is None or self._held is not None or self._stream.is_closing():
             self._outgoing = calls
             if calls and self._task is None:
                 self._task = self._loop.create_task(self._serve())
             return
-        if calls and not self._sent and calls[-1].since > self._trusted_until:
+        if calls and not self.sent and calls[-1].since > self._trusted_until:
             self._outgoing = calls
-            self._ask(self._writer)
+            self._ask(self._stream)
             return
         self._outgoing = []
         self._last_flush = len(calls)
         if calls:
-            self._writer.write(b"".join([call.packed for call in calls]))
-            self._sent.extend(calls)
+            self._stream.write(b"".join([call.packed for call in calls]))
+            self.sent.extend(calls)
             self._trusted_until = calls[-1].since + self._idle
-            if len(self._sent) <= FEW:
-                self._look_for(calls)
-
-    def _look_for(self, calls: list[Call]) -> None:
-        """Stay awake for the reply that a request waits for, if it is one."""
-        waited_for = [call for call in calls if call.is_waited_for]
-        if len(waited_for) == 1:
-            self._poll.begin(waited_for[0].future)
 
     def drop(self, reason: str) -> None:
         """Give this connection up: calls as after a lost one. One that is being made is begun anew.
@@ -188,11 +185,11 @@ class Lane:
         try:
             connection = await self._connect()
             try:
-                self._writer = connection._writer
+                self._connection = connection
+                stream = self._stream = stream_of(connection, self, take_over=self._take_over)
                 self._trusted_until = self._loop.time() + self._idle
-                reading = self._reading(connection)
                 self.flush()
-                await reading
+                await stream.read()
             finally:
                 await give_back(self.pool, connection)
         except SessionStoreError as error:
@@ -216,48 +213,22 @@ class Lane:
         self._connections += 1
         return connection
 
-    def _reading(self, connection: Connection) -> Awaitable[None]:
-        """What ends, with the reason, when the connection does."""
-        if self._writer is None or not can_take_over():
-            return self._read(connection)
-        stream, parser = connection._reader, connection._parser
-        self._wire = Wire(self._writer.transport, stream, parser, self._sent, self._failed, self._misfit)
-        if has_unread(stream):
-            self._wire.end(self._out_of_step())
-        return self._wire.lost
+    def refused(self, error: Exception) -> Exception | None:
+        """An error arrived: of one call, or of the connection."""
+        if not isinstance(error, ResponseError):
+            return error
+        if not self.sent:
+            return self._out_of_step()
+        self._refused(self.sent.popleft(), error)
+        return None
 
-    def _failed(self, reply: Exception) -> None:
-        """What arrived is an error: of one call, or of the connection."""
-        if not isinstance(reply, ResponseError):
-            self._wire.end(reply)
-        elif not self._sent:
-            self._wire.end(self._out_of_step())
-        else:
-            self._refused(self._sent.popleft(), reply)
-
-    async def _read(self, connection: Connection) -> None:
-        """The same through redis-py's stream, where hiredis is not installed."""
-        sent = self._sent
-        while True:
-            try:
-                reply = await connection.read_response(disable_decoding=True)
-            except ResponseError as error:
-                if not sent:
-                    raise self._out_of_step() from error
-                self._refused(sent.popleft(), error)
-                continue
-            if sent and sent[0].fits(reply, sent[0].about):
-                sent.popleft().answer(reply)
-            elif (misfit := self._misfit(reply)) is not None:
-                raise misfit
-
-    def _misfit(self, reply: Reply) -> SessionStoreError | None:
-        """Nobody asked, or for something else. No error where it is a record that is known to be wrong."""
-        if self._sent:
-            call = self._sent[0]
+    def misfit(self, reply: Reply) -> Exception | None:
+        """A reply that nobody waits for; no error where it is a record that is known to be wrong."""
+        if self.sent:
+            call = self.sent[0]
             withheld = self._wrong.withheld(reply, call.about, self._connections)
             if call.fits(withheld, call.about):
-                self._sent.popleft().answer(withheld)
+                self.sent.popleft().answer(withheld)
                 return None
         return self._out_of_step()
 
@@ -291,10 +262,10 @@ class Lane:
 
     def _leave(self) -> None:
         """Write nothing more on this connection, and drop it when all that was sent is answered."""
-        self._leaving, self._writer = True, None
+        self._leaving, self._stream = True, None
         left = partial(self._left, self._task)
-        if self._sent:
-            self._sent[-1].future.add_done_callback(left)
+        if self.sent:
+            self.sent[-1].future.add_done_callback(left)
         else:
             self._loop.call_soon(left)
 
@@ -307,12 +278,12 @@ class Lane:
         self.reachable = False
         self._detach()
         again = []
-        for call in self._sent:
+        for call in self.sent:
             if call.again():
                 again.append(call)
             else:
                 call.fail(f"{LOST}: {explain(error)}", error)
-        self._sent.clear()
+        self.sent.clear()
         self._outgoing = sorted([*again, *self._outgoing], key=attrgetter("since"))
         self.flush()
 
@@ -329,7 +300,7 @@ class Lane:
         return self._task is asyncio.current_task()
 
     def _detach(self) -> None:
-        self._writer = self._task = None
+        self._stream = self._connection = self._task = None
         self._leaving = False
         if self._ping is not None:
             self._ping.cancel()
@@ -339,20 +310,20 @@ class Lane:
 
     # -- whether an idle connection still is one ------------------------------------------------------------
 
-    def _ask(self, writer: asyncio.StreamWriter) -> None:
+    def _ask(self, stream: Stream) -> None:
         """Nothing is written behind the question until the answer is there: nothing can be in doubt."""
-        self._writer = None
+        self._stream = None
         ping = self._ping = self._loop.create_future()
-        self._sent.append(Call(None, _PING, ping, self._loop.time(), b"PONG", is_just))
-        ping.add_done_callback(partial(self._answered, writer))
-        writer.write(_PING)
+        self.sent.append(Call(None, _PING, ping, self._loop.time(), b"PONG", is_just))
+        ping.add_done_callback(partial(self._answered, stream))
+        stream.write(_PING)
         self._loop.call_later(ANSWER_WITHIN, self._loop.call_later, GRACE, self._not_answered, ping)
 
-    def _answered(self, writer: asyncio.StreamWriter, ping: asyncio.Future[Reply]) -> None:
+    def _answered(self, stream: Stream, ping: asyncio.Future[Reply]) -> None:
         """With an error, perhaps: an answer it is."""
         forget(ping)
         if ping is self._ping:
-            self._ping, self._writer = None, writer
+            self._ping, self._stream = None, stream
             self._trusted_until = self._loop.time() + self._idle
             self.flush()
 
@@ -361,8 +332,8 @@ class Lane:
             self.drop("the connection to Redis had been idle and does not answer any more")
 
     def _fail_all(self, message: str, cause: BaseException | None) -> None:
-        sent, outgoing = list(self._sent), self._outgoing
-        self._sent.clear()
+        sent, outgoing = list(self.sent), self._outgoing
+        self.sent.clear()
         self._outgoing = []
         for call in sent:
             call.fail(message, cause)
@@ -374,7 +345,7 @@ class Lane:
     def _watch(self) -> None:
         """One timer for all calls: it looks at the oldest and sleeps on."""
         self._timer = None
-        calls = [call for call in [*self._sent, *self._outgoing] if not call.future.done()]
+        calls = [call for call in [*self.sent, *self._outgoing] if not call.future.done()]
         if not calls:
             return
         left = calls[0].since + self._timeout - self._loop.time()
@@ -398,17 +369,19 @@ class Lane:
     async def aclose(self) -> None:
         """Wait for the calls under way, at most their timeout, and close; later calls fail."""
         self.flush()
-        waiting = [call.future for call in [*self._sent, *self._outgoing]]
+        waiting = [call.future for call in [*self.sent, *self._outgoing]]
         if waiting:
             await asyncio.wait(waiting, timeout=self._timeout)
         self._closed = True
-        task, writer = self._task, self._writer
+        task, connection = self._task, self._connection
         self._detach()
         self._fail_all(CLOSED, None)
         if self._timer is not None:
             self._timer.cancel()
+        if connection is not None:
+            with contextlib.suppress(
+                RedisError, OSError, asyncio.TimeoutError
+            ):  # how it ends does not matter
+                await connection.disconnect()
         if task is not None:
             await end((task,))
-        if writer is not None:
-            with contextlib.suppress(OSError, asyncio.TimeoutError):  # the peer's last words do not matter
-                await asyncio.wait_for(writer.wait_closed(), self._timeout)

@@ -7,8 +7,9 @@ compared with what was asked before anybody gets it: its kind, and the id, nonce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias, Union, cast
 
+from ....errors import SessionStoreError
 from ....record.codec import id_of
 
 Reply: TypeAlias = Union[bytes, int, list["Reply"], None]  # noqa: UP007  # recursive: | needs no strings
@@ -17,6 +18,7 @@ About: TypeAlias = bytes | tuple[bytes, ...]
 tells of success; empty: nothing."""
 Fits: TypeAlias = Callable[[Reply, Any], bool]  # each knows what its calls ask about
 
+NOT_OURS = "Redis gave an answer that no script of ours gives"
 WITHHELD = b"asgi2:"  # in the place of a record that nobody gets: it has no header, so it cannot be read
 STORED = b"STORED"  # and the nonce or the name of what was done
 UNHELD = b"UNHELD"  # the same, and the lock is free
@@ -24,7 +26,7 @@ MOST_KNOWN = 1024  # ids whose record is wrong, about 300 kB
 
 _OURS = b"asgi"  # how a value of ours begins, in every version of its header
 _BODY = 65  # where its record begins, in the version that is written; of others it is looked for
-_TAKEN = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"F": 1, b"W": 3, b"K": 3}
+_TAKEN = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"W": 3, b"K": 3}
 _REFUSALS = (b"GONE", b"LOST", b"CONFLICT")
 
 
@@ -88,6 +90,13 @@ def is_taken(reply: Reply, mark: bytes) -> bool:
     if not isinstance(kind, bytes) or _TAKEN.get(kind) != len(reply):
         return False
     return kind != b"L" or (type(rest[0]) is bytes and type(rest[1]) is int and _is_own(rest[0], mark))
+
+
+def words_of(reply: Reply) -> list[bytes | int]:
+    """What `acquire.lua` says in a list; `SessionStoreError` for anything else, which is not from Redis."""
+    if isinstance(reply, list) and is_taken(reply, b""):
+        return cast("list[bytes | int]", reply)
+    raise SessionStoreError(NOT_OURS)
 
 
 def is_stored(reply: Reply, success: bytes) -> bool:

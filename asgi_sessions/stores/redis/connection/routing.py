@@ -10,11 +10,11 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
 from ....errors import SessionStoreError
-from ..commands.scripts import pack
 from .call import CLOSED, Call, forget
 from .deployment import Deployment, close, sentinels_of
-from .pipeline import Lane
+from .pipeline import Pipeline
 from .replies import Reply, is_just, is_list
+from .resp import pack
 from .tasks import end
 from .urls import Address
 
@@ -24,24 +24,24 @@ TRY_AGAIN = 0.02  # seconds before a call is made again whose keys are on two no
 
 
 class Router(Protocol):
-    """The lanes of one event loop."""
+    """The pipelines of one event loop."""
 
     clustered: bool
 
-    def lane(self, key: bytes) -> Lane:
-        """The lane to the node that the key lives on."""
+    def pipeline(self, key: bytes) -> Pipeline:
+        """The pipeline to the node that the key lives on."""
         ...
 
-    async def primaries(self) -> list[Lane]:
-        """A lane to each node that holds records."""
+    async def primaries(self) -> list[Pipeline]:
+        """A pipeline to each node that holds records."""
         ...
 
-    def any_lane(self) -> Lane:
-        """A lane to any node, one that answers if there is one: what is published on one is heard on all."""
+    def any_pipeline(self) -> Pipeline:
+        """A pipeline to any node, one that answers if there is one; any will do to publish."""
         ...
 
     async def aclose(self) -> None:
-        """Close all lanes and pools."""
+        """Close all pipelines and pools."""
         ...
 
 
@@ -52,54 +52,56 @@ class OneNode:
 
     def __init__(self, deployment: Deployment) -> None:
         self._pool = deployment.pool()
-        self._lane = Lane(self._pool, deployment.timeout, idle=deployment.idle)
+        self._pipeline = Pipeline(
+            self._pool, deployment.timeout, idle=deployment.idle, take_over=deployment.take_over
+        )
         self._sentinels = sentinels_of(self._pool)
         if self._sentinels is not None:
-            self._sentinels.watch(self._lane)
+            self._sentinels.watch(self._pipeline)
 
-    def lane(self, key: bytes) -> Lane:
-        return self._lane
+    def pipeline(self, key: bytes) -> Pipeline:
+        return self._pipeline
 
-    async def primaries(self) -> list[Lane]:
-        return [self._lane]
+    async def primaries(self) -> list[Pipeline]:
+        return [self._pipeline]
 
-    def any_lane(self) -> Lane:
-        return self._lane
+    def any_pipeline(self) -> Pipeline:
+        return self._pipeline
 
     async def aclose(self) -> None:
         if self._sentinels is not None:
             await self._sentinels.aclose()
-        await self._lane.aclose()
+        await self._pipeline.aclose()
         await close(self._pool)
 
 
 class Cluster:
-    """A lane per node. Where a slot lives is learned from MOVED replies, which a cluster gives anyway."""
+    """A pipeline per node. Where a slot lives is learned from MOVED replies, which a cluster gives anyway."""
 
     clustered = True
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._lanes: dict[Address, Lane] = {}
+        self._pipelines: dict[Address, Pipeline] = {}
         self._slots: dict[int, Address] = {}
         self._nodes: dict[Address, None] = {}  # that are known to be there, replicas too
         self._meeting: asyncio.Task[None] | None = None
 
-    def lane(self, key: bytes) -> Lane:
+    def pipeline(self, key: bytes) -> Pipeline:
         address = self._slots.get(key_slot(key))
         if address is not None:
-            lane = self._at(address)
-            if lane.reachable:
-                return lane
+            pipeline = self._at(address)
+            if pipeline.reachable:
+                return pipeline
         elif self._meeting is None:
             self._meeting = asyncio.get_running_loop().create_task(self._meet())
-        return self.any_lane()
+        return self.any_pipeline()
 
-    async def primaries(self) -> list[Lane]:
-        lane = self.any_lane()
-        reply = await lane.command(b"CLUSTER", b"SLOTS", fits=is_list)
+    async def primaries(self) -> list[Pipeline]:
+        pipeline = self.any_pipeline()
+        reply = await pipeline.command(b"CLUSTER", b"SLOTS", fits=is_list)
         ranges = cast("list[tuple[Any, ...]]", reply)
-        origin = next(address for address, other in self._lanes.items() if other is lane)
+        origin = next(address for address, other in self._pipelines.items() if other is pipeline)
         for first, last, *nodes in ranges:
             addresses = [self._address(origin, (host or b"").decode(), port) for host, port, *_ in nodes]
             self._slots.update(dict.fromkeys(range(first, last + 1), addresses[0]))
@@ -110,9 +112,9 @@ class Cluster:
         """All at once: several nodes may be away, and each is waited for."""
         if self._meeting is not None:
             await end((self._meeting,))
-        lanes, self._lanes = self._lanes, {}
-        await asyncio.gather(*[lane.aclose() for lane in lanes.values()])
-        await asyncio.gather(*[close(lane.pool) for lane in lanes.values()])
+        pipelines, self._pipelines = self._pipelines, {}
+        await asyncio.gather(*[pipeline.aclose() for pipeline in pipelines.values()])
+        await asyncio.gather(*[close(pipeline.pool) for pipeline in pipelines.values()])
 
     async def _meet(self) -> None:
         """Learn once who else there is: the only node that was named may be the next one to die."""
@@ -121,28 +123,29 @@ class Cluster:
         except SessionStoreError:
             self._meeting = None
 
-    def _at(self, address: Address) -> Lane:
-        lane = self._lanes.get(address)
-        if lane is None:
-            lane = Lane(
+    def _at(self, address: Address) -> Pipeline:
+        pipeline = self._pipelines.get(address)
+        if pipeline is None:
+            pipeline = Pipeline(
                 self._deployment.pool(address),
                 self._deployment.timeout,
                 idle=self._deployment.idle,
+                take_over=self._deployment.take_over,
                 connect_within=self._deployment.connect_within,
                 redirect=partial(self._redirect, address),
                 elsewhere=partial(self._elsewhere, address),
             )
-            self._lanes[address] = lane
-        return lane
+            self._pipelines[address] = pipeline
+        return pipeline
 
-    def any_lane(self) -> Lane:
+    def any_pipeline(self) -> Pipeline:
         """The first node that answered when last asked; without one, each in its turn."""
         known = [self._at(address) for address in self._known()]
-        for lane in known:
-            if lane.reachable:
-                return lane
-        for lane in known:
-            lane.reachable = True
+        for pipeline in known:
+            if pipeline.reachable:
+                return pipeline
+        for pipeline in known:
+            pipeline.reachable = True
         return known[0]
 
     def _address(self, origin: Address, host: str, port: int) -> Address:
@@ -156,15 +159,15 @@ class Cluster:
     def _elsewhere(self, origin: Address, call: Call) -> bool:
         """Send a call whose node cannot be reached to one that may know who has the slot by now."""
         known = [self._at(address) for address in self._known() if address != origin]
-        lane = next((lane for lane in known if lane.reachable), None)
-        if lane is None or call.hops >= HOPS:
+        pipeline = next((pipeline for pipeline in known if pipeline.reachable), None)
+        if pipeline is None or call.hops >= HOPS:
             return False
         call.hops += 1
-        lane.put(call)
+        pipeline.put(call)
         return True
 
     def _known(self) -> list[Address]:
-        return list(dict.fromkeys([*self._deployment.seeds, *self._lanes, *self._nodes]))
+        return list(dict.fromkeys([*self._deployment.seeds, *self._pipelines, *self._nodes]))
 
     def _redirect(self, origin: Address, call: Call, error: ResponseError) -> bool:
         """Send a call where the cluster says; a slot on its way to another node needs ASKING first."""
@@ -194,7 +197,7 @@ class Cluster:
         return True
 
     def _put(self, origin: Address, call: Call) -> None:
-        if not self._lanes:
+        if not self._pipelines:
             call.fail(CLOSED)
         elif not call.future.done():
             call.hops = 0

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import NoPermissionError, RedisError
 
-from .call import Connection, Pool, give_back
+from .pools import Connection, Pool, give_back
 from .tasks import end
 from .urls import Address
 
@@ -70,7 +70,7 @@ class SentinelClient(Redis):
 
 
 class Calls(Protocol):
-    """The way to the primary; see `Lane`."""
+    """The way to the primary; see `Pipeline`."""
 
     def hold(self, seconds: float) -> None: ...
     def resume(self) -> None: ...

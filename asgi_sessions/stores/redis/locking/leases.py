@@ -1,4 +1,4 @@
-"""The heartbeat: every lease that is held is renewed each third of it, all that are due in one batch."""
+"""The heartbeat: each lease is renewed every third of its length, all that are due in one batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Callable
 from functools import partial
 
 from ....errors import SessionStoreError
-from ..commands.scripts import RENEW, Keys, Script
-from ..commands.timing import Terms
+from ..commands.keys import Keys
+from ..commands.scripts import RENEW
+from ..commands.timing import LockTiming
 from ..connection.replies import Reply
+from ..connection.script import Script
 
 _logger = logging.getLogger("asgi_sessions.redis")
 
@@ -18,13 +20,13 @@ _logger = logging.getLogger("asgi_sessions.redis")
 class Lease:
     """A lock that is held until further notice; times in seconds of the event loop's clock."""
 
-    __slots__ = ("ahead", "due", "ends", "keys", "terms", "token", "until")
+    __slots__ = ("ahead", "due", "ends", "keys", "timing", "token", "until")
 
     def __init__(
         self,
         keys: Keys,
         token: bytes,
-        terms: Terms,
+        timing: LockTiming,
         due: float,
         ends: float,
         until: float,
@@ -32,7 +34,7 @@ class Lease:
     ) -> None:
         self.keys = keys
         self.token = token
-        self.terms = terms
+        self.timing = timing
         self.ahead = ahead  # ms by which Redis' clock was ahead of the loop's when the lock was taken
         self.due = due
         self.ends = ends  # unless it is renewed
@@ -40,7 +42,7 @@ class Lease:
 
 
 class Leases:
-    """All leases held on one event loop, by token. One timer; none when nothing was held for a while.
+    """All leases held on one event loop, by token. One timer, and none when nothing was held for a while.
 
     `on_lost` is told of a lease that is lost or will not be renewed any more.
     """
@@ -59,14 +61,14 @@ class Leases:
         return len(self._held)
 
     def hold(
-        self, keys: Keys, token: bytes, terms: Terms, now: float, left: float, ahead: float = 0.0
+        self, keys: Keys, token: bytes, timing: LockTiming, now: float, left: float, ahead: float = 0.0
     ) -> Lease:
         """Renew this lease until it is dropped or its `max_hold` is over.
 
         `left` is how much of it is left `now`, in seconds: little where the lock was handed over.
         """
         due = now + left / 3
-        lease = self._held[token] = Lease(keys, token, terms, due, now + left, now + terms.max_hold, ahead)
+        lease = self._held[token] = Lease(keys, token, timing, due, now + left, now + timing.max_hold, ahead)
         if self._timer is None or due < self._fires_at:
             self._arm(due)
         return lease
@@ -100,15 +102,15 @@ class Leases:
             if now >= lease.until:
                 self._give_up(token, lease)
                 _logger.warning("a session's lock is held beyond lock_max_hold and is not renewed any more")
-            elif lease.due <= now + lease.terms.lease / 30:  # those that are nearly due go along
+            elif lease.due <= now + lease.timing.lease / 30:  # those that are nearly due go along
                 self._renew(token, lease, now)
         if self._held:
             self._arm(min(lease.due for lease in self._held.values()))
 
     def _renew(self, token: bytes, lease: Lease, now: float) -> None:
-        lease.due = min(now + lease.terms.lease / 3, lease.until)
-        reply = self._run(RENEW, lease.keys.lock, token, lease.terms.lease_ms)
-        reply.add_done_callback(partial(self._renewed, token, lease, now + lease.terms.lease))
+        lease.due = min(now + lease.timing.lease / 3, lease.until)
+        reply = self._run(RENEW, lease.keys.lock, token, lease.timing.lease_ms)
+        reply.add_done_callback(partial(self._renewed, token, lease, now + lease.timing.lease))
 
     def _renewed(self, token: bytes, lease: Lease, ends: float, reply: asyncio.Future[Reply]) -> None:
         if reply.cancelled() or self._held.get(token) is not lease:

@@ -1,21 +1,22 @@
-"""The queues within one process: carries out what `LockQueue` decides."""
+"""The locks of one event loop: the queues within the process. Carries out what `LockQueue` decides."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from ..commands.scripts import Keys
-from ..commands.timing import Terms
+from ..commands.commands import Commands
+from ..commands.keys import Keys
+from ..commands.timing import LockTiming
 from ..commands.tokens import new_token
 from ..connection.call import CLOSED, NotSentError
+from .leases import Leases
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
+from .releases import Releases
+from .subscription import Subscription
 from .waiter import Acquired, Waiter
-
-if TYPE_CHECKING:
-    from ..event_loop import Engine
 
 Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
 """Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""
@@ -35,11 +36,17 @@ def _ended() -> LockQueue[Member]:
 _NONE = _ended()  # stands for the queue of a session that nobody wants; every token is a stranger to it
 
 
-class LockQueues:
+class Locks:
     """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(
+        self, commands: Commands, subscription: Subscription, releases: Releases, leases: Leases
+    ) -> None:
+        self._commands = commands
+        self._subscription = subscription
+        self._releases = releases
+        self._leases = leases
+        self._loop = commands.loop
         self._queues: dict[bytes, LockQueue[Member]] = {}
 
     def __len__(self) -> int:
@@ -48,74 +55,74 @@ class LockQueues:
     # -- to the lock --------------------------------------------------------------------------------------
 
     async def acquire(
-        self, keys: Keys, terms: Terms, arrived: Callable[[], None] | None = None
+        self, keys: Keys, timing: LockTiming, arrived: Callable[[], None] | None = None
     ) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
 
         `arrived` is called where the caller has to wait for others of this process: Redis does not hear of it
         until it has its turn.
         """
-        engine, record = self._engine, keys.record
-        queue, started = self._queues.get(record), engine.loop.time()
+        commands, record = self._commands, keys.record
+        queue, started = self._queues.get(record), self._loop.time()
         if queue is not None:
-            return await self._acquire_behind(keys, terms, queue, started, arrived)
+            return await self._acquire_behind(keys, timing, queue, started, arrived)
         token = new_token()
         queue = self._queues[record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
-            found = engine.found(await engine.take(keys, token, terms, started), started)
+            found = commands.found(await commands.take(keys, token, timing, started), started)
         except BaseException as error:
             if not isinstance(error, NotSentError):
-                engine.let_go(keys, token, terms)
-            self._failed(keys, terms, queue, token, error)
+                self._releases.let_go(keys, token, timing)
+            self._failed(keys, timing, queue, token, error)
             raise
         if isinstance(found, tuple):
             queue.granted(token, token)
             value, ahead = found
-            return Acquired(token, value, ahead, terms.lease, 0.0)
+            return Acquired(token, value, ahead, timing.lease, 0.0)
         if found == b"B":
             queue.found_taken(token)
-            return await self._ask(keys, terms, queue, token, started)
-        self._do(keys, terms, queue, queue.leave(token, b""))
+            return await self._ask(keys, timing, queue, token, started)
+        self._do(keys, timing, queue, queue.leave(token, b""))
         return found
 
     async def _acquire_behind(
         self,
         keys: Keys,
-        terms: Terms,
+        timing: LockTiming,
         queue: LockQueue[Member],
         started: float,
         arrived: Callable[[], None] | None,
     ) -> Acquired | bytes:
-        seat: Seat = self._engine.loop.create_future()
-        if not queue.join(seat, terms.max_waiters):
-            raise TooManyWaitersError(terms.max_waiters)
+        seat: Seat = self._loop.create_future()
+        if not queue.join(seat, timing.max_waiters):
+            raise TooManyWaitersError(timing.max_waiters)
         if arrived is not None:
             arrived()
         try:
-            await asyncio.wait((seat,), timeout=terms.wait)
+            await asyncio.wait((seat,), timeout=timing.wait)
         except BaseException:
-            self._leave(keys, terms, queue, seat)
+            self._leave(keys, timing, queue, seat)
             raise
         if not seat.done():
-            self._leave(keys, terms, queue, seat)
-            raise LockTimeoutError(terms.wait)
+            self._leave(keys, timing, queue, seat)
+            raise LockTimeoutError(timing.wait)
         given = seat.result()
         if isinstance(given, Acquired):
-            return given._replace(waited=self._engine.loop.time() - started)
-        return await self._ask(keys, terms, queue, seat, started, given)
+            return given._replace(waited=self._loop.time() - started)
+        return await self._ask(keys, timing, queue, seat, started, given)
 
-    def _leave(self, keys: Keys, terms: Terms, queue: LockQueue[Member], seat: Seat) -> None:
+    def _leave(self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], seat: Seat) -> None:
         """Give up a seat, or what was given in it."""
         given: Acquired | bytes = b""
         if seat.done() and seat.exception() is None:
             given = seat.result()
         token = given.token if isinstance(given, Acquired) else given
-        self._do(keys, terms, queue, queue.leave(seat, token))
+        self._do(keys, timing, queue, queue.leave(seat, token))
 
     async def _ask(
         self,
         keys: Keys,
-        terms: Terms,
+        timing: LockTiming,
         queue: LockQueue[Member],
         member: Member,
         started: float,
@@ -123,34 +130,40 @@ class LockQueues:
     ) -> Acquired | bytes:
         """Queue in Redis, or take over the lock with this token."""
         try:
-            if not token and terms.wait > 0:
-                await self._engine.channel.open()
-            answer = await Waiter(self._engine, keys, terms, started, token).take()
+            if not token and timing.wait > 0:
+                await self._subscription.open()
+            answer = await self.waiter(keys, timing, started, token).take()
         except BaseException as error:
-            self._failed(keys, terms, queue, member, error)
+            self._failed(keys, timing, queue, member, error)
             raise
         if isinstance(answer, Acquired):
-            self._do(keys, terms, queue, queue.granted(member, answer.token))
+            self._do(keys, timing, queue, queue.granted(member, answer.token))
         else:
-            self._do(keys, terms, queue, queue.leave(member, b""))
+            self._do(keys, timing, queue, queue.leave(member, b""))
         return answer
 
+    def waiter(
+        self, keys: Keys, timing: LockTiming, started: float | None = None, token: bytes = b""
+    ) -> Waiter:
+        """One caller's way to this lock in Redis, past the queue within the process."""
+        return Waiter(self._commands, self._subscription, self._releases, keys, timing, started, token)
+
     def _failed(
-        self, keys: Keys, terms: Terms, queue: LockQueue[Member], member: Member, error: BaseException
+        self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], member: Member, error: BaseException
     ) -> None:
         """The asker has failed, and let go of what it had in Redis."""
         if isinstance(error, SessionStoreError):
             _tell(queue.fault(member), error)
             self._end(keys, queue)
         else:
-            self._do(keys, terms, queue, queue.leave(member, b""))
+            self._do(keys, timing, queue, queue.leave(member, b""))
 
     # -- from the lock ------------------------------------------------------------------------------------
 
-    def release(self, keys: Keys, token: bytes, terms: Terms) -> None:
+    def release(self, keys: Keys, token: bytes, timing: LockTiming) -> None:
         """Pass the lock on, here or in Redis; written, not waited for."""
         queue = self._queues.get(keys.record, _NONE)
-        self._do(keys, terms, queue, queue.release(token))
+        self._do(keys, timing, queue, queue.release(token))
 
     def leave(self, keys: Keys, token: bytes) -> None:
         """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
@@ -175,18 +188,19 @@ class LockQueues:
             self._end(keys, queue)
         return after
 
-    def handed_over(self, keys: Keys, token: bytes, terms: Terms, stored: Acquired | None) -> None:
+    def handed_over(self, keys: Keys, token: bytes, timing: LockTiming, stored: Acquired | None) -> None:
         """The successor gets the lock, and with it what was `stored` under it.
 
-        None: that is not known, or may be too old. The next one asks Redis whether the lock is still ours.
+        None: what was stored is not known, or may be too old. Then the next one asks Redis whether the lock
+        is still ours.
         """
         queue = self._queues.get(keys.record, _NONE)
-        self._do(keys, terms, queue, queue.committed(token, fresh=stored is not None), stored)
+        self._do(keys, timing, queue, queue.committed(token, fresh=stored is not None), stored)
 
-    def hand_over_failed(self, keys: Keys, token: bytes, terms: Terms) -> None:
+    def hand_over_failed(self, keys: Keys, token: bytes, timing: LockTiming) -> None:
         """What became of the commit is not known. Its request still holds the lock, if it has not let go."""
         queue = self._queues.get(keys.record, _NONE)
-        self._do(keys, terms, queue, queue.unknown(token))
+        self._do(keys, timing, queue, queue.unknown(token))
 
     def close(self) -> None:
         """Nobody is to wait any more; who asks or holds comes to an end by itself."""
@@ -198,7 +212,7 @@ class LockQueues:
     def _do(
         self,
         keys: Keys,
-        terms: Terms,
+        timing: LockTiming,
         queue: LockQueue[Member],
         actions: Iterable[Action[Member]],
         stored: Acquired | None = None,
@@ -206,10 +220,10 @@ class LockQueues:
         """A lock that is let go or taken over is renewed no more: its token counts for nothing after that."""
         for action in actions:
             if isinstance(action, LetGo):
-                self._engine.leases.drop(action.token)
-                self._engine.let_go(keys, action.token, terms)
+                self._leases.drop(action.token)
+                self._releases.let_go(keys, action.token, timing)
             elif isinstance(action, Ask):
-                self._engine.leases.drop(action.token)
+                self._leases.drop(action.token)
                 _wake(action.member, action.token)
             elif isinstance(action, Give) and stored is not None:
                 _wake(action.member, stored)

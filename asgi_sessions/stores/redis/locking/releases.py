@@ -1,15 +1,21 @@
-"""Releases that Redis did not take, made again until it does."""
+"""Lets locks go, and repeats a release until Redis takes it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 
 from redis.exceptions import ResponseError
 
+from ....errors import SessionStoreError
+from ..commands.keys import Keys
+from ..commands.scripts import RELEASE
+from ..commands.timing import LockTiming
+from ..connection.call import CLOSED, forget
 from ..connection.replies import Reply
+from ..connection.routing import Router
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.2  # seconds between two questions; it doubles
 MOST = 4096  # releases of one node that are kept, about 2 MB; the oldest ones end with their leases then
@@ -28,44 +34,59 @@ class _Release:
 
 
 class Releases:
-    """The failed releases of one event loop, by node and token. One timer; none while there is nothing to do.
+    """The releases of one event loop. Those that failed are kept by node and token. One timer at the most.
 
-    While a node is in trouble, one release at a time asks whether it is well; all others follow when one was
-    taken. So a release is taken at most `LONGEST_PAUSE` after the node is well, and an outage costs some
-    calls per second, however many sessions it met.
+    While a node is in trouble, one release at a time asks whether it is well. When that one is taken, all
+    others follow. So a release is taken at most `LONGEST_PAUSE` after the node is well, and an outage costs
+    some calls per second, however many sessions it met.
 
-    What a node refuses is given up when the lease is over. What it does not answer is kept: a frozen node
-    may carry out the acquire late, and the lease begins then. `run` sends a call to a key's node, `node_of`
-    tells nodes apart.
+    A release that a node refuses is given up when the lease is over. One that it does not answer is kept: a
+    frozen node may carry out the acquire late, and the lease begins then.
     """
 
-    def __init__(
-        self, run: Callable[[bytes, bytes], asyncio.Future[Reply]], node_of: Callable[[bytes], Hashable]
-    ) -> None:
-        self._run = run
-        self._node_of = node_of
+    def __init__(self, router: Router) -> None:
+        self._router = router
         self._loop = asyncio.get_running_loop()
         self._failed: dict[Hashable, dict[bytes, _Release]] = {}  # oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._pause = FIRST_PAUSE
-        self._closed = False
+        self._closed = self._ended = False
 
     def __len__(self) -> int:
         return sum(map(len, self._failed.values()))
 
-    def post(self, key: bytes, token: bytes, packed: bytes, lease: float) -> asyncio.Future[Reply]:
-        """Send a release, and again where it fails, for `lease` seconds. The reply is the first try's."""
-        reply = self._run(key, packed)
-        reply.add_done_callback(partial(self._posted, key, token, packed, lease))
+    def let_go(self, keys: Keys, token: bytes, timing: LockTiming) -> asyncio.Future[Reply]:
+        """Release the lock or the place in the queue that has this token; need not be awaited.
+
+        Where that fails it is tried again until the lease is over. The reply is the first try's: 1 where the
+        lock was ours, 0 where it was not.
+        """
+        if self._ended:
+            refused: asyncio.Future[Reply] = self._loop.create_future()
+            refused.set_exception(SessionStoreError(CLOSED))
+            forget(refused)
+            return refused
+        packed = b"%b%b$%d\r\n%b\r\n%b" % (
+            RELEASE.by_sha, keys.packed, len(token), token, timing.release,
+        )  # fmt: skip
+        reply = self._run(keys.record, packed)
+        reply.add_done_callback(partial(self._posted, keys.record, token, packed, timing.lease))
         return reply
 
     def close(self) -> None:
-        """Try what has failed once more, now; then no more."""
+        """Try what has failed once more, now. From here on a release that fails is not tried again."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for node in list(self._failed):
             self._send_all(node)
+
+    def end(self) -> None:
+        """Release nothing from now on."""
+        self._ended = True
+
+    def _run(self, key: bytes, packed: bytes) -> asyncio.Future[Reply]:
+        return self._router.pipeline(key).run(RELEASE, packed)
 
     def _posted(
         self, key: bytes, token: bytes, packed: bytes, lease: float, reply: asyncio.Future[Reply]
@@ -75,7 +96,7 @@ class Releases:
             return
         if not self._failed:
             _logger.warning("a session's lock could not be let go, it is tried again: %s", error)
-        failed = self._failed.setdefault(self._node_of(key), {})
+        failed = self._failed.setdefault(self._router.pipeline(key), {})
         failed[token] = _Release(key, packed, self._loop.time() + lease)
         if len(failed) > MOST:
             del failed[next(iter(failed))]

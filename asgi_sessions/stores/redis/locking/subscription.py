@@ -1,4 +1,4 @@
-"""The channel on which a lock that is handed over is announced, one for each event loop."""
+"""The channel on which Redis announces a lock that was handed over, one for each event loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError
 
 from ....errors import SessionStoreError
-from ..commands.scripts import pack
 from ..commands.timing import NO_CHANNEL, POLL
-from ..connection.call import OUT_OF_STEP, Connection, give_back
+from ..connection.call import OUT_OF_STEP
 from ..connection.faults import explain
-from ..connection.pipeline import ANSWER_WITHIN, IDLE, Lane
+from ..connection.pipeline import ANSWER_WITHIN, IDLE, Pipeline
+from ..connection.pools import Connection, give_back
 from ..connection.replies import Reply, WrongRecords, is_number, is_record
 from ..connection.tasks import end
 
@@ -26,20 +26,22 @@ _BREATHER = 0.05  # seconds before a subscription that was just lost is made aga
 _logger = logging.getLogger("asgi_sessions.redis")
 
 
-class WakeChannel:
-    """One subscription per event loop, made when somebody waits for the first time.
+class Subscription:
+    """Made when somebody waits for the first time.
 
-    It is believed while it is with the node that a lane speaks to: one address may lead to several nodes, and
-    a replica passes on what its primary says to others, which counts no listener here. So the lane publishes
-    to the channel once, to be counted as heard, and the subscription ends with the lane's connection.
+    Messages are believed only from the node that the pipeline speaks to. One address may lead to several
+    nodes, and a replica passes on what its primary publishes to others, which counts no listener here. So the
+    pipeline publishes to the channel once, to see that somebody hears it; and the subscription ends with the
+    pipeline's connection.
 
-    When it is lost, all who wait here ask Redis again at once. When Redis refuses it (ACL), waiters poll.
+    When the subscription is lost, all who wait here ask Redis again at once. When Redis refuses it (ACL),
+    waiters poll.
     """
 
-    def __init__(self, lane: Callable[[], Lane], name: bytes, timeout: float) -> None:
+    def __init__(self, pipeline: Callable[[], Pipeline], name: bytes, timeout: float) -> None:
         self.name = name
         self.live = False
-        self._lane = lane
+        self._pipeline = pipeline
         self._timeout = timeout
         self._refused = False
         self._dropped = False
@@ -48,6 +50,7 @@ class WakeChannel:
         self._expected: dict[bytes, asyncio.Future[bytes | None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[bytes] | None = None
+        self._question: asyncio.Task[None] | None = None  # whether the connection still is one
         self._drained: asyncio.Future[None] | None = None  # set once it is closed
         self._wrong = WrongRecords()
         self._subscriptions = 0  # made so far
@@ -117,22 +120,26 @@ class WakeChannel:
             self._task.cancel()
 
     def _ask(self) -> None:
-        """A connection that was idle for long may be gone without a word: to subscribe again is answered."""
-        if self._connection is None or self._connection._writer is None:
-            return
+        """A connection that was idle for long may be gone without notice. To subscribe again is answered."""
         loop = asyncio.get_running_loop()
-        self._connection._writer.write(pack(b"SUBSCRIBE", self.name))
+        self._question = loop.create_task(self._subscribe_again())
         asked = self._heard_at = loop.time()
         loop.call_later(ANSWER_WITHIN, self._not_heard, asked)
+
+    async def _subscribe_again(self) -> None:
+        connection = self._connection
+        if connection is not None and connection.is_connected:  # else redis-py would connect anew
+            with contextlib.suppress(RedisError, OSError):  # then no answer comes
+                await connection.send_command("SUBSCRIBE", self.name)
 
     def _not_heard(self, asked: float) -> None:
         if self.live and self._heard_at == asked:
             self._drop()
 
     async def _listen(self, opened: asyncio.Future[bytes]) -> None:
-        lane = self._lane()
+        pipeline = self._pipeline()
         try:
-            connection = await asyncio.wait_for(self._subscribe(lane), self._timeout)
+            connection = await asyncio.wait_for(self._subscribe(pipeline), self._timeout)
             try:
                 if self._dropped:  # in the moment in which it was made
                     return
@@ -142,11 +149,13 @@ class WakeChannel:
                 while True:
                     self._deliver(await connection.read_response(disable_decoding=True))
             finally:
-                await give_back(lane.pool, connection)
+                if self._question is not None:
+                    self._question.cancel()
+                await give_back(pipeline.pool, connection)
         except (RedisError, SessionStoreError, OSError, asyncio.TimeoutError) as error:
             self._failed(error.__cause__ if isinstance(error, SessionStoreError) else error)
         finally:
-            lane.on_lost = None
+            pipeline.on_lost = None
 
     def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, NoPermissionError):
@@ -156,21 +165,21 @@ class WakeChannel:
         else:
             _logger.debug("the subscription that wakes waiting requests was lost: %s", error)
 
-    async def _subscribe(self, lane: Lane) -> Connection:
+    async def _subscribe(self, pipeline: Pipeline) -> Connection:
         loop = asyncio.get_running_loop()
         if loop.time() - self._lost_at < 1.0:
             await asyncio.sleep(_BREATHER)
-        lane.on_lost = self._drop
-        connection = await lane.pool.get_connection()
+        pipeline.on_lost = self._drop
+        connection = await pipeline.pool.get_connection()
         try:
             await connection.send_command("SUBSCRIBE", self.name)
             reply = await connection.read_response(disable_decoding=True)
             if not isinstance(reply, list) or reply[:2] != [b"subscribe", self.name]:
                 raise _out_of_step()
-            if await lane.command(b"PUBLISH", self.name, b"", fits=is_number) == 0:
+            if await pipeline.command(b"PUBLISH", self.name, b"", fits=is_number) == 0:
                 raise RedisConnectionError("it is at another node than that of the calls")
         except BaseException:
-            await give_back(lane.pool, connection)
+            await give_back(pipeline.pool, connection)
             raise
         return connection
 

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from ..commands.scripts import ACQUIRE, Keys, pack_args
-from ..commands.timing import NO_CHANNEL, Terms
+from ....errors import LockTimeoutError, TooManyWaitersError
+from ..commands.commands import Commands
+from ..commands.keys import Keys
+from ..commands.scripts import ACQUIRE
+from ..commands.timing import NO_CHANNEL, LockTiming
 from ..commands.tokens import new_token
-from ..connection.call import NOT_OURS, NotSentError
-from ..connection.replies import Reply
-
-if TYPE_CHECKING:
-    from ..event_loop import Engine
+from ..connection.call import NotSentError
+from ..connection.replies import words_of
+from ..connection.resp import pack_args
+from .releases import Releases
+from .subscription import Subscription
 
 POLL_UNTOLD = 0.1  # seconds between two questions of a waiter that is not told
 MARGIN = 0.002  # seconds after the end of another's lease: Redis counts in whole milliseconds
-
-
-_ANSWERS = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"W": 3, b"K": 3}
-
-
-def understood(reply: Reply) -> list[bytes | int]:
-    """What `ACQUIRE` answered; `SessionStoreError` for what it cannot have: there is no Redis behind it."""
-    if (
-        isinstance(reply, list)
-        and reply
-        and isinstance(reply[0], bytes)
-        and _ANSWERS.get(reply[0]) == len(reply)
-    ):
-        return cast("list[bytes | int]", reply)
-    raise SessionStoreError(NOT_OURS)
 
 
 class Acquired(NamedTuple):
@@ -97,11 +84,11 @@ class Place:
         return [token for token in (self.fresh, self.token) if token]
 
 
-def question(keys: Keys, terms: Terms, place: Place, address: bytes | None, wait: float) -> bytes:
+def question(keys: Keys, timing: LockTiming, place: Place, address: bytes | None, wait: float) -> bytes:
     """A call of `ACQUIRE`, packed; it queues where there are seconds to wait."""
     wait_ms = b"%d" % max(round(wait * 1000), 1) if wait else b"0"
-    bare, address = b"1" if terms.bare else b"0", address or NO_CHANNEL
-    args = pack_args(place.fresh, terms.lease_ms, wait_ms, address, place.token, bare, terms.activity)
+    bare, address = b"1" if timing.bare else b"0", address or NO_CHANNEL
+    args = pack_args(place.fresh, timing.lease_ms, wait_ms, address, place.token, bare, timing.activity)
     return ACQUIRE.by_sha + keys.packed + args
 
 
@@ -115,23 +102,36 @@ class Waiter:
     __slots__ = (
         "_address",
         "_ahead",
-        "_engine",
+        "_commands",
         "_is_told",
         "_keys",
+        "_loop",
         "_message",
         "_place",
+        "_releases",
         "_started",
-        "_terms",
+        "_subscription",
+        "_timing",
     )
 
     def __init__(
-        self, engine: Engine, keys: Keys, terms: Terms, started: float | None = None, token: bytes = b""
+        self,
+        commands: Commands,
+        subscription: Subscription,
+        releases: Releases,
+        keys: Keys,
+        timing: LockTiming,
+        started: float | None = None,
+        token: bytes = b"",
     ) -> None:
-        self._engine = engine
+        self._commands = commands
+        self._subscription = subscription
+        self._releases = releases
+        self._loop = commands.loop
         self._keys = keys
-        self._terms = terms
-        self._started = engine.loop.time() if started is None else started
-        self._address: bytes | None = engine.channel.name if engine.channel.live else None
+        self._timing = timing
+        self._started = commands.loop.time() if started is None else started
+        self._address: bytes | None = subscription.name if subscription.live else None
         self._place = Place(token)
         self._is_told = False  # queued with our channel
         self._message: asyncio.Future[bytes | None] | None = None
@@ -147,7 +147,7 @@ class Waiter:
             return await self._take()
         except BaseException:
             for token in self._place.left():  # posted: it must leave even while this task is being cancelled
-                self._engine.let_go(self._keys, token, self._terms)
+                self._releases.let_go(self._keys, token, self._timing)
             raise
         finally:
             self._forget(self._place.fresh, self._place.token)
@@ -157,32 +157,32 @@ class Waiter:
             last = self._left() <= 0
             kind, *rest = await self._ask(last)
             if kind == b"L":
-                return self._acquired(cast(bytes, rest[0]), self._terms.lease)
+                return self._acquired(cast(bytes, rest[0]), self._timing.lease)
             if kind not in (b"B", b"W", b"K"):
                 return cast(bytes, kind)
             if last:
                 raise LockTimeoutError(self._waited())
-            if not self._terms.max_waiters:
+            if not self._timing.max_waiters:
                 raise TooManyWaitersError(0)
             if self._message is not None:
                 news = await self._woken(self._message, cast(int, rest[0]))
                 told = None if news is None else self._told(news)
                 if told is not None:
                     return told
-            if not self._engine.channel.live or self._address != self._engine.channel.name:
-                self._address = await self._engine.channel.open()
+            if not self._subscription.live or self._address != self._subscription.name:
+                self._address = await self._subscription.open()
 
     async def _ask(self, last: bool) -> list[bytes | int]:
         """One question; afterwards `_place` and `_message` are those that the answer speaks of."""
-        channel, terms, place = self._engine.channel, self._terms, self._place
-        queue = self._address is not None and not last and terms.max_waiters > 0
+        channel, timing, place = self._subscription, self._timing, self._place
+        queue = self._address is not None and not last and timing.max_waiters > 0
         fresh = place.ask()
         message = channel.expect(fresh) if queue else None
-        asked = self._engine.loop.time()
-        packed = question(self._keys, terms, place, self._address, self._left() if queue else 0.0)
+        asked = self._loop.time()
+        packed = question(self._keys, timing, place, self._address, self._left() if queue else 0.0)
         try:
-            reply = await self._engine.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
-            answer = understood(reply)
+            reply = await self._commands.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
+            answer = words_of(reply)
         except NotSentError:
             self._forget(*place.answered(b"B"))
             raise
@@ -198,15 +198,15 @@ class Waiter:
 
     async def _woken(self, message: asyncio.Future[bytes | None], ttl: int) -> bytes | None:
         """The message for our place; None when it is time to ask again."""
-        told = self._is_told and self._engine.channel.live
-        poll = self._terms.poll if told else min(POLL_UNTOLD, self._terms.poll)
+        told = self._is_told and self._subscription.live
+        poll = self._timing.poll if told else min(POLL_UNTOLD, self._timing.poll)
         lock_ends = ttl / 1000 + MARGIN if ttl >= 0 else poll
         await asyncio.wait((message,), timeout=max(min(lock_ends, poll, self._left()), 0))
         if not message.done():
             return None
         news = message.result()
         if news is None:
-            self._message = self._engine.channel.expect(self._place.token)
+            self._message = self._subscription.expect(self._place.token)
         return news
 
     def _told(self, news: bytes) -> Acquired | bytes | None:
@@ -215,9 +215,9 @@ class Waiter:
         if value in (b"A", b"R", b"X"):
             self._forget(*self._place.gone())
             return value
-        claim = self._terms.claim
-        age = max(self._engine.loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
-        record = self._engine.channel.vetted(value, self._keys.mark)
+        claim = self._timing.claim
+        age = max(self._loop.time() * 1000 + self._ahead - int(now), 0.0) / 1000
+        record = self._subscription.vetted(value, self._keys.mark)
         return None if record is None or age > claim / 2 else self._acquired(record, claim - age)
 
     def _acquired(self, value: bytes, left: float) -> Acquired:
@@ -227,10 +227,10 @@ class Waiter:
     def _forget(self, *tokens: bytes) -> None:
         """Believe no message for these any more."""
         for token in tokens:
-            self._engine.channel.forget(token)
+            self._subscription.forget(token)
 
     def _waited(self) -> float:
-        return self._engine.loop.time() - self._started
+        return self._loop.time() - self._started
 
     def _left(self) -> float:
-        return self._terms.wait - self._waited()
+        return self._timing.wait - self._waited()

@@ -8,18 +8,20 @@ is signed in when `end` marks the links is either marked under the id that it ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
 from ....errors import SessionStoreError
 from ....record.codec import id_of, user_of
-from ..commands.commands import remove, values
-from ..commands.keys import KeySpace, milliseconds, unpack
+from ..commands.commands import Commands
+from ..commands.header import milliseconds, unpack
+from ..commands.keys import KeySpace
 from ..commands.scripts import LINK, MARK, SETTLE, SUCCEED
 from ..connection.call import forget
 from ..connection.replies import Reply, is_list, is_number
-from ..event_loop import Engine
+from .operations import Records
 
 LINKED_FOR = 400 * 86400.0  # seconds; no browser keeps a cookie for longer (RFC 6265bis §5.6.2)
 LINK_SETTLES = 60.0  # seconds for which a link is believed: its record may still come
@@ -55,12 +57,19 @@ class Ended(NamedTuple):
 class UserIndex:
     """The links from users to their sessions, one sorted set for each user."""
 
-    def __init__(self, keys: KeySpace) -> None:
+    def __init__(self, commands: Commands, records: Records, keys: KeySpace) -> None:
+        self._commands = commands
+        self._records = records
         self._keys = keys
+        self._tidying: dict[bytes, asyncio.Task[None]] = {}
 
-    async def link(
-        self, engine: Engine, user_id: str, session_id: str, absolute: float | None, *, tidy: bool = True
-    ) -> None:
+    async def aclose(self) -> None:
+        """End what goes on beside the calls."""
+        for task in self._tidying.values():
+            task.cancel()
+        await asyncio.gather(*self._tidying.values(), return_exceptions=True)
+
+    async def link(self, user_id: str, session_id: str, absolute: float | None, *, tidy: bool = True) -> None:
         """Note that the session is this user's, or still is; one that is being ended stays so.
 
         A record that is new comes before its link, a change of user in a record after it: whoever dies in
@@ -70,19 +79,19 @@ class UserIndex:
         """
         key = self._keys.user(user_id)
         looks = _LOOKS if tidy else b"0"
-        links = _links(await engine.run(LINK, key, session_id.encode(), _lives(absolute), _SETTLES, looks))
+        links = _links(
+            await self._commands.run(LINK, key, session_id.encode(), _lives(absolute), _SETTLES, looks)
+        )
         if links:
-            engine.later(key, partial(self._look, engine, user_id, links))
+            self._later(key, partial(self._look, user_id, links))
 
-    async def link_all(
-        self, engine: Engine, users: Mapping[str, str], absolute: float | None, *, tidy: bool = True
-    ) -> None:
+    async def link_all(self, users: Mapping[str, str], absolute: float | None, *, tidy: bool = True) -> None:
         """`link` for many: users by session id. One round trip."""
-        links = [self.link(engine, user, name, absolute, tidy=tidy) for name, user in users.items()]
+        links = [self.link(user, name, absolute, tidy=tidy) for name, user in users.items()]
         await asyncio.gather(*links)
 
     async def succeed(
-        self, engine: Engine, old: str, new: str, was: str | None, user: str | None, absolute: float | None
+        self, old: str, new: str, was: str | None, user: str | None, absolute: float | None
     ) -> bytes | None:
         """Link the new id of a session that moves, and was another user's before or the same one's.
 
@@ -90,29 +99,31 @@ class UserIndex:
         session was ended or is being ended: it must not move.
         """
         if user is not None and user != was:
-            await self.link(engine, user, new, absolute)
+            await self.link(user, new, absolute)
         if was is None:
             return b""
         successor = new.encode() if user == was else b""
-        reply = await engine.run(SUCCEED, self._keys.user(was), old.encode(), successor, _lives(absolute))
+        reply = await self._commands.run(
+            SUCCEED, self._keys.user(was), old.encode(), successor, _lives(absolute)
+        )
         return cast("bytes | None", reply)
 
-    def unlink(self, engine: Engine, user_id: str, link: Link) -> None:
+    def unlink(self, user_id: str, link: Link) -> None:
         """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
-        self._settle(engine, user_id, [(link, GONE)]).add_done_callback(forget)
+        self._settle(user_id, [(link, GONE)]).add_done_callback(forget)
 
-    def withdraw(self, engine: Engine, user_id: str, session_id: str) -> None:
+    def withdraw(self, user_id: str, session_id: str) -> None:
         """Forget an id that nobody was told; written, not waited for."""
-        engine.command(
+        self._commands.command(
             b"ZREM", self._keys.user(user_id), session_id.encode(), fits=is_number
         ).add_done_callback(forget)
 
-    async def members(self, engine: Engine, user_id: str) -> list[str]:
+    async def members(self, user_id: str) -> list[str]:
         """The ids that are linked, sorted; also of sessions that have ended."""
-        reply = await engine.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
+        reply = await self._commands.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
         return sorted(member.decode() for member in cast("list[bytes]", reply))
 
-    async def end(self, engine: Engine, user_id: str, keep: str | None) -> int:
+    async def end(self, user_id: str, keep: str | None) -> int:
         """End all sessions of a user but `keep`; how many were ended by this call.
 
         (What another call, or a sign-in that finishes its work, ends at the same time counts there.)
@@ -122,10 +133,10 @@ class UserIndex:
         `SessionStoreError` where what lies at a link is of no format that is known here: all others are ended
         then, and the link stays marked.
         """
-        links = _links(await engine.run(MARK, self._keys.user(user_id), (keep or "").encode()))
+        links = _links(await self._commands.run(MARK, self._keys.user(user_id), (keep or "").encode()))
         ended = unreadable = 0
         for start in range(0, len(links), AT_ONCE):
-            done = await self._look(engine, user_id, links[start : start + AT_ONCE])
+            done = await self._look(user_id, links[start : start + AT_ONCE])
             ended, unreadable = ended + done.sessions, unreadable + done.unreadable
         if unreadable:
             raise SessionStoreError(
@@ -134,12 +145,12 @@ class UserIndex:
             )
         return ended
 
-    async def _look(self, engine: Engine, user_id: str, links: Sequence[Link]) -> Ended:
+    async def _look(self, user_id: str, links: Sequence[Link]) -> Ended:
         """See what lies at these links, end what is to be ended, and note in the index what was found."""
-        found = await values(engine, self._keys, [link.session_id for link in links])
+        found = await self._records.values([link.session_id for link in links])
         verdicts = [(link, verdict(value, link, user_id)) for link, value in zip(links, found, strict=True)]
         doomed = [link for link, word in verdicts if word == TO_END]
-        replies = await remove(engine, self._keys, [link.session_id for link in doomed])
+        replies = await self._records.delete([link.session_id for link in doomed])
         settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
         settled += [
             (link, GONE if reply == b"STORED" else NOTHING)
@@ -147,14 +158,18 @@ class UserIndex:
             if reply != b"X"
         ]
         if settled:
-            await self._settle(engine, user_id, settled)
+            await self._settle(user_id, settled)
         return Ended(replies.count(b"STORED"), len(links) - len(settled))
 
-    def _settle(
-        self, engine: Engine, user_id: str, found: Sequence[tuple[Link, bytes]]
-    ) -> asyncio.Future[Reply]:
+    def _later(self, key: bytes, work: Callable[[], Awaitable[object]]) -> None:
+        """Tidy the index at this key beside everything else, unless that is being done already."""
+        if key not in self._tidying:
+            task = self._tidying[key] = self._commands.loop.create_task(_without_faults(work))
+            task.add_done_callback(lambda _: self._tidying.pop(key, None))
+
+    def _settle(self, user_id: str, found: Sequence[tuple[Link, bytes]]) -> asyncio.Future[Reply]:
         lines = [b"%b\n%b\n%b\n" % (link.session_id.encode(), link.since, word) for link, word in found]
-        return engine.run(SETTLE, self._keys.user(user_id), _SETTLES, b"".join(lines))
+        return self._commands.run(SETTLE, self._keys.user(user_id), _SETTLES, b"".join(lines))
 
 
 def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
@@ -184,3 +199,8 @@ def _links(reply: Reply) -> list[Link]:
 def _lives(absolute: float | None) -> bytes:
     """Without an absolute bound nobody knows how long the session lives on: the link must outlive it."""
     return milliseconds(LINKED_FOR if absolute is None else absolute + LINK_SETTLES)
+
+
+async def _without_faults(work: Callable[[], Awaitable[object]]) -> None:
+    with contextlib.suppress(SessionStoreError):
+        await work()

@@ -1,254 +1,107 @@
-"""The record operations on Redis: what users call, without a lock."""
+"""The record operations of one event loop: reads, writes, deletes and scans, without a lock."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import cast
 
-from ....errors import SessionStoreError
-from ....record.codec import encode_checked
-from ....record.model import SessionData
-from ....record.values import check_id, is_identifier
-from ...base import SessionStore
-from ...checkout import Lifetime
-from ..commands.commands import CHUNK, remove, values
-from ..commands.keys import KeySpace, milliseconds, parse, unpack
+from ....record.values import is_identifier
+from ..commands.commands import CHUNK, Commands
+from ..commands.header import milliseconds, parse
+from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import SET
 from ..commands.tokens import new_nonce
-from ..connection.deployment import Client, deployment
-from ..connection.replies import is_list, is_number, is_record, mark_of
-from ..event_loop import Engine, Engines
-from .index import UserIndex
+from ..connection.replies import Reply, is_list, is_number, is_record, mark_of
 
 AT_ONCE = 100  # records that are read and parsed before others have their turn
-FOREIGN = "what lies under this id is not a session record; it is left alone"
-LEFT_ABSENT, CREATED = 2, 3  # replies of set.lua
 
 
-class RedisRecords(SessionStore):
-    """See `RedisSessionStore`."""
+class Records:
+    """The records of one store, as bytes. `on_deleted` is told of each that is being deleted."""
 
-    def __init__(
-        self,
-        client_or_url: Client | str,
-        prefix: str,
-        default_ttl: float,
-        model: type[SessionData],
-        socket_timeout: float | None,
-    ) -> None:
-        super().__init__()
-        if not default_ttl > 0:
-            raise ValueError("default_ttl is a number of seconds above 0")
-        self.prefix = prefix
-        self.default_ttl = default_ttl
-        self.model = model
-        self._keys = KeySpace(prefix)
-        self._index = UserIndex(self._keys)
-        self._engines = Engines(deployment(client_or_url, socket_timeout), self._keys.prefix)
+    def __init__(self, commands: Commands, keys: KeySpace, on_deleted: Callable[[Keys], None]) -> None:
+        self._commands = commands
+        self._keys = keys
+        self._on_deleted = on_deleted
 
-    # -- single records and batches: one round trip, some more to write where users are to be linked --------
+    async def value(self, session_id: str) -> bytes | None:
+        """What lies under this id."""
+        key, mark = self._keys.record(session_id), mark_of(session_id)
+        return cast("bytes | None", await self._commands.command(b"GET", key, about=mark, fits=is_record))
 
-    async def get(self, session_id: str) -> SessionData | None:
-        """The record, None where it is absent; `SessionStoreError` where something else lies there."""
-        check_id(session_id)
-        engine = await self._engines.get()
-        key = self._keys.record(session_id)
-        reply = await engine.command(b"GET", key, about=mark_of(session_id), fits=is_record)
-        return None if reply is None else self._own(session_id, cast(bytes, reply))
+    async def values(self, session_ids: Sequence[str]) -> list[bytes | None]:
+        """What lies under each id, None where that is nothing or no text. One round trip."""
+        return await self._commands.values(self._keys, session_ids)
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
-        wanted = list(session_ids)
-        for session_id in wanted:
-            check_id(session_id)
-        found = await values(await self._engines.get(), self._keys, wanted)
-        return {
-            name: None if value is None else self._own(name, value)
-            for name, value in zip(wanted, found, strict=True)
-        }
+    async def stored(self, session_ids: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """The records of these ids, some at a time; what is none of ours is left out."""
+        for start in range(0, len(session_ids), AT_ONCE):
+            for value in await self.values(session_ids[start : start + AT_ONCE]):
+                found = None if value is None else parse(value)
+                if found is not None:
+                    yield found.record
 
     async def exists(self, session_id: str) -> bool:
         """Whether anything lies under this id."""
-        check_id(session_id)
-        engine = await self._engines.get()
-        return await engine.command(b"EXISTS", self._keys.record(session_id), fits=is_number) == 1
+        return await self._commands.command(b"EXISTS", self._keys.record(session_id), fits=is_number) == 1
 
-    async def set(
-        self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
-    ) -> bool:
-        return (await self._set({session_id: data}, ttl, create))[session_id]
-
-    async def set_batch(
-        self, records: Mapping[str, SessionData], ttl: float | None = None
-    ) -> dict[str, bool]:
-        return await self._set(records, ttl, True)
-
-    async def _set(
-        self, records: Mapping[str, SessionData], ttl: float | None, create: bool
-    ) -> dict[str, bool]:
-        """Links come first: who dies in between leaves one that leads to nothing of the user's.
-
-        The link of a record that was not there comes once more: a sign-out may have seen that it was not.
-        """
-        for session_id, data in records.items():
-            self.check(session_id, data, ttl)
-        encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
-        engine = await self._engines.get()
-        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
-        await self._index.link_all(engine, users, ttl)
-        rest = milliseconds(ttl), milliseconds(self.default_ttl), b"1" if create else b"0"
+    async def write(
+        self, records: Mapping[str, bytes], ttl: float | None, default_ttl: float, create: bool
+    ) -> dict[str, Reply]:
+        """Store each record whoever holds it; what `set.lua` says of each. One round trip."""
+        rest = milliseconds(ttl), milliseconds(default_ttl), b"1" if create else b"0"
         writes = [
-            engine.run(SET, self._keys.record(name), new_nonce(), record, *rest)
-            for name, record in encoded.items()
+            self._commands.run(SET, self._keys.record(name), new_nonce(), record, *rest)
+            for name, record in records.items()
         ]
-        replies = dict(zip(encoded, await asyncio.gather(*writes), strict=True))
-        created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
-        await self._index.link_all(engine, created, ttl, tidy=False)
-        if 0 in replies.values():
-            raise SessionStoreError(FOREIGN)
-        return {name: reply != LEFT_ABSENT for name, reply in replies.items()}
+        return dict(zip(records, await asyncio.gather(*writes), strict=True))
 
-    async def delete(self, session_id: str) -> bool:
-        return (await self.delete_batch([session_id]))[session_id]
-
-    async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
-        ids = list(dict.fromkeys(session_ids))
-        replies = await remove(await self._engines.get(), self._keys, ids)
-        if b"X" in replies:
-            raise SessionStoreError(FOREIGN)
-        return {name: reply == b"STORED" for name, reply in zip(ids, replies, strict=True)}
+    async def delete(self, session_ids: Iterable[str]) -> list[Reply]:
+        """Delete each record whoever holds it; what `remove.lua` says of each."""
+        all_keys = [self._keys.of(session_id) for session_id in session_ids]
+        replies = self._commands.remove(all_keys)
+        for keys in all_keys:
+            self._on_deleted(keys)
+        return await asyncio.gather(*replies)
 
     # -- all records: others have their turn after each step ------------------------------------------------
 
-    async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids of the records that are not absent, in no order and in constant memory.
+    async def ids(self) -> AsyncGenerator[list[str], None]:
+        """The ids of all records, page by page, in no order and in constant memory.
 
         What is there all the time comes at least once; twice where Redis resizes its table meanwhile (SCAN).
         """
         async with aclosing(self._pages(self._keys.pattern)) as pages:
             async for names in pages:
-                for session_id in self._ids(names):
-                    yield session_id
+                yield self._ids(names)
 
-    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
-        end = None if limit is None else offset + limit
-        found: set[str] = set()
-        async for names in self._pages(self._keys.pattern):
-            found.update(self._ids(names))
-            if end is not None and len(found) > 2 * end + CHUNK:
-                found = set(sorted(found)[:end])
-        return sorted(found)[offset:end]
+    async def counts(self) -> tuple[int, int, int]:
+        """How many records there are, how many locks are held, and how many of those are waited for.
 
-    async def count_active(self) -> int:
-        """How many records are not absent; one that `iter_active` gives twice counts twice."""
-        count = 0
-        async for names in self._pages(self._keys.pattern):
-            count += len(self._ids(names))
-        return count
-
-    async def get_stats(self) -> dict[str, Any]:
-        """What lies in Redis. Expired records are none: Redis drops them by itself.
-
-        `locks_waited_for` counts those that another process waits for than the one that holds them.
+        A lock counts as waited for where another process waits for it than the one that holds it.
         """
-        engine = await self._engines.get()
         sessions = held = waited_for = 0
         async for names in self._pages(self._keys.all_keys):
             sessions += len(self._ids(names))
             locks = [name for name in names if name.endswith(b"}:lock")]
-            queues = [engine.command(b"EXISTS", name[: -len(b"lock")] + b"wait") for name in locks]
+            queues = [self._commands.command(b"EXISTS", name[: -len(b"lock")] + b"wait") for name in locks]
             held += len(locks)
             waited_for += (await asyncio.gather(*queues)).count(1)
-        return {
-            **self._facts(),
-            "total_sessions": sessions,
-            "active_sessions": sessions,
-            "expired_sessions": 0,
-            "locks_held": held,
-            "locks_waited_for": waited_for,
-        }
-
-    async def cleanup_expired(self) -> int:
-        """0: Redis drops what has expired by itself."""
-        return 0
-
-    # -- the sessions of a user -----------------------------------------------------------------------------
-
-    async def _sessions_of(self, user: str) -> list[SessionData]:
-        engine = await self._engines.get()
-        linked = await self._index.members(engine, user)
-        found: list[SessionData] = []
-        for start in range(0, len(linked), AT_ONCE):
-            found += await self._readable(engine, linked[start : start + AT_ONCE])
-        return [data for data in found if data.user_id == user]
-
-    async def _end_all_of(self, user: str, keep: str | None) -> int:
-        """See `SessionStore.delete_for_user`.
-
-        `keep` is ended too where an earlier call that did not keep it was cut off. `SessionStoreError` where
-        something cannot be told to be a session or not: all others have ended then, and that one can no
-        longer get a new id.
-        """
-        return await self._index.end(await self._engines.get(), user, keep)
-
-    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
-        await self._index.link(await self._engines.get(), user_id, session_id, lifetime.absolute)
-
-    # -- life of the store itself ---------------------------------------------------------------------------
-
-    async def open(self) -> None:
-        await self._engines.get()
-
-    async def aclose(self) -> None:
-        await self._engines.aclose()
-
-    # -- inside ---------------------------------------------------------------------------------------------
-
-    def _facts(self) -> dict[str, Any]:
-        return {"store_type": "redis", "default_ttl": self.default_ttl, "prefix": self.prefix}
+        return sessions, held, waited_for
 
     def _ids(self, names: Iterable[bytes]) -> list[str]:
         """Of the records among these keys."""
         ids = [self._keys.session_id(name) for name in names if name.endswith(b"}")]
         return [session_id for session_id in ids if is_identifier(session_id)]
 
-    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
-        """Every record as it is stored; see `iter_active`."""
-        engine = await self._engines.get()
-        async with aclosing(self._pages(self._keys.pattern)) as pages:
-            async for names in pages:
-                ids = self._ids(names)
-                for start in range(0, len(ids), AT_ONCE):
-                    for record in await self._stored(engine, ids[start : start + AT_ONCE]):
-                        yield record
-
-    async def _stored(self, engine: Engine, session_ids: Sequence[str]) -> list[bytes]:
-        """The records of these ids; what is none of ours is left out."""
-        found = [parse(value) for value in await values(engine, self._keys, session_ids) if value is not None]
-        return [stored.record for stored in found if stored is not None]
-
-    async def _readable(self, engine: Engine, session_ids: Sequence[str]) -> list[SessionData]:
-        found: list[SessionData] = []
-        for record in await self._stored(engine, session_ids):
-            with suppress(SessionStoreError):  # of another model: not for a list
-                found.append(self.read(record))
-        return found
-
-    def _own(self, session_id: str, value: bytes) -> SessionData:
-        """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
-        data = self.read(unpack(value).record)
-        if data.session_id != session_id:
-            raise SessionStoreError(FOREIGN)
-        return data
-
     async def _pages(self, pattern: bytes) -> AsyncGenerator[list[bytes], None]:
         """The keys, of texts only, as SCAN gives them: step by step, and some maybe twice."""
-        engine = await self._engines.get()
         options = (b"MATCH", pattern, b"COUNT", b"%d" % CHUNK, b"TYPE", b"string")
-        for lane in await engine.router.primaries():
+        for pipeline in await self._commands.router.primaries():
             cursor = b""
             while cursor != b"0":
-                reply = await lane.command(b"SCAN", cursor or b"0", *options, fits=is_list)
+                reply = await pipeline.command(b"SCAN", cursor or b"0", *options, fits=is_list)
                 cursor, names = cast("tuple[bytes, list[bytes]]", reply)
                 yield names
