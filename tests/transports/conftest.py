@@ -39,8 +39,7 @@ async def store(
     """On empty servers."""
     if not row.hiredis:
         monkeypatch.setattr(seam, "hiredis", None)
-    client = row.connect(servers)
+    store = row.store(servers)
     servers.empty()
-    store = RedisSessionStore(client)
     yield store
     await store.aclose()

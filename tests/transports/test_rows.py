@@ -221,7 +221,7 @@ async def test_a_lock_goes_from_process_to_process(
     row: Row, servers: Servers, store: RedisSessionStore
 ) -> None:
     """Two processes want one session: the record comes with the message, by the other connection."""
-    other = RedisSessionStore(row.connect(servers))
+    other = row.store(servers)
     await store.set("s", record_of("s", 20_000))
     waited: list[float] = []
 
