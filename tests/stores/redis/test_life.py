@@ -17,7 +17,7 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.commands.keys import KeySpace
-from asgi_sessions.stores.redis.commands.scripts import REBOUND, SET, TOUCH
+from asgi_sessions.stores.redis.commands.scripts import SET, SHORTEN, TOUCH
 
 pytestmark = pytest.mark.anyio
 
@@ -329,15 +329,15 @@ async def test_a_shortening_is_its_own_retry(store: RedisSessionStore, raw: Redi
     taken = await _taken(store)
     assert taken.token is not None
     args = (*_KEYS, taken.token.encode(), b"50000", b"0")
-    first = await state.commands.run(REBOUND, *args)
+    first = await state.commands.run(SHORTEN, *args)
     before = await raw.get(_RECORD)
-    second = await state.commands.run(REBOUND, *args)
+    second = await state.commands.run(SHORTEN, *args)
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[:2] == second[:2]
     assert await raw.get(_RECORD) == before
     await _make_older(raw, 100)
-    assert await state.commands.run(REBOUND, *args) == await state.commands.run(REBOUND, *args) == [b"A"]
+    assert await state.commands.run(SHORTEN, *args) == await state.commands.run(SHORTEN, *args) == [b"A"]
 
 
 async def test_a_lock_that_was_lost_meanwhile_shortens_nothing(store: RedisSessionStore, raw: Redis) -> None:

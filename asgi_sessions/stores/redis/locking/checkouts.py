@@ -14,7 +14,7 @@ from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from ..commands.keys import Keys, KeySpace
-from ..commands.scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW
+from ..commands.scripts import COMMIT, COMMIT_AGAIN, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
 from ..connection.call import NotSentError
@@ -97,7 +97,7 @@ class Checkouts:
         token = self._held(taken)[1]
         asked = self._loop.time()
         args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
-        call = self._commands.call(REBOUND, keys.record, REBOUND.by_sha + keys.packed + args, keys.mark)
+        call = self._commands.call(SHORTEN, keys.record, SHORTEN.by_sha + keys.packed + args, keys.mark)
         try:
             found = self._commands.found(await call, asked)
         except BaseException:

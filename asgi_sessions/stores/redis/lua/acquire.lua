@@ -1,12 +1,14 @@
--- Lock and load a record, or queue for it.
+-- Lock and load a record, or queue for the lock.
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': load without a lock)  2 lease (ms; 0 without a lock)
---       3 wait (ms; 0: do not queue); may be left out: 0, and the caller need not be told the time
---       for those who queue  4 wake channel or '-'
---       5 the token under which the caller queued before, or ''  6 '1': a lock without record
+--       3 wait (ms; 0: do not queue). Left out: 0, and the caller need not be told the time
+--       A caller who may queue gives four more:
+--       4 wake channel or '-'
+--       5 the token under which the caller queued before, or ''
+--       6 '1': a lock without a record
 --       7 idle timeout by the caller's rule (ms; 0: none). A caller who has to queue counts as activity, unless
---         the session is over by that; '-': does not count
--- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0; to two arguments nearly
+--         the session is over by that rule. '-': the caller does not count
+-- Reply {'L', record, now} loaded, and locked under the token unless the lease is 0. To two arguments nearly
 --       always the record alone
 --       {'A'} absent  {'R'} retired  {'X'} not a record of ours; nothing is locked
 --       {'B', lock's ttl} busy, not queued
@@ -14,8 +16,8 @@
 --       {'K', lock's ttl, now} still queued under the earlier token; the new one counts for nothing
 -- Own retry: the token that holds the lock gets 'L', one that is queued gets 'W'.
 
--- Nearly always: a free lock. It is through before a function is defined. (A question for the time and a table in
--- the reply cost half as much again as all the rest.)
+-- The common case, a free lock, returns here, before any function is defined. (To ask for the time and to reply
+-- with a table costs half as much again as all the rest.)
 if #ARGV < 4 then
   local value = redis.pcall('GET', KEYS[1])
   if type(value) == 'string' and string.byte(value, 65) == 10 and string.sub(value, 1, 6) == 'asgi2:'

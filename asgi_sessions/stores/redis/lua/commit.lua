@@ -1,5 +1,5 @@
--- Write a checked-out record if version and record are what they were and nobody else has the lock; the TTL stays.
--- The lease itself may have run out: where nobody took the lock since, the version tells that nothing has changed.
+-- Write a checked-out record if its version is the one loaded and nobody else has the lock. The TTL stays.
+-- The lease itself may have run out: if nobody has taken the lock since, the version shows that nothing has changed.
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': no lock, the version alone is compared)  2 format and version loaded, 50 bytes  3 new value
 --       4 claim of the next holder (ms) where the lock is let go, else ''  5 '1': in a cluster
@@ -12,8 +12,8 @@
 -- LOST or CONFLICT: the change is in what that holder loaded, but nobody can tell here.)
 local token, release = ARGV[1], ARGV[4] ~= ''
 
--- Nearly always: everything is as it was and nobody waits. It is through before a function is defined; whoever
--- is not goes on below, where a write of here looks like an own retry.
+-- The common case, in which nothing has changed and nobody waits, returns here, before any function is defined.
+-- Where somebody waits the script goes on below. There the write made here looks like an own retry.
 if redis.pcall('GETRANGE', KEYS[1], '0', '49') == ARGV[2]
   and (token == '' or redis.call('GET', KEYS[2]) == token) then
   redis.call('SET', KEYS[1], ARGV[3], 'KEEPTTL')

@@ -14,8 +14,9 @@ local function leave(token)
   end
 end
 
--- Whether somebody listens at this node; true where that cannot be known. Who listens at a replica hears what is
--- published here too, but is not counted, and must not take for its own what goes to the next one.
+-- Whether somebody listens at this node; true where that cannot be known. A process that listens at a replica
+-- hears what is published here, but is not counted: it would take the lock that goes to the next waiter. So this
+-- is asked before PUBLISH.
 local function listens(channel)
   local count = channel ~= '-' and redis.pcall('PUBSUB', 'NUMSUB', channel)
   return not count or count.err ~= nil or count[2] > 0
@@ -30,7 +31,7 @@ local function tell(channel, token, now, news)
   return type(heard) == 'number' and heard or nil
 end
 
--- There is nothing to lock any more: everybody is told why, and lock and queue are gone.
+-- There is nothing to lock any more. Tell everybody why, and delete lock and queue.
 local function dismiss(state, now)
   if state == 'A' and redis.call('EXISTS', KEYS[4]) == 1 then
     state = 'R'
@@ -44,7 +45,7 @@ local function dismiss(state, now)
 end
 
 -- The lock goes to the first waiter whose deadline has not passed and who hears it; without one it is free.
--- In a cluster PUBLISH counts one node's subscribers only: there the short claim alone finds out the dead.
+-- In a cluster PUBLISH counts the subscribers of one node only. There dead waiters are found by the short claim.
 local function hand_over(claim, cluster, bare)
   local now, news = clock(), ''
   if not bare then

@@ -3,12 +3,12 @@
 --       a negative time: the session is being ended, and stays so whoever links it
 -- ARGV  1 session id  2 time to live (ms): the index's is prolonged, never shortened
 --       3 how long (ms) a link is believed  4 how many others the caller will look at, each fourth time
--- Reply those, id and time in turn: half of them, where there are so many, of those that somebody began to end
---       and did not finish (each time); then links that were not looked at for longest
+-- Reply links for the caller to look at, id and time in turn. First, up to half of that number, those that
+--       somebody began to end and did not finish. Each fourth time also those that nobody looked at for longest
 -- include record
 local now = clock()
 local known = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
-local since = math.max(now, math.abs(known) + 1) -- another one: whoever is ending it sees that it was linked anew
+local since = math.max(now, math.abs(known) + 1) -- another time: whoever is ending it sees that it was linked anew
 redis.call('ZADD', KEYS[1], known < 0 and -since or since, ARGV[1])
 redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[2])))
 

@@ -1,8 +1,8 @@
 -- Shared chunk: what lies at a record's key, and Redis' clock.
 -- A record is 'asgi2:' nonce(16) ':' absolute end(13) ':' idle timeout(13) ':' begin(13) '\n' JSON. Times are in ms,
--- 0 for none; the life began with creation or sign-in. Before, it was 'asgi1:' nonce ':' end ':' idle ':' JSON, which
--- is still read: the begin is unknown then. The version is what lies between 'asgi2:' and '\n'; whether it is the same
--- is told from its first 44 bytes, which both formats share. JSON is never parsed here.
+-- 0 for none; the life began with creation or sign-in. An earlier release wrote 'asgi1:' nonce ':' end ':' idle ':'
+-- JSON, which is still read; its begin is unknown. The version is what lies between 'asgi2:' and '\n'. Two versions
+-- are the same if their first 44 bytes are, which both formats share. What follows the header is never parsed here.
 
 local byte, sub = string.byte, string.sub
 
@@ -15,7 +15,7 @@ local SHAPE = '^asgi%d:%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x:%d%d%d%d%d%d%d%d%d%d%d%d
 local BEGIN = '^%d%d%d%d%d%d%d%d%d%d%d%d%d\n'
 
 -- 'A' absent | 'X' not a record of ours | 'L', value; with `head`, the header is enough.
--- The outline is looked at, prefix and colons; `strictly` the digits between them too, which costs more than
+-- This checks the outline, prefix and colons; with `strictly` also the digits between them, which costs more than
 -- all the rest of a request's script.
 local function read(key, head, strictly)
   local value = redis.pcall('GETRANGE', key, 0, head and 64 or -1)
@@ -38,7 +38,7 @@ local function read(key, head, strictly)
   return 'L', value
 end
 
--- Absence is believed from a primary only: this changes nothing, and a replica, which may lag, refuses it.
+-- Absence is believed from a primary only. This call changes nothing, and a replica, which may lag, refuses it.
 local function require_primary(key)
   redis.call('PERSIST', key)
 end
@@ -61,8 +61,8 @@ local function sooner(one, other)
   return one
 end
 
--- For how long nobody came: told by what is left of the idle timeout. Where the absolute end cuts that short (a
--- second of tolerance) or there is none, it is not known and taken for no time.
+-- For how long nobody came, by what is left of the idle timeout. Where there is none, or where the absolute end
+-- comes first (with a second of tolerance), that is not known: 0.
 local function quiet(key, absolute, idle, now)
   local left = redis.call('PTTL', key)
   if idle > 0 and left >= 0 and (absolute == 0 or now + left < absolute - 1000) then
@@ -71,8 +71,8 @@ local function quiet(key, absolute, idle, now)
   return 0
 end
 
--- A request came: the idle timeout restarts, but never beyond the absolute end. Under a `rule` (ms; 0: none) that
--- is shorter the session may have ended already: then nothing restarts.
+-- A request came: the idle timeout restarts, but never beyond the absolute end. By a shorter `rule` (ms; 0: none)
+-- the session may have ended already. Then nothing restarts.
 local function keep_alive(key, value, now, rule)
   local absolute, idle = bounds_of(value)
   if idle > 0 and (rule == 0 or rule >= idle or quiet(key, absolute, idle, now) < rule) then

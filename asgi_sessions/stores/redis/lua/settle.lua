@@ -6,7 +6,7 @@
 --         'N' nothing of this user's, any more or yet: forgotten, unless the link is to be believed
 --         'G' gone: it was ended, or has a new id: forgotten, unless the link was made anew since
 -- Reply the number forgotten
--- A link that stays is none of those being ended any more: what was signed in when that began is gone.
+-- A link that stays is no longer marked as being ended: all that was signed in when the ending began is gone.
 -- include record
 local now, believed, forgotten = clock(), tonumber(ARGV[1]), 0
 for id, seen, found in string.gmatch(ARGV[2], '([^\n]+)\n([^\n]+)\n(%u)\n') do

@@ -3,7 +3,7 @@
 -- ARGV  1 old id  2 new id ('': the new one is another user's, the old one is asked about only)
 --       3 time to live (ms) of the index: prolonged, never shortened
 -- Reply the old link's time  |  nil: nothing is linked, the session has to end
--- The old link stays: until the old record is removed, that is where the session is.
+-- The old link stays until the old record is removed, because the session is still there.
 local since = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not since or tonumber(since) < 0 then
   return false

@@ -1,4 +1,4 @@
--- Shorten the life of a record to a rule that is newer than it; one that has ended by the rule is deleted.
+-- Shorten the life of a record to a rule that is newer than it. A record that has ended by the rule is deleted.
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': no lock; then nothing is written)  2 absolute timeout (ms from the begin; 0: none)
 --       3 idle timeout (ms; 0: none)
