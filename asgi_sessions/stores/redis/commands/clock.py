@@ -10,7 +10,8 @@ TOLD_FOR = 1.0  # seconds; a call that asks for the time costs Redis a tenth mor
 class Clock:
     """One node's time in ms since the epoch: what it said last, carried on by the event loop's clock.
 
-    Rather ahead than behind, by the way of the question to Redis: what is left of a life is never overrated.
+    It is ahead rather than behind, by the time that the question took to reach Redis. So what is left of a
+    session's life is never overstated.
     """
 
     __slots__ = ("ahead", "told_until")

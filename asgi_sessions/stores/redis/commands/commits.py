@@ -1,4 +1,4 @@
-"""Commits: how one is sent, and what its reply says."""
+"""How a commit is packed, and what its reply says."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ..connection.resp import pack_args
 
 NO_CHANNEL = b"-"  # queued without an announcement: such a waiter asks again and again
 CLAIM = 1.0  # seconds after which the next one has a lock that a dead waiter was given
-NOTICE = 0.01  # seconds of it in which that next one notices; the others are the waiter's to take it up
+NOTICE = 0.01  # seconds of the claim in which that next one notices; the rest is for the waiter to take it up
 PASSIVE = b"-"  # the `activity` of a request that does not count as such while it waits
 POLL = 0.95  # seconds between two questions of a waiter that is told; under the claim, to learn of its end
 
@@ -23,7 +23,7 @@ class LockTiming:
     max_waiters: int = 64
     poll: float = POLL
     bare: bool = False  # a lock without a record
-    activity: bytes = b"0"  # ARGV 8 of `ACQUIRE`
+    activity: bytes = b"0"  # ARGV 7 of `ACQUIRE`
     clustered: bool = False
     max_hold: float = math.inf
     lease_ms: bytes = field(init=False)

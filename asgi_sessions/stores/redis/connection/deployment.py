@@ -28,7 +28,7 @@ Client: TypeAlias = Redis | RedisCluster
 
 TIMEOUT = 5.0  # seconds, where neither the caller nor the client says another
 _SECONDS = ("socket_timeout", "socket_connect_timeout", "health_check_interval")
-_CONNECTIONS = 8  # a lane and a subscription, each with one that is being closed
+_CONNECTIONS = 8  # a pipeline and a subscription, each with one that is being closed
 _NOT_OURS = (
     "connection_pool",
     "event_dispatcher",
@@ -42,8 +42,8 @@ _NOT_OURS = (
 # A cluster client that may read from replicas sends READONLY: they would then run our scripts, and refuse the
 # first write in them, instead of naming the primary.
 _READONLY = "redis_connect_func"
-# A peer that is gone without a word is noticed within half a minute, also where nobody calls; and who forgets
-# connections that are idle is reminded of them. Not every system has all three, nor under these names.
+# A peer that is gone without notice is found within half a minute, even if nobody calls; and a network that
+# forgets idle connections keeps these. Not every system has all three options, or under these names.
 _KEEPALIVE = {
     getattr(socket, name): seconds
     for name, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
@@ -77,7 +77,7 @@ class Deployment:
 
     def pool(self, address: Address | None = None) -> Pool:
         """A new pool for the running event loop, to that node of a cluster or to the one node."""
-        changes: dict[str, Any] = {"socket_timeout": None}  # the lane has a deadline of its own
+        changes: dict[str, Any] = {"socket_timeout": None}  # the pipeline has a deadline of its own
         connect_timeout = self.template.connection_kwargs.get("socket_connect_timeout")
         changes["socket_connect_timeout"] = min(connect_timeout or self.timeout, self.timeout)
         if address is not None:
@@ -118,7 +118,7 @@ def deployment(
 
 
 def _require_right_options(described: Deployment) -> None:
-    """Make a connection, which connects to nobody yet, but whose making tells what is wrong."""
+    """Make a connection object. It connects to nobody, but its constructor tells what is wrong."""
     try:
         cast(Any, described.pool()).make_connection()
     except (RedisError, TypeError) as error:
@@ -134,14 +134,14 @@ def _refuse_stand_ins(client: object) -> None:
 
 
 def sentinels_of(pool: Pool) -> Sentinels | None:
-    """Who is asked for the primary that this pool of a `Deployment` leads to."""
+    """The Sentinels that name the primary of this pool; None for a pool of another kind."""
     return cast(Sentinels, pool.sentinel_manager) if isinstance(pool, SentinelConnectionPool) else None
 
 
 async def close(pool: Pool) -> None:
     """Close the pool's connections, and those to its Sentinels.
 
-    Whatever comes of it: redis-py raises what the end of any connection met, a task's cancellation among it.
+    Errors are left out: redis-py raises whatever a connection met at its end, even a cancellation.
     """
     closing = [pool.aclose()]
     if isinstance(pool, SentinelConnectionPool):
@@ -177,7 +177,7 @@ def _clone(pool: ConnectionPool, changes: dict[str, Any], timeout: float) -> Con
 
 
 def _keepalive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """On, unless it was turned off; and with times of ours where none are given."""
+    """Keep-alive is on unless the user turned it off, with our times where none are given."""
     given = settings.get("socket_keepalive_options")
     options = given if isinstance(given, Mapping) else _KEEPALIVE
     return {

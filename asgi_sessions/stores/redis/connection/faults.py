@@ -1,4 +1,4 @@
-"""What ails Redis, in the words that an operator needs: what happened, and what to do."""
+"""Puts an error of Redis into an operator's words: what happened, and what to do."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Pipeline:
     def put(self, call: Call) -> None:
         """Send a call: at once where it seems to be alone, else at the end of this tick.
 
-        (A write costs more than a call. One that nobody waits for leaves with what its request calls next.)
+        A write costs more than a call, so a call that is not prompt leaves with what its request calls next.
         """
         if self._closed:
             call.fail(CLOSED)
@@ -153,9 +153,10 @@ class Pipeline:
             self._trusted_until = calls[-1].since + self._idle
 
     def drop(self, reason: str) -> None:
-        """Give this connection up: calls as after a lost one. One that is being made is begun anew.
+        """Give this connection up; its calls go on as after a lost one.
 
-        Nothing where there is none, or where it is the making that calls: what it makes is new.
+        A connection that is being made is begun anew. Does nothing where there is none, or where the task
+        that makes it calls: what that makes is new.
         """
         task = self._task
         if task is not None and task is not asyncio.current_task():
@@ -164,15 +165,15 @@ class Pipeline:
         self.resume()
 
     def hold(self, seconds: float) -> None:
-        """Write nothing for so long, or until `resume` or `drop`: another node is about to take over.
+        """Write nothing for so many seconds, or until `resume` or `drop`: another node is about to take over.
 
-        What has been written is answered, and copied to that node before.
+        What was written is answered, and copied to that node before it takes over.
         """
         if self._held is None:
             self._held = self._loop.call_later(seconds, self.resume)
 
     def resume(self) -> None:
-        """Write on, what was held first."""
+        """Write again, first what was held."""
         if self._held is not None:
             self._held.cancel()
             self._held = None
@@ -237,7 +238,7 @@ class Pipeline:
         return SessionStoreError(OUT_OF_STEP)
 
     def _refused(self, call: Call, error: ResponseError) -> None:
-        """An error reply. A replica's says that the node is a primary no more."""
+        """Take an error reply to this call. A replica's error says that the node is no longer a primary."""
         demoted = isinstance(error, ReadOnlyError) or "-READONLY" in str(error)  # in scripts before Redis 7
         if not call.future.done() and not self._sent_on(call, error, demoted):
             call.fail(f"Redis refused the call: {explain(error)}", error)
@@ -245,7 +246,7 @@ class Pipeline:
             self._leave()
 
     def _sent_on(self, call: Call, error: ResponseError, demoted: bool) -> bool:
-        """Whether a call goes its way in spite of an error, which says that it was not carried out."""
+        """Whether a call is sent again after an error, which says that it was not carried out."""
         if isinstance(error, NoScriptError) and call.teach():
             self.put(call)
         elif self._redirect is not None and self._redirect(call, error):
@@ -274,7 +275,7 @@ class Pipeline:
             self.drop("the node is a replica now")
 
     def _lost(self, error: BaseException) -> None:
-        """Every call is sent once more, in order; whether it was carried out, its script finds out."""
+        """Send every call once more, in order. Its script finds out whether it was carried out."""
         self.reachable = False
         self._detach()
         again = []
@@ -288,7 +289,7 @@ class Pipeline:
         self.flush()
 
     def _end(self, message: str, cause: BaseException | None) -> None:
-        """Every call fails that no other node takes; the next one connects again."""
+        """Fail every call that no other node takes; the next call connects again."""
         if self._mine():
             self._detach()
             if self._elsewhere is not None:
@@ -296,7 +297,7 @@ class Pipeline:
             self._fail_all(message, cause)
 
     def _mine(self) -> bool:
-        """False in a task that was given up: the calls of now belong to another connection."""
+        """False in a task that was given up: `sent` belongs to another connection now."""
         return self._task is asyncio.current_task()
 
     def _detach(self) -> None:
@@ -311,7 +312,7 @@ class Pipeline:
     # -- whether an idle connection still is one ------------------------------------------------------------
 
     def _ask(self, stream: Stream) -> None:
-        """Nothing is written behind the question until the answer is there: nothing can be in doubt."""
+        """Write nothing after the question until the answer is there, so that no call can be in doubt."""
         self._stream = None
         ping = self._ping = self._loop.create_future()
         self.sent.append(Call(None, _PING, ping, self._loop.time(), b"PONG", is_just))
@@ -320,7 +321,7 @@ class Pipeline:
         self._loop.call_later(ANSWER_WITHIN, self._loop.call_later, GRACE, self._not_answered, ping)
 
     def _answered(self, stream: Stream, ping: asyncio.Future[Reply]) -> None:
-        """With an error, perhaps: an answer it is."""
+        """Any answer will do, an error too."""
         forget(ping)
         if ping is self._ping:
             self._ping, self._stream = None, stream
@@ -343,7 +344,7 @@ class Pipeline:
     # -- the deadline ---------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """One timer for all calls: it looks at the oldest and sleeps on."""
+        """One timer for all calls: look at the oldest one, and sleep on."""
         self._timer = None
         calls = [call for call in [*self.sent, *self._outgoing] if not call.future.done()]
         if not calls:
@@ -379,9 +380,7 @@ class Pipeline:
         if self._timer is not None:
             self._timer.cancel()
         if connection is not None:
-            with contextlib.suppress(
-                RedisError, OSError, asyncio.TimeoutError
-            ):  # how it ends does not matter
+            with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):  # it has ended, somehow
                 await connection.disconnect()
         if task is not None:
             await end((task,))

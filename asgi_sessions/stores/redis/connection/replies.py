@@ -1,7 +1,7 @@
-"""What a call can be answered, and by whose record: any other reply belongs to another call.
+"""Which replies fit a call. Any other reply belongs to another call.
 
-A connection whose replies have come out of step gives callers what others have asked for. So each reply is
-compared with what was asked before anybody gets it: its kind, and the id, nonce or name that it has to bear.
+When the replies of a connection are out of step, callers get what others asked for. So each reply is checked
+before its caller gets it: its kind, and the id, nonce or name that it has to bear.
 """
 
 from __future__ import annotations
@@ -124,10 +124,11 @@ def is_created(reply: Reply, nonce: bytes) -> bool:
 
 
 class WrongRecords:
-    """Ids whose record bears another id, whatever connection one asks: there the record is wrong.
+    """Ids under which the record of another id lies.
 
-    Such a record is withheld and the connection is left alone, so that one bad record does not drop
-    everybody's calls again and again. What is known of an id says nothing about its next record.
+    Where two connections give the same wrong record, the record is wrong and not the connection. Then the
+    record is withheld and the connection stays, so that one bad record does not drop everybody's calls again
+    and again. What is known of an id says nothing about its next record.
     """
 
     def __init__(self) -> None:
@@ -137,9 +138,9 @@ class WrongRecords:
         return len(self._seen)
 
     def withheld(self, reply: Reply, about: About, connection: int) -> Reply:
-        """The reply without its wrong records; as it came where the connection is to blame for one of them.
+        """The reply without its wrong records; unchanged where the connection may be to blame for one.
 
-        To blame is the one that gives such a record first; another that gives the same one acquits it.
+        A connection is to blame while it is the only one that gave such a record.
         """
         parts: Sequence[Reply] = reply if isinstance(reply, list) else [reply]
         marks = [about] * len(parts) if isinstance(about, bytes) else about

@@ -1,4 +1,4 @@
-"""Which node a key lives on: the only one, or the one that a cluster names."""
+"""Routes each call to the node of its key: the only node, or the one that a cluster names."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Cluster:
         await asyncio.gather(*[close(pipeline.pool) for pipeline in pipelines.values()])
 
     async def _meet(self) -> None:
-        """Learn once who else there is: the only node that was named may be the next one to die."""
+        """Learn once which nodes there are, because the only one that was named may die next."""
         try:
             await self.primaries()
         except SessionStoreError:

@@ -1,8 +1,8 @@
-"""Sentinels: who is the primary, and word of it before that is another node.
+"""Sentinels: which node is the primary, and news before another node becomes it.
 
-A primary that is replaced as planned is told so ten seconds later, and takes in meanwhile what is lost then.
-The Sentinel that does it says what it is about to do: calls are held from shortly before the replica becomes
-a primary until that is known.
+When a primary is replaced as planned, it learns that only ten seconds later, and what it takes in until then
+is lost. The Sentinel that replaces it announces each step. So calls are held from just before the replica
+becomes a primary until that is known.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _logger = logging.getLogger("asgi_sessions.redis")
 
 
 class View(NamedTuple):
-    """Whom a Sentinel holds for the primary; the later a decision, the higher its epoch."""
+    """Which node a Sentinel takes for the primary. A later decision has a higher epoch."""
 
     epoch: int
     address: Address
@@ -42,8 +42,8 @@ class View(NamedTuple):
 class SentinelClient(Redis):
     """Asks one Sentinel, about one service.
 
-    A Sentinel that has promoted a replica lists the old primary until all others follow the new one, and
-    names the new one only to whom asks for its address.
+    A Sentinel that has promoted a replica lists the old primary until all others follow the new one. It names
+    the new one only when it is asked for the address.
     """
 
     listening: Pool  # for subscriptions
@@ -70,7 +70,7 @@ class SentinelClient(Redis):
 
 
 class Calls(Protocol):
-    """The way to the primary; see `Pipeline`."""
+    """The pipeline to the primary."""
 
     def hold(self, seconds: float) -> None: ...
     def resume(self) -> None: ...
@@ -97,7 +97,7 @@ class Sentinels:
             each.service, each.on_view = service, self._seen
 
     async def discover_master(self, service_name: str) -> Address:
-        """The primary, as redis-py finds it; who knows of the latest decision is asked first."""
+        """The primary, as redis-py finds it; the Sentinel that knows the latest decision is asked first."""
         search: Any = copy.copy(self._manager)
         search.sentinels = sorted(self.sentinels, key=_epoch, reverse=True)
         return cast(Address, await search.discover_master(service_name))
@@ -124,9 +124,9 @@ class Sentinels:
             self._tasks[client] = asyncio.get_running_loop().create_task(self._follow(client))
 
     async def _follow(self, client: SentinelClient) -> None:
-        """Listen at this one as long as it is there, or ask it where that is forbidden; then begin anew.
+        """Listen at this Sentinel as long as it is there, or ask it where that is forbidden; then begin anew.
 
-        By a new task: one that goes on after an error may miss that it was cancelled, which errors hide.
+        Each time in a new task, because an error may hide a cancellation from the old one.
         """
         try:
             await self._listen(client)

@@ -1,4 +1,4 @@
-"""Tasks that are to end."""
+"""How tasks are ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATIENCE = 0.25  # seconds for what a task does as it ends
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel them until they have ended, whatever with.
+    """Cancel tasks until they have ended, whatever they raise.
 
     Once is not enough: up to Python 3.11 `asyncio.wait_for` swallows a cancellation that comes together with
     its result (CPython issue 86296), and the task would go on for ever.

@@ -22,7 +22,7 @@ Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
 """Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""
 
 Member: TypeAlias = "Seat | bytes"
-"""Who waits is named by its seat, who came first by the token under which it asks."""
+"""A waiter is named by its seat, the first request by the token under which it asks."""
 
 _FREE = State.FREE  # bound once: looking up an Enum's member is slow on Python 3.11
 
@@ -59,8 +59,8 @@ class Locks:
     ) -> Acquired | bytes:
         """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
 
-        `arrived` is called where the caller has to wait for others of this process: Redis does not hear of it
-        until it has its turn.
+        `arrived` is called where the caller has to wait for others of this process, because Redis does not
+        hear of the caller before its turn.
         """
         commands, record = self._commands, keys.record
         queue, started = self._queues.get(record), self._loop.time()
@@ -166,12 +166,12 @@ class Locks:
         self._do(keys, timing, queue, queue.release(token))
 
     def leave(self, keys: Keys, token: bytes) -> None:
-        """The lock was let go in Redis, by a call that is on its way, or is lost: the next one here asks."""
+        """The lock is lost, or a call on its way lets it go in Redis. The next one here asks."""
         queue = self._queues.get(keys.record, _NONE)
         self._do_asks(keys, queue, queue.ended(token))
 
     def dismiss(self, keys: Keys) -> None:
-        """The record is deleted by a call that is on its way: nobody need wait for who holds it."""
+        """The record is being deleted by a call that is on its way. Nobody need wait for the holder."""
         queue = self._queues.get(keys.record, _NONE)
         self._do_asks(keys, queue, queue.deleted())
 
@@ -198,12 +198,12 @@ class Locks:
         self._do(keys, timing, queue, queue.committed(token, fresh=stored is not None), stored)
 
     def hand_over_failed(self, keys: Keys, token: bytes, timing: LockTiming) -> None:
-        """What became of the commit is not known. Its request still holds the lock, if it has not let go."""
+        """The outcome of the commit is not known. Its request still holds the lock, unless it has let go."""
         queue = self._queues.get(keys.record, _NONE)
         self._do(keys, timing, queue, queue.unknown(token))
 
     def close(self) -> None:
-        """Nobody is to wait any more; who asks or holds comes to an end by itself."""
+        """Nobody is to wait any more. The asker and the holder come to an end by themselves."""
         for queue in self._queues.values():
             _tell(queue.close(), SessionStoreError(CLOSED))
 
@@ -217,7 +217,7 @@ class Locks:
         actions: Iterable[Action[Member]],
         stored: Acquired | None = None,
     ) -> None:
-        """A lock that is let go or taken over is renewed no more: its token counts for nothing after that."""
+        """A lock that is let go or taken over is not renewed any more: its token counts for nothing."""
         for action in actions:
             if isinstance(action, LetGo):
                 self._leases.drop(action.token)
@@ -243,7 +243,7 @@ class Locks:
 
 
 def _wake(member: Member, given: Acquired | bytes) -> None:
-    """Only who waits is woken, and who waits has a seat."""
+    """Wake a member that waits. Only those have a seat."""
     if not isinstance(member, bytes):
         member.set_result(given)
 

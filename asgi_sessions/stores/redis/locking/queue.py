@@ -25,7 +25,7 @@ class State(enum.Enum):
 
 
 class After(enum.Enum):
-    """What becomes of the lock when a commit is through that is to give it up."""
+    """What becomes of the lock after a commit that is to give it up."""
 
     LET_GO = "let go"  # by the commit itself, in Redis
     HAND_OVER = "hand over"  # it stays in this process, for the successor
@@ -50,7 +50,7 @@ class Give(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Tell(Generic[M]):
-    """This member waits no more, for it would wait for nothing."""
+    """This member waits no more, because it would wait in vain."""
 
     member: M
 
@@ -70,10 +70,11 @@ _LET_GO, _HAND_OVER, _KEEP = After
 
 
 class LockQueue(Generic[M]):
-    """Those of one process who want one session, in the order in which they came.
+    """The requests of one process that want one session, in order of arrival.
 
-    The asker speaks with Redis, or a member holds the lock; the others wait. A member is whatever names a
-    request. Whoever comes first makes the queue; one that is FREE has ended and is not used again.
+    One member, the asker, speaks with Redis, or one member holds the lock; the others wait. A member is
+    whatever names a request. The first request makes the queue. A queue that is FREE has ended and is not
+    used again.
 
     state                 event                    actions -> next state
     --------------------  -----------------------  ----------------------------------------------------------
@@ -145,7 +146,7 @@ class LockQueue(Generic[M]):
         return _NOTHING
 
     def fault(self, member: M) -> Sequence[Tell[M]]:
-        """The asker met a fault, which is everybody's: who would ask next would only wait for it."""
+        """The asker met a fault. All who wait are told, because the next asker would meet it too."""
         if self._asker != member:
             return _NOTHING
         told = self.close()
@@ -183,8 +184,8 @@ class LockQueue(Generic[M]):
     def commit_begins(self, token: bytes) -> tuple[After, Sequence[Ask[M]]]:
         """The holder stores what it has, and is done with that.
 
-        The successor is chosen before the commit is sent: who comes later could be given a record that is
-        older than its request.
+        The successor is chosen before the commit is sent, because a request that comes later must not be
+        given a record that is older than itself.
         """
         if token != self.token:
             return _LET_GO, _NOTHING
@@ -201,7 +202,7 @@ class LockQueue(Generic[M]):
         return _LET_GO, self._next()
 
     def committed(self, token: bytes, *, fresh: bool) -> Sequence[Action[M]]:
-        """It is known what became of the commit; `fresh`: it is stored, and its lease is young."""
+        """The outcome of the commit is known. `fresh`: it is stored, and the lease is young."""
         if token != self.token:
             return [LetGo(token)]
         successor = self._successor
@@ -213,7 +214,7 @@ class LockQueue(Generic[M]):
         return [Give(successor, token)]
 
     def unknown(self, token: bytes) -> Sequence[Action[M]]:
-        """What became of the commit is not known: the holder may try again, unless it has gone."""
+        """The outcome of the commit is not known. The holder may try again, unless it has gone."""
         if token != self.token or self.state is _LEAVING:
             return self.committed(token, fresh=False)
         self._put_back()
@@ -225,7 +226,7 @@ class LockQueue(Generic[M]):
         return self.deleted() if token == self.token else _NOTHING
 
     def deleted(self) -> Sequence[Ask[M]]:
-        """The record is being deleted by a call that is on its way: nobody need wait for who holds it."""
+        """The record is being deleted by a call that is on its way. Nobody need wait for the holder."""
         if self.token is None:
             return _NOTHING
         self._put_back()

@@ -84,10 +84,10 @@ class Subscription:
         return opened.result()
 
     def vetted(self, value: bytes, mark: bytes) -> bytes | None:
-        """A value that was announced to the session whose record begins with this mark.
+        """The value of a message, if its record begins with this mark.
 
-        None where it is another session's: then nothing that comes this way is believed, and the subscription
-        is made anew. Withheld where that record is wrong whoever is asked.
+        None where it is another session's record. Then this subscription is believed no more and made anew.
+        Where the record itself is wrong, whichever connection gives it, it is withheld.
         """
         if not is_record(value, mark):
             value = cast(bytes, self._wrong.withheld(value, mark, self._subscriptions))
@@ -98,13 +98,13 @@ class Subscription:
         return None
 
     def doubt(self) -> None:
-        """A lock came and its message did not: subscribe anew, for a node that hangs tells nothing."""
+        """A lock came without its message: subscribe anew, because a node that hangs publishes nothing."""
         age = asyncio.get_running_loop().time() - self._lost_at
         if self.live and age > POLL:
             self._drop()
 
     async def aclose(self) -> None:
-        """Unsubscribe for good; who waits here asks again, is refused, and has left by the end."""
+        """Unsubscribe for good. Waiters ask again, are refused, and have left when this returns."""
         self._drained = asyncio.get_running_loop().create_future()
         task = self._task
         if task is not None:
@@ -184,7 +184,7 @@ class Subscription:
         return connection
 
     def _deliver(self, message: Reply) -> None:
-        """To whom it is for; most often it is nobody here any more."""
+        """Give a message to its waiter, if that is still here."""
         self._heard_at = asyncio.get_running_loop().time()
         match message:
             case [b"message", self.name, bytes(payload)]:

@@ -38,7 +38,7 @@ class Acquired(NamedTuple):
 
 
 class Place:
-    """The tokens of one caller that Redis may know. Each question goes under a fresh one.
+    """The tokens of one caller that Redis may know. Each question has a fresh one.
 
     A message is believed only for the token that Redis' last answer spoke of: a process that was frozen may
     find one for a lock that was given to others since.

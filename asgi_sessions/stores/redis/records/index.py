@@ -72,10 +72,10 @@ class UserIndex:
     async def link(self, user_id: str, session_id: str, absolute: float | None, *, tidy: bool = True) -> None:
         """Note that the session is this user's, or still is; one that is being ended stays so.
 
-        A record that is new comes before its link, a change of user in a record after it: whoever dies in
-        between leaves a record whose id nobody knows, or a link that leads to nothing of this user's. Then a
-        few old links may be looked at, which nobody waits for: what leads nowhere goes, and what somebody
-        began to end and did not finish is ended.
+        A new record is stored before its link, a change of user in a record after it. So a process that dies
+        in between leaves a record whose id nobody knows, or a link that leads to nothing of this user's.
+        Afterwards a few old links may be looked at, and nobody waits for that: links that lead nowhere go,
+        and sessions that somebody began to end are ended.
         """
         key = self._keys.user(user_id)
         looks = _LOOKS if tidy else b"0"
@@ -126,10 +126,9 @@ class UserIndex:
     async def end(self, user_id: str, keep: str | None) -> int:
         """End all sessions of a user but `keep`; how many were ended by this call.
 
-        (What another call, or a sign-in that finishes its work, ends at the same time counts there.)
-        The links are marked first, then the records deleted, then the links forgotten. Whoever dies in
-        between leaves marks: sessions that can no longer move, and that the next call ends, or the next
-        sign-ins do.
+        What another call, or a sign-in that finishes its work, ends at the same time counts there. The links
+        are marked first, then the records deleted, then the links forgotten. A process that dies in between
+        leaves marks: sessions that can no longer move, and that the next call or the next sign-ins end.
         `SessionStoreError` where what lies at a link is of no format that is known here: all others are ended
         then, and the link stays marked.
         """
