@@ -290,7 +290,10 @@ class Session(TrackedDict):
             return
         there = names & dict.keys(self)
         if there:
-            fate = fate_of(self.stored_values(), self, there)
+            stored = self.stored_values()
+            fate = fate_of(stored, self, there)
+            if fate is not _KEEP:  # a tuple is the list as which it was stored
+                fate = fate_of(stored, self.as_read_back(there), there)
             if fate is not _KEEP:
                 self.fate = fate
         user_id = self.identity().user_id
