@@ -601,7 +601,7 @@ class Walk:
             self.book.restore(before)
 
     async def _held(self, session: Session, how: str, key: str, number: int) -> None:
-        """The store's own operations, called in the request, act on the record that it holds."""
+        """The store's own operations, called in the request, act on what it holds and has not ended."""
         book, store, record = self.book, self.site.store, self.book.record
         if record is None:
             return
@@ -616,6 +616,8 @@ class Walk:
             if isinstance(before, BaseException):
                 raise before
             book.accessed = True
+            if book.fate == "end":
+                return {"update": False, "count": 0, "touch": False}[how]
             return getattr(self, f"_held_{how}")(key, number)
 
         await self._both(calls[how], modelled)
