@@ -352,6 +352,7 @@ async def test_an_end_wins_over_every_other_writer(
     answer = await browser.open(page(during(browser, meanwhile, Session.logout)))
     assert (answer.status, answer.cookies) == (200, [REMOVAL])
     assert site.records() == []
+    assert site.events == ["session_ended"]
 
 
 async def test_a_lost_session_can_still_be_ended(site: Site, browser: Browser) -> None:

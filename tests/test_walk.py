@@ -443,6 +443,39 @@ async def test_the_store_knows_nothing_more_of_a_session_that_its_app_has_ended(
     assert site.records() == []
 
 
+async def test_a_cookie_that_led_nowhere_is_not_removed(site: Site, browser: Browser) -> None:
+    """A request begins a session and ends it: the client's cookie may be that of a sign-in meanwhile."""
+    old = await browser.begin()
+    await site.store.delete(old)
+
+    async def begin_and_end(session: Session) -> None:
+        session["n"] = 1
+        await session.save()
+        session.logout()
+
+    answer = await browser.open(page(begin_and_end))
+    assert (answer.status, answer.cookies) == (200, [])
+    assert site.records() == []
+
+
+async def test_who_ended_the_clients_session_removes_its_cookie_whatever_began_since(
+    site: Site, browser: Browser
+) -> None:
+    """A request ends the session, begins another and ends that too: the client's cookie leads nowhere."""
+    await browser.begin()
+
+    async def end_begin_and_end(session: Session) -> None:
+        session.logout()
+        await session.save()
+        session["n"] = 1
+        await session.save()
+        session.logout()
+
+    answer = await browser.open(page(end_begin_and_end))
+    assert (answer.status, answer.cookies) == (200, [REMOVAL])
+    assert site.records() == []
+
+
 async def test_the_store_waits_for_the_task_that_ends_the_session(site: Site, browser: Browser) -> None:
     """Whoever waited for a transaction in which the app ended the session finds it absent."""
     old = await browser.begin()
