@@ -6,10 +6,12 @@
 The request reads or increments a number in a session of about 300 bytes; headers and cookies are a browser's.
 The answer has a content-length, or has none and is a stream to a middleware. In memory one client asks, on
 Redis 1 and 64 at once, each a task with a session of its own. No HTTP server; Redis is a real one, started on
-loopback. µs are wall time for each request of all clients together, less the bare app's in the same round.
-Instructions are counted by callgrind in a process of its own, less the bare app's too; "-" where there is no
-valgrind (`apt-get install valgrind`). With 64 clients they vary by some percent, for how many calls leave
-together is a matter of time.
+loopback.
+
+µs are for each request of all clients together, less the bare app's in the same round: on Redis by the wall,
+in memory of the process's own time, for nothing waits there. Instructions are counted by callgrind in a
+process of its own, less the bare app's too; "-" where there is no valgrind (`apt-get install valgrind`). With
+64 clients they vary by some percent: how many calls leave together is a matter of time.
 
 Ours is as it comes, its lock included; typed is a model with a list of five models, one of which is read or
 changed. The floor is the least that keeps the promises in memory. The peers have no lock and are set up as
@@ -59,6 +61,7 @@ from overhead_instructions import per_request
 from redis_server import RedisServer
 
 YARDSTICK = {MEMORY: "Starlette", REDIS: "starsessions"}  # whose cost is 1
+TIME = {MEMORY: "cpu_us", REDIS: "us"}  # which of the figures that `drive` gives
 WANTED = {
     (MEMORY, "ours, dict", "read", 1): 0.95,
     (MEMORY, "ours, dict", "write", 1): 0.55,
@@ -113,15 +116,15 @@ class Figures:
     def cost(self, case: Case) -> float:
         """µs over the bare app, whose own cost is told as it is."""
         if case.subject == BARE:
-            return self.samples.median(str(case), "us")
-        return self.samples.above(str(case), case.of(BARE), "us")
+            return self.samples.median(str(case), TIME[case.place])
+        return self.samples.above(str(case), case.of(BARE), TIME[case.place])
 
     def ratio(self, case: Case) -> float | None:
         """In terms of the yardstick; None for the bare app, and where the yardstick was not measured."""
         peer = case.of(YARDSTICK[case.place])
         if case.subject == BARE or not self.samples.has(peer):
             return None
-        return self.samples.ratio(str(case), peer, "us", case.of(BARE))
+        return self.samples.ratio(str(case), peer, TIME[case.place], case.of(BARE))
 
     def instructions(self, case: Case) -> float | None:
         """Over the bare app, as `cost`; None where they were not counted."""
