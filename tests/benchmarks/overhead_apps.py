@@ -44,6 +44,8 @@ AT_ONCE = {MEMORY: (1,), REDIS: (1, 64)}  # clients
 PEERS = ("starlette", "starsessions", "litestar")  # their packages have these names
 CONNECTIONS = 1024  # for each peer's client: redis-py's 100 are not enough for 256 requests at once
 
+PATIENCE = 120.0  # seconds for Redis: 64 connections begin at once, on a busy machine and under valgrind
+
 Wrap: TypeAlias = "Callable[[ASGIApp], ASGIApp]"
 
 
@@ -280,7 +282,14 @@ async def on_redis(url: str, peers: Sequence[str]) -> AsyncIterator[list[Subject
     async with AsyncExitStack() as stack:
         store = RedisSessionStore(url)
         stack.push_async_callback(store.aclose)
-        client = await stack.enter_async_context(Redis.from_url(url, max_connections=CONNECTIONS))
+        client = await stack.enter_async_context(
+            Redis.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                socket_connect_timeout=PATIENCE,
+                socket_timeout=PATIENCE,
+            )
+        )
         found = [Subject(BARE, lambda app: app, NOTHING, REDIS), Subject("ours", ours(store), place=REDIS)]
         if "starsessions" in peers:
             from starsessions.stores.redis import RedisStore
