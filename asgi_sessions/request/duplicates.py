@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..client.cookie import AMBIGUOUS, Presented, Verified
-from ..stores.base import SessionStore
+from ..client.cookie import AMBIGUOUS, Presented
+from ..client.signer import Verified
 from ..stores.checkout import Checkout, Lifetime, Missing
+from ..stores.contract import SessionStore
 
 _LIKELIEST = (Missing.RETIRED, Missing.UNREADABLE, Missing.ABSENT)
 

@@ -16,10 +16,10 @@ from ..errors import SessionStoreError
 from ..record.codec import encode_checked, user_of
 from ..record.model import SessionData
 from ..record.values import check_id
-from .base import SessionStore
-from .checkout import Checkout, Lifetime, Missing, Outcome, shorter
+from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
+from .contract import SessionStore
 from .entries import Ends, Entry
-from .local import LocalLocks, LockPolicy, RetiredIds
+from .local import LocalLocks, RetiredIds
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones

@@ -26,16 +26,13 @@ from asgi_sessions.client.cookie import (
     BAD_SIGNATURE,
     MAX_COOKIE_BYTES,
     MAX_PAIR_BYTES,
-    MAX_TOKEN_BYTES,
     NO_COOKIE,
-    SALT,
-    CookieSigner,
     Presented,
     SessionCookie,
-    Verified,
     cookie_values,
 )
 from asgi_sessions.client.headers import by_name
+from asgi_sessions.client.signer import MAX_TOKEN_BYTES, SALT, CookieSigner, Verified
 
 KEY = "k" * 32
 OLD_KEY = "o" * 32

@@ -18,15 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions.client.cookie import MAX_COOKIE_BYTES, CookieSigner, Presented, SessionCookie, Verified
-from asgi_sessions.client.fingerprint import (
-    MAX_HOPS,
-    ClientAddress,
-    Fingerprint,
-    FingerprintReader,
-    parse_address,
-)
+from asgi_sessions.client.address import MAX_HOPS, ClientAddress, parse_address
+from asgi_sessions.client.cookie import MAX_COOKIE_BYTES, Presented, SessionCookie
+from asgi_sessions.client.fingerprint import Fingerprint, FingerprintReader
 from asgi_sessions.client.headers import by_name
+from asgi_sessions.client.signer import CookieSigner, Verified
 from fuzz import effort
 
 # --- cookies ----------------------------------------------------------------------------------------

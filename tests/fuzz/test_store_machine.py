@@ -25,8 +25,8 @@ from redis_server import RedisServer
 from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, SessionStore
 from asgi_sessions.errors import LockTimeoutError, SessionConflictError, SessionDataError, SessionLockError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.redis import RedisSessionStore
 from fuzz import effort, explore
 from fuzz.store_model import DEFAULT_TTL, LEASE, Entry, Kind, Lease, Model, Out

@@ -29,8 +29,7 @@ from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import MAX_REMEMBERED, SessionCookie
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import wire
 from asgi_sessions.testing import StoreContract
 

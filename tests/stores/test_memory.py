@@ -19,9 +19,9 @@ from asgi_sessions import (
 )
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.entries import Ends
-from asgi_sessions.stores.local import LocalLocks, LockPolicy
+from asgi_sessions.stores.local import LocalLocks
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.testing.rivals import keep_moving
 
