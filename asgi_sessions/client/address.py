@@ -61,7 +61,7 @@ class ClientAddress:
         client = scope.get("client")
         peer: str = (client[0] or "") if client else ""
         if not self._proxied or not self._trusts(peer):
-            if self._on_untrusted is not None and not self._proxied:
+            if not self._proxied and (b"x-forwarded-for" in headers or b"forwarded" in headers):
                 self._notice(peer, headers)
             return peer
         listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
@@ -75,8 +75,6 @@ class ClientAddress:
 
         Not where the server has put the client's address in the peer's place (uvicorn's `--proxy-headers`).
         """
-        if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-            return
         told, self._on_untrusted = self._on_untrusted, None
         listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
         forwarded = headers.get(b"forwarded", b"").decode("latin-1")

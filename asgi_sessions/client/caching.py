@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import re
 from email.utils import parsedate_to_datetime
 
 from ..asgi import Headers
 
 _BLANK = b" \t"
-_LINES_OF_VARY = frozenset(
-    bytes(letters) for letters in itertools.product(*[(letter, letter - 32) for letter in b"vary"])
-)
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"?')
 _TARGETED = frozenset({b"surrogate-control", b"edge-control", b"x-accel-expires"})
 _FRESH = re.compile(rb'(?:max-age|s-maxage)="?0*[1-9][0-9]*"?')
@@ -61,18 +57,17 @@ def vary_cookie(headers: Headers) -> None:
 
     Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
     """
-    if _LINES_OF_VARY.isdisjoint(dict(headers)):  # nearly always
-        headers.append((b"vary", b"Cookie"))
-        return
     first: int | None = None
     for index, (name, value) in enumerate(headers):
-        if name.lower() != b"vary":
+        if len(name) != 4 or name.lower() != b"vary":
             continue
         fields = {field.strip(_BLANK) for field in value.lower().split(b",")}
         if b"cookie" in fields or b"*" in fields:
             return
         first = index if first is None else first
-    if first is not None:
+    if first is None:
+        headers.append((b"vary", b"Cookie"))
+    else:
         name, value = headers[first]
         headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")
 

@@ -22,14 +22,14 @@ Reason: TypeAlias = Literal["bad_signature", "ambiguous", "absurd"]
 
 MAX_COOKIE_BYTES = 65_536  # of the cookie header, or all its lines together
 MAX_CANDIDATES = 4  # different cookies of our name whose signature is checked
-MAX_REMEMBERED = 4096  # verified tokens that need no second HMAC, under 2 MB
+MAX_REMEMBERED = 4096  # cookie headers whose session is known, so that they are not parsed and verified again
+MAX_REMEMBERED_BYTES = 1024  # of such a header; with the count above at most 6 MB
 MAX_PAIR_BYTES = 4096  # name and value (RFC 6265bis section 5.6: browsers drop what is longer)
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 6265 section 4.1.1: an RFC 7230 token
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]{0,1023}")
 _DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
 _BLANK = b" \t"
-_SET_COOKIE_SIZE = len(b"set-cookie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,7 @@ class Presented:
     """What a request says about its session.
 
     `session_id` is None unless exactly one valid id came in; `reason` then tells why, and is None too for a
-    request without our cookie. `presented`: a cookie of our name was there (not looked up when "absurd").
-    `issued_at` and `stale_key` as in `Verified`.
+    request without our cookie. `issued_at` and `stale_key` as in `Verified`.
 
     `rivals` are the valid ids of a request that brings several: the store knows which of them is alive
     (`duplicates.settle`). `only_ours`: no cookie of our name came along that we did not sign. `leftover`:
@@ -49,15 +48,14 @@ class Presented:
     issued_at: int = 0
     stale_key: bool = False
     reason: Reason | None = None
-    presented: bool = False
     rivals: tuple[Verified, ...] = field(default=(), repr=False)
     only_ours: bool = False
     leftover: bool = False
 
 
 NO_COOKIE = Presented()
-BAD_SIGNATURE = Presented(reason="bad_signature", presented=True)
-AMBIGUOUS = Presented(reason="ambiguous", presented=True)
+BAD_SIGNATURE = Presented(reason="bad_signature")
+AMBIGUOUS = Presented(reason="ambiguous")
 ABSURD = Presented(reason="absurd")
 
 
@@ -104,7 +102,7 @@ class SessionCookie:
         self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
         self._name = name.encode("ascii")
         self._alone = self._name + b"="
-        self._known: dict[bytes, Presented] = {}  # verified tokens, found by their whole value only
+        self._known: dict[bytes, Presented] = {}  # by the whole header, byte for byte
         self._start = f"{name}="
         self._path = f"; path={path}; "
         self._https_only = https_only
@@ -122,24 +120,31 @@ class SessionCookie:
         """
         if not line:
             return NO_COOKIE
+        return self._known.get(line) or self._parse(line)
+
+    def _parse(self, line: bytes) -> Presented:
+        """Read a header that is not remembered, and remember it if it names one session.
+
+        Nothing about it can change later: the keys are fixed, and the signature does not depend on the time.
+        The token is remembered as well, as the header that has no other cookie in it.
+        """
         if len(line) > MAX_COOKIE_BYTES:
             return ABSURD
-        if line.startswith(self._alone) and b";" not in line:  # the only cookie there is
-            tokens = [line[len(self._alone) :].strip(_BLANK)]
-        else:
-            tokens = cookie_values(line, self._name)
-        if len(tokens) > 1:
-            return self._judge(list(dict.fromkeys(tokens)))
-        return (self._known.get(tokens[0]) or self._remember(tokens[0])) if tokens else NO_COOKIE
-
-    def _remember(self, token: bytes) -> Presented:
-        """Judge a single token and keep the answer if it is good: a client sends the same one each time."""
-        answer = self._judge([token])
+        tokens = list(dict.fromkeys(cookie_values(line, self._name)))
+        if not tokens:
+            return NO_COOKIE
+        alone = self._alone + tokens[0] if len(tokens) == 1 else line
+        answer = self._known.get(alone) or self._judge(tokens)
         if answer.session_id is not None:
+            self._remember(alone, answer)
+            self._remember(line, answer)
+        return answer
+
+    def _remember(self, line: bytes, answer: Presented) -> None:
+        if len(line) <= MAX_REMEMBERED_BYTES:
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
-            self._known[token] = answer
-        return answer
+            self._known[line] = answer
 
     def _judge(self, tokens: list[bytes]) -> Presented:
         """What these different values say together."""
@@ -153,9 +158,9 @@ class SessionCookie:
             best.setdefault(seen.session_id, seen)
         if len(best) > 1:
             alone = len(verified) == len(tokens)
-            return Presented(presented=True, rivals=tuple(best.values()), only_ours=alone)
+            return Presented(rivals=tuple(best.values()), only_ours=alone)
         (only,) = best.values()
-        return Presented(only.session_id, only.issued_at, only.stale_key, None, True)
+        return Presented(*only)
 
     def render(self, session_id: str, *, max_age: float | None, secure: bool) -> bytes:
         """The value of a `Set-Cookie` header that hands out this id, signed now.
@@ -174,10 +179,10 @@ class SessionCookie:
 
     def is_set_by(self, headers: Headers) -> bool:
         """Whether an answer with these headers sets or removes a cookie of our name already."""
-        return any(
-            len(name) == _SET_COOKIE_SIZE and name.lower() == b"set-cookie" and value.startswith(self._alone)
-            for name, value in headers
-        )
+        for name, value in headers:  # each answer comes here, and `any` would cost twice as much
+            if value.startswith(self._alone) and name.lower() == b"set-cookie":
+                return True
+        return False
 
     def render_leftover_removals(self, requested: str, *, secure: bool) -> list[bytes]:
         """`Set-Cookie` values for cookies of our name within this scope that come with the path `requested`.

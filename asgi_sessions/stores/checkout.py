@@ -73,9 +73,9 @@ class Checkout:
     token: str | None = field(repr=False)
     expires_in: float | None = None
     waited: float = 0.0
-    seal: object = field(default=None, repr=False)
     idle: float | None = None
     age: float | None = None
+    seal: object = field(default=None, repr=False)
     unsure: str | None = None
     successor: Checkout | None = None
 

@@ -68,8 +68,8 @@ class Entry:
             token,
             None if self.expires == math.inf else self.expires - now,
             waited,
-            idle=None if self.idle == math.inf else self.idle,
-            age=now - self.began,
+            None if self.idle == math.inf else self.idle,
+            now - self.began,
         )
 
 

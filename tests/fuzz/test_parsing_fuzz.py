@@ -136,18 +136,18 @@ def reference_answer(headers: Headers) -> Presented:
     """What up to four different values of our name say, each looked up among the tokens that were signed."""
     values = set(reference_tokens(headers))
     if len(values) > 4:
-        return Presented(reason="ambiguous", presented=True)
+        return Presented(reason="ambiguous")
     good = sorted((GOOD[value] for value in values if value in GOOD), key=lambda each: each.session_id)
     if not good:
-        return Presented(reason="bad_signature", presented=True) if values else Presented()
+        return Presented(reason="bad_signature") if values else Presented()
     best = [
         min(same, key=lambda each: (each.stale_key, -each.issued_at))
         for _, same in groupby(good, key=lambda each: each.session_id)
     ]
     if len(best) > 1:
         rivals = tuple(Verified(each.session_id, each.issued_at, each.stale_key) for each in best)
-        return Presented(presented=True, rivals=rivals, only_ours=len(good) == len(values))
-    return Presented(best[0].session_id, best[0].issued_at, best[0].stale_key, None, True)
+        return Presented(rivals=rivals, only_ours=len(good) == len(values))
+    return Presented(best[0].session_id, best[0].issued_at, best[0].stale_key)
 
 
 def without_order(answer: Presented) -> Presented:

@@ -25,7 +25,7 @@ DEAD, RETIRED, UNREADABLE = Missing.ABSENT, Missing.RETIRED, Missing.UNREADABLE
 
 
 def one(chosen: Verified, leftover: bool = False) -> Presented:
-    return Presented(*chosen, presented=True, leftover=leftover)
+    return Presented(*chosen, leftover=leftover)
 
 
 @pytest.mark.parametrize(
