@@ -1,6 +1,6 @@
-"""The address of a request's client, behind proxies too.
+"""The address of a request's client, also behind proxies.
 
-Proxy headers count only from proxies that the app trusts; anybody else can write anything there.
+Proxy headers count only from proxies that the app trusts. Anybody else can write anything into them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 TrustedProxy: TypeAlias = str | IPAddress | IPNetwork
 
-MAX_HOPS = 32  # entries of a proxy header that are looked at, from the right
+MAX_HOPS = 32  # entries of a proxy header that are read, from the right
 CACHED_CLIENTS = 1024
-CACHED_CHARACTERS = 512  # longer headers are read anew each time, so that the cache stays small
+CACHED_CHARACTERS = 512  # longer headers are not cached, so that the cache stays small
 MAX_ADDRESS_CHARACTERS = 64  # "[", 45 of an IPv6 address, "]:65535", and room for a zone
 
 _PORT = re.compile(r":(?:[0-9]{1,5}|_[A-Za-z0-9._-]+)")  # RFC 7239 section 6
@@ -29,11 +29,11 @@ _PAIR = re.compile(r'([^";]*(?:"[^"]*"[^";]*)*);')
 
 
 class ClientAddress:
-    """Tells a request's client address, behind the proxies in `trusted_proxies` as well.
+    """Finds the address of a request's client, behind the proxies in `trusted_proxies`.
 
     Each entry is a network or an address; "unix" trusts a peer without an address (a Unix socket). ValueError
-    names an entry that is neither. `on_untrusted` is called once, for the first request with proxy headers
-    while none is trusted.
+    for any other. Where no proxy is trusted, `on_untrusted` is called for the first request with proxy
+    headers.
     """
 
     def __init__(
@@ -46,47 +46,42 @@ class ClientAddress:
         self._networks = tuple(_network(entry) for entry in entries if entry != "unix")
         self._proxied = bool(entries)
         self._on_untrusted = on_untrusted
-        self._trusts: Callable[[str], bool] = lru_cache(CACHED_CLIENTS)(self._is_trusted)
         self._resolved: Callable[[str, str, str], str] = lru_cache(CACHED_CLIENTS)(self._resolve)
 
     def of(self, scope: Scope, headers: ByName) -> str:
-        """The client's address; the peer's unless a trusted proxy says more; "" where there is none.
+        """The client's address: the peer's, unless a trusted proxy says more; "" where there is none.
 
-        Proxy headers are read from the right, past trusted addresses, to the first one that is not: what lies
-        left of it was written by that client. An entry that is no address ends the walk at the last trusted
-        one, for nobody vouches for what is left of it. Where `X-Forwarded-For` and `Forwarded` disagree,
-        neither is believed: a proxy that maintains one hands the other through as the client wrote it, and
-        nothing tells which is which.
+        Proxy headers are read from the right, past trusted addresses, to the first that is not trusted: that
+        client may have written all entries left of its own. An entry that is no address ends the walk at the
+        last trusted one. Where `X-Forwarded-For` and `Forwarded` disagree, neither counts: a proxy that
+        maintains one passes the other on as the client wrote it, and nothing says which one that is.
         """
         client = scope.get("client")
         peer: str = (client[0] or "") if client else ""
-        if not self._proxied or not self._trusts(peer):
-            if not self._proxied and (b"x-forwarded-for" in headers or b"forwarded" in headers):
-                self._notice(peer, headers)
+        if not self._proxied:
+            if self._on_untrusted and (b"x-forwarded-for" in headers or b"forwarded" in headers):
+                self._notice(peer, *_proxy_headers(headers))
             return peer
-        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
-        if len(listed) + len(forwarded) > CACHED_CHARACTERS:
-            return self._resolve(peer, listed, forwarded)
-        return self._resolved(peer, listed, forwarded)
+        listed, forwarded = _proxy_headers(headers)
+        is_short = len(listed) + len(forwarded) <= CACHED_CHARACTERS
+        return (self._resolved if is_short else self._resolve)(peer, listed, forwarded)
 
-    def _notice(self, peer: str, headers: ByName) -> None:
-        """Look at the first request with proxy headers, and tell of it, for nobody believes them.
+    def _notice(self, peer: str, listed: str, forwarded: str) -> None:
+        """Call `on_untrusted` for the first request with proxy headers, which do not count.
 
-        Not where the server has put the client's address in the peer's place (uvicorn's `--proxy-headers`).
+        Not where the server uses them already, as uvicorn's `--proxy-headers` does: the peer is in them then.
         """
-        told, self._on_untrusted = self._on_untrusted, None
-        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
+        tell, self._on_untrusted = self._on_untrusted, None
         parsed = parse_address(peer)
-        resolved = parsed is not None and str(parsed) in [*_listed_hops(listed), *_forwarded_hops(forwarded)]
-        if told is not None and not resolved:
-            told()
+        is_used = parsed is not None and str(parsed) in [*_listed_hops(listed), *_forwarded_hops(forwarded)]
+        if tell is not None and not is_used:
+            tell()
 
     def _resolve(self, peer: str, listed: str, forwarded: str) -> str:
-        found = {
-            self._walk(peer, hops) for hops in (_listed_hops(listed), _forwarded_hops(forwarded)) if hops
-        }
+        if not self._trusts(peer):
+            return peer
+        headers = (_listed_hops(listed), _forwarded_hops(forwarded))
+        found = {self._walk(peer, hops) for hops in headers if hops}
         return found.pop() if len(found) == 1 else peer
 
     def _walk(self, peer: str, hops: Iterable[str | None]) -> str:
@@ -99,15 +94,20 @@ class ClientAddress:
                 break
         return address
 
-    def _is_trusted(self, address: str) -> bool:
+    def _trusts(self, address: str) -> bool:
         if not address:
             return self._trusts_unix
         parsed = parse_address(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
 
+def _proxy_headers(headers: ByName) -> tuple[str, str]:
+    listed, forwarded = headers.get(b"x-forwarded-for", b""), headers.get(b"forwarded", b"")
+    return listed.decode("latin-1"), forwarded.decode("latin-1")
+
+
 def parse_address(text: str) -> IPAddress | None:
-    """The address, without its zone and with v4-mapped v6 folded to v4; None for anything else."""
+    """The address without its zone, v4-mapped v6 as v4; None for anything else."""
     if len(text) > MAX_ADDRESS_CHARACTERS:
         return None
     try:
@@ -131,19 +131,16 @@ def _network(entry: TrustedProxy) -> IPNetwork:
 
 
 def _listed_hops(listed: str) -> list[str | None]:
-    """The hops of `X-Forwarded-For` from the right, None for an entry that is no address; [] without any.
-
-    An empty entry ends the walk too: a proxy that knows no address may have written it.
-    """
+    """The hops of `X-Forwarded-For` from the right; None for an entry that is no address."""
     entries = listed.rsplit(",", MAX_HOPS)[-MAX_HOPS:] if listed else []
     return [_host(entry.strip(" \t")) for entry in reversed(entries)]
 
 
 def _forwarded_hops(forwarded: str) -> list[str | None]:
-    """The hops of `Forwarded` from the right, None for an element that names no address; [] without any.
+    """The hops of `Forwarded` from the right; None for an element that names no address.
 
-    Where the quoting cannot be trusted nothing is believed: an address needs no backslash, and a quote left
-    open would let a client's part swallow the proxy's.
+    No hop counts where there is a backslash, which no address needs, or an open quote, with which a client's
+    part could swallow the proxy's.
     """
     if "\\" in forwarded or forwarded.count('"') % 2:
         return [None]
@@ -152,7 +149,7 @@ def _forwarded_hops(forwarded: str) -> list[str | None]:
 
 
 def _forwarded_for(element: str) -> str | None:
-    """The address of the one ``for`` in this element (RFC 7239 section 4); None for anything else."""
+    """The address of the only ``for`` in this element (RFC 7239 section 4); None for anything else."""
     pairs = [pair.partition("=") for pair in _PAIR.findall(element + ";")]
     values = [value for name, _, value in pairs if name.strip(" \t").lower() == "for"]
     if len(values) != 1:

@@ -1,7 +1,7 @@
-"""The session cookie: sign, verify, read from a request, render for a response.
+"""The session cookie: read from a request, rendered for a response.
 
-The cookie carries an id and a signature, never data. Everything a client sends is hostile here: reading never
-raises, costs linear time, and hands out an id only if this server signed exactly these bytes.
+Everything that a client sends may be hostile. Reading never raises and takes linear time, and it gives an id
+only where this server signed exactly these bytes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _BLANK = b" \t"
 class Presented:
     """What a request says about its session.
 
-    `session_id` is None unless exactly one valid id came in; `reason` then tells why, and is None too for a
-    request without our cookie. `issued_at` and `stale_key` as in `Verified`.
+    `session_id` is set where exactly one valid id came in; `issued_at` and `stale_key` are those of
+    `Verified`. Otherwise `reason` says what was wrong; it is None where there was no cookie of ours.
 
-    `rivals` are the valid ids of a request that brings several: the store knows which of them is alive
-    (`duplicates.settle`). `only_ours`: no cookie of our name came along that we did not sign. `leftover`:
-    this one is alive, and what came beside it is dead.
+    `rivals` are the valid ids of a request that brings several: the store knows which one is alive.
+    `only_ours`: every cookie of our name was signed by us. `leftover`: this id is alive, and the cookies
+    beside it are dead.
     """
 
     session_id: str | None = field(default=None, repr=False)
@@ -60,11 +60,10 @@ ABSURD = Presented(reason="absurd")
 
 
 def cookie_values(line: bytes, name: bytes) -> list[bytes]:
-    """The values of every cookie called exactly `name` in this header, in order; [] where none is.
+    """The values of every cookie called exactly `name` in this header, in order; [] where there is none.
 
-    Only space and tab are trimmed and nothing is unquoted: a parser that knows more ways to read a name finds
-    cookies that the browser did not set. A piece without ``=`` has no name and is passed over. Linear time;
-    never raises.
+    Trims spaces and tabs, and unquotes nothing: a more lenient parser finds cookies that no browser set. A
+    piece without ``=`` has no name and is skipped.
     """
     found: list[bytes] = []
     if name in line:
@@ -76,10 +75,10 @@ def cookie_values(line: bytes, name: bytes) -> list[bytes]:
 
 
 class SessionCookie:
-    """The session cookie of one app: reads it from requests, renders it for responses.
+    """The session cookie of one app.
 
     Attributes and their order are Starlette's. `https_only=None` makes the cookie `Secure` where the request
-    came over https or wss; True and False force it. A combination that browsers refuse is a ValueError.
+    came over https or wss; True and False force it. ValueError for a combination that browsers refuse.
     """
 
     def __init__(
@@ -108,15 +107,15 @@ class SessionCookie:
         self._https_only = https_only
         self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
         self._removals = tuple(_removal(name, path, flags) for flags in self._flags)
-        self._is_bound = name.lower().startswith("__host-")  # to path="/" of one host: there is no other
+        self._is_bound = name.lower().startswith("__host-")  # to one host and path="/", so there is one only
         self._scope = name, domain, path
         self._attributes = same_site, partitioned
 
     def read(self, line: bytes | None) -> Presented:
         """What a request's `cookie` header says; `NO_COOKIE` where ours is not in it. Never raises.
 
-        Up to `MAX_CANDIDATES` different cookies of our name are verified. More of them than that mean that
-        somebody planted some (a sibling domain, a longer path): which is not for us to guess, so none counts.
+        Up to `MAX_CANDIDATES` different cookies of our name are verified. If there are more, somebody planted
+        some of them (from a sibling domain or a longer path), and none counts.
         """
         if not line:
             return NO_COOKIE
@@ -125,8 +124,8 @@ class SessionCookie:
     def _parse(self, line: bytes) -> Presented:
         """Read a header that is not remembered, and remember it if it names one session.
 
-        Nothing about it can change later: the keys are fixed, and the signature does not depend on the time.
-        The token is remembered as well, as the header that has no other cookie in it.
+        The answer depends on the header and the keys alone, so it cannot go stale; the store decides about
+        time. The token is remembered too, as a header without other cookies.
         """
         if len(line) > MAX_COOKIE_BYTES:
             return ABSURD
@@ -147,7 +146,7 @@ class SessionCookie:
             self._known[line] = answer
 
     def _judge(self, tokens: list[bytes]) -> Presented:
-        """What these different values say together."""
+        """What these values, all different, say together."""
         if len(tokens) > MAX_CANDIDATES:
             return AMBIGUOUS
         verified = [seen for seen in map(self.signer.verify, tokens) if seen is not None]
@@ -163,31 +162,31 @@ class SessionCookie:
         return Presented(*only)
 
     def render(self, session_id: str, *, max_age: float | None, secure: bool) -> bytes:
-        """The value of a `Set-Cookie` header that hands out this id, signed now.
+        """The value of a `Set-Cookie` header with this id, signed now.
 
-        `max_age` is in seconds, None for a cookie that ends with the browser session; it is rounded up, for
-        browsers pass over a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the
-        request came over https or wss; counts only where `https_only` is None.
+        `max_age` is in seconds; None is a cookie that ends with the browser session. It is rounded up:
+        browsers ignore a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the request
+        came over https or wss; used where `https_only` is None.
         """
         age = "" if max_age is None else f"Max-Age={math.ceil(max_age)}; "
         flags = self._flags[self._is_secure(secure)]
         return f"{self._start}{self.signer.sign(session_id)}{self._path}{age}{flags}".encode("ascii")
 
     def render_removal(self, *, secure: bool) -> bytes:
-        """The value of a `Set-Cookie` header that makes the browser forget the cookie; `secure` as above."""
+        """The value of a `Set-Cookie` header that removes the cookie; `secure` as in `render`."""
         return self._removals[self._is_secure(secure)]
 
     def is_set_by(self, headers: Headers) -> bool:
         """Whether an answer with these headers sets or removes a cookie of our name already."""
-        for name, value in headers:  # each answer comes here, and `any` would cost twice as much
+        for name, value in headers:  # noqa: SIM110  # every answer comes here, and `any` costs twice as much
             if value.startswith(self._alone) and name.lower() == b"set-cookie":
                 return True
         return False
 
     def render_leftover_removals(self, requested: str, *, secure: bool) -> list[bytes]:
-        """`Set-Cookie` values for cookies of our name within this scope that come with the path `requested`.
+        """`Set-Cookie` values that remove other cookies of our name which come with the path `requested`.
 
-        To be sent before the cookie itself, which no browser then mistakes for one of them.
+        Only cookies within the scope of this one. Send these before the cookie itself.
         """
         if self._is_bound:
             return []

@@ -1,7 +1,6 @@
-"""Who sends the request, as a hash that survives browser updates and address changes within a prefix.
+"""The client's fingerprint: a hash that survives browser updates and address changes within a prefix.
 
-A stolen cookie then fails from another client. Proxy headers count only from proxies that the app trusts;
-anybody else can write anything there.
+It makes a stolen cookie fail from another client.
 """
 
 from __future__ import annotations
@@ -15,14 +14,7 @@ from ipaddress import ip_network
 from typing import Literal
 
 from ..asgi import Scope
-from .address import (
-    CACHED_CHARACTERS,
-    CACHED_CLIENTS,
-    MAX_ADDRESS_CHARACTERS,
-    ClientAddress,
-    TrustedProxy,
-    parse_address,
-)
+from .address import CACHED_CHARACTERS, CACHED_CLIENTS, ClientAddress, TrustedProxy, parse_address
 from .headers import ByName
 
 # The version of `product/version` (RFC 9110 section 10.1.5), and a number that stands alone: "NT 10.0",
@@ -32,12 +24,12 @@ _VERSION = re.compile(r"(?<=/)[^\s/;(),0-9]*[0-9][^\s/;(),]*|(?<!\w)v?[0-9]+(?:[
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which traits of a client count, how exactly, and what becomes of another client's request.
+    """Which traits of a client count, how exactly, and what happens to another client's request.
 
-    `ipv4_prefix` and `ipv6_prefix` are in bits: how much of the address must stay the same. Unless
-    `user_agent_exact`, version numbers do not count, for browsers update every two weeks. `on_mismatch`:
-    "refuse" gives another client a fresh session, "report" serves it the session and sets
-    `Session.client_changed`; both raise the event. A wrong value is a ValueError or TypeError.
+    `ipv4_prefix` and `ipv6_prefix` are in bits: how much of the address must stay the same. Version numbers
+    count with `user_agent_exact` only: browsers update every two weeks. `on_mismatch`: "refuse" gives another
+    client a fresh session, "report" serves it the session and sets `Session.client_changed`; both raise the
+    event. ValueError or TypeError for a wrong value.
     """
 
     ip: bool = True
@@ -58,9 +50,9 @@ class Fingerprint:
             raise ValueError(f"on_mismatch={self.on_mismatch!r} must be 'refuse' or 'report'")
 
     def hash(self, address: str, user_agent: str) -> str:
-        """SHA-256 of ``ip:user_agent`` in hexadecimal, after both were reduced to what counts. Never raises.
+        """SHA-256 of ``ip:user_agent`` in hexadecimal, each reduced to what counts. Never raises.
 
-        An address that is none ("testclient", "") counts as it is written; a trait that is off counts as "".
+        A text that is no address ("testclient", "") counts as it is; a trait that is off counts as "".
         """
         ip = self._masked(address) if self.ip else ""
         agent = self._reduced(user_agent) if self.user_agent else ""
@@ -78,9 +70,9 @@ class Fingerprint:
 
 
 class FingerprintReader:
-    """Gives the fingerprint of a request's client; a client that was seen lately costs a look-up.
+    """Gives the fingerprint of a request's client. Clients of late are remembered.
 
-    `on_untrusted` is called when a request brings proxy headers while no proxy is trusted.
+    `trusted_proxies` and `on_untrusted` are those of `ClientAddress`.
     """
 
     def __init__(
@@ -95,12 +87,11 @@ class FingerprintReader:
         self._cached: Callable[[str, bytes], str] = lru_cache(CACHED_CLIENTS)(self._hash)
 
     def of(self, scope: Scope, headers: ByName) -> str:
-        """The hash for this request, 64 hexadecimal digits; an absent header counts as ""."""
+        """The hash for this request: 64 hexadecimal digits. An absent header counts as ""."""
         address = self._address(scope, headers) if self._ip else ""
         agent = headers.get(b"user-agent", b"") if self._user_agent else b""
-        if len(agent) > CACHED_CHARACTERS or len(address) > MAX_ADDRESS_CHARACTERS:
-            return self._hash(address, agent)
-        return self._cached(address, agent)
+        is_short = len(agent) + len(address) <= CACHED_CHARACTERS
+        return (self._cached if is_short else self._hash)(address, agent)
 
     def _hash(self, address: str, agent: bytes) -> str:
         return self._fingerprint.hash(address, agent.decode("latin-1"))

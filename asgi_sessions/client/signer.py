@@ -1,4 +1,4 @@
-"""The signature of a session cookie. It carries an id and the time of signing, never data."""
+"""The signed value of a session cookie: an id, the time of signing, and the signature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Verified(NamedTuple):
     """What a cookie value of ours says.
 
     `issued_at` is in whole seconds since the epoch, by the clock of the server that signed it. `stale_key`:
-    a fallback key signed it, so the answer should carry a cookie signed by the current one.
+    a fallback key signed it, so the answer should bring a cookie that is signed by the current one.
     """
 
     session_id: str
@@ -41,7 +41,7 @@ class Verified(NamedTuple):
 
 
 class _KeySigner(TimestampSigner):
-    """The TimestampSigner of one key, which it derives once."""
+    """A TimestampSigner that derives its key once."""
 
     def __init__(self, key: bytes, clock: Callable[[], float]) -> None:
         super().__init__(key, salt=SALT, key_derivation="hmac", digest_method=hashlib.sha256)
@@ -56,12 +56,11 @@ class _KeySigner(TimestampSigner):
 
 
 class CookieSigner:
-    """Signs session ids with `secret_key`; verifies what it or one of the `fallbacks` signed.
+    """Signs session ids with `secret_key`; verifies what that key or one of the `fallbacks` signed.
 
-    A key is a str, bytes, or any object whose `str()` is the secret (Starlette's `Secret`). HMAC-SHA-256
-    under a salt of our own: a value that was signed elsewhere with the same key is refused. An absent or
-    empty key is a ValueError; one under 32 bytes warns, at the frame that `stacklevel` names (2: the caller).
-    `clock` gives seconds since the epoch.
+    HMAC-SHA-256 under our own salt: a value that other code signed with the same key is refused. A key is
+    what `keys.key_bytes` takes; ValueError where it is empty. One under 32 bytes warns, at the frame that
+    `stacklevel` names (2: the caller). `clock` gives seconds since the epoch.
     """
 
     def __init__(
@@ -84,15 +83,15 @@ class CookieSigner:
         self._signers = [_KeySigner(key, clock) for key in keys.values()]
 
     def sign(self, session_id: str) -> str:
-        """The cookie value ``id.timestamp.signature``; ValueError for an id that no cookie may carry."""
+        """The cookie value ``id.timestamp.signature``; ValueError for an id that was not generated."""
         if _SESSION_ID.fullmatch(session_id) is None:
             raise ValueError("a cookie carries generated ids only (32 lower-case hexadecimal digits)")
         return self._signers[0].sign(session_id).decode("ascii")
 
     def verify(self, token: bytes) -> Verified | None:
-        """What `token` says, None unless `sign` gave exactly these bytes under one of the keys. Never raises.
+        """What `token` says; None unless `sign` made exactly these bytes with one of the keys. Never raises.
 
-        The signature's text is compared, not what it decodes to: base64 has several texts for one value. A
+        The signature's text is compared, not what it decodes to: in base64 several texts have one value. A
         token of another shape or length is refused before anything is hashed.
         """
         match = _TOKEN.fullmatch(token)
