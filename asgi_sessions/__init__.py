@@ -32,8 +32,10 @@ from .errors import (
 )
 from .middleware import SessionMiddleware
 from .observation.events import SessionEvent, session_hash
-from .record.model import SessionData, SessionFilter, SessionMetrics
-from .session.handle import Session, get_session, get_session_data
+from .record.model import SessionData
+from .record.queries import SessionFilter, SessionMetrics
+from .session.access import get_session, get_session_data
+from .session.handle import Session
 from .stores.base import SessionStore
 from .stores.memory import InMemorySessionStore
 

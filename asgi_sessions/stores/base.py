@@ -16,9 +16,10 @@ from uuid import UUID
 
 from ..errors import SessionDataError, SessionStoreError
 from ..record.codec import counts_of, encode, encode_checked
-from ..record.model import SessionData, SessionFilter, SessionMetrics, stamp
+from ..record.model import SessionData, stamp
+from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
-from ..session.handle import held_session
+from ..session.access import held_session
 from .checkout import Checkout, Lifetime, raise_for
 from .local import LockPolicy
 from .requests import RequestOperations
@@ -233,9 +234,9 @@ class SessionStore(RequestOperations):
             if active and taken.idle is not None:
                 await self.keep_alive(taken)
             data = self.read(taken.record)
-            user_id = data.user_id
+            user_id, before = data.user_id, encode(data)
             yield data
-            if encode(data) != taken.record:
+            if encode(data) != before:
                 self.check(session_id, data, None)  # under another's id it could not be read any more
                 stamp(data)
                 record = encode_checked(data)

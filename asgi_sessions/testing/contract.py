@@ -20,7 +20,8 @@ from ..errors import (
     TooManyWaitersError,
 )
 from ..record.codec import decode, encode_checked
-from ..record.model import SessionData, SessionFilter
+from ..record.model import SessionData
+from ..record.queries import SessionFilter
 from ..record.values import new_session_id
 from ..stores.base import SessionStore
 from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
