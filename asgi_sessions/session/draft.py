@@ -16,6 +16,7 @@ from ..record.model import SessionData, stamp
 from ..record.proof import holds, same
 from ..record.values import new_session_id
 
+_ATOMS = (str, int, float, bool, type(None))
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
@@ -117,9 +118,17 @@ class Draft:
         if self.stored is None:
             return {}
         found = {name: self._read[name] for name in names if name in self._read}
-        if any(isinstance(value, (dict, list)) for value in found.values()):  # shared with the handle
+        if any(type(value) not in _ATOMS for value in found.values()):  # the app may have changed it within
             found = from_json(self.stored.metadata)
         return found
+
+    def read_back(self, live: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+        """These values as the store will give them back, a tuple as a list; as they are where it cannot."""
+        values = {name: dict.__getitem__(live, name) for name in names}
+        try:
+            return from_json(to_json(values))  # type: ignore[no-any-return]  # a dict comes back as one
+        except ValueError:
+            return values
 
     # -- the record -------------------------------------------------------------------------------------
 
