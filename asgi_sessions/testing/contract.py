@@ -20,11 +20,11 @@ from ..errors import (
     TooManyWaitersError,
 )
 from ..record.codec import decode, encode_checked
-from ..record.model import SessionData, SessionFilter
+from ..record.model import SessionData
+from ..record.queries import SessionFilter
 from ..record.values import new_session_id
-from ..stores.base import SessionStore
-from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
-from ..stores.local import LockPolicy
+from ..stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from ..stores.contract import SessionStore
 from .rivals import (
     HOUR,
     IDLE,

@@ -18,8 +18,7 @@ from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.commands.header import unpack
 from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, REMOVE

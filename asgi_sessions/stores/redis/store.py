@@ -10,9 +10,8 @@ from ...errors import SessionStoreError
 from ...record.codec import encode_checked
 from ...record.model import SessionData
 from ...record.values import check_id
-from ..base import SessionStore
-from ..checkout import Checkout, Lifetime, Missing, Outcome
-from ..local import LockPolicy
+from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from ..contract import SessionStore
 from .commands.commands import CHUNK
 from .commands.header import FOREIGN, unpack
 from .commands.keys import KeySpace

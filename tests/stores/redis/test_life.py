@@ -12,12 +12,12 @@ from redis.asyncio import Redis
 
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.record.model import SessionData, SessionFilter
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.record.model import SessionData
+from asgi_sessions.record.queries import SessionFilter
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.commands.scripts import SET, SHORTEN, TOUCH
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
 

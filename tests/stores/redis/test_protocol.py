@@ -19,10 +19,9 @@ from redis_server import RedisServer
 
 from asgi_sessions.errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.record.model import SessionData, SessionFilter
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.record.model import SessionData
+from asgi_sessions.record.queries import SessionFilter
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.commands.header import milliseconds
 from asgi_sessions.stores.redis.commands.scripts import (
     ACQUIRE,
@@ -37,7 +36,8 @@ from asgi_sessions.stores.redis.commands.scripts import (
 from asgi_sessions.stores.redis.commands.timing import LockTiming
 from asgi_sessions.stores.redis.connection.replies import Reply
 from asgi_sessions.stores.redis.connection.script import Script
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.stores.redis.store import RedisSessionStore
+from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import cast
 
 from ....errors import SessionStoreError
-from ...local import LockPolicy
+from ...checkout import LockPolicy
 from ..connection.call import CLOSED, forget
 from ..connection.replies import About, Fits, Reply, anything, are_records, mark_of, words_of
 from ..connection.resp import pack_args

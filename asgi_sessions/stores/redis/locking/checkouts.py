@@ -8,8 +8,7 @@ from functools import partial
 from typing import cast
 
 from ....errors import SessionStoreError
-from ...checkout import Checkout, Lifetime, Missing, Outcome, shorter
-from ...local import LockPolicy
+from ...checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse

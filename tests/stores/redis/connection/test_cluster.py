@@ -34,18 +34,11 @@ from visitors import (
     until,
 )
 
-from asgi_sessions import (
-    DistributedLock,
-    RedisSessionStore,
-    SessionData,
-    SessionFilter,
-    SessionStoreError,
-)
+from asgi_sessions import DistributedLock, RedisSessionStore, SessionData, SessionFilter, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.connection.routing import Cluster
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 

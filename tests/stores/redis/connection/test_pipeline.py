@@ -24,9 +24,7 @@ from redis_server import Proxy, RedisServer, free_cluster_port, free_port
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.model import SessionData
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 from asgi_sessions.stores.redis.commands.keys import Keys, KeySpace
 from asgi_sessions.stores.redis.commands.scripts import RENEW, SET
 from asgi_sessions.stores.redis.commands.timing import LockTiming
@@ -34,6 +32,7 @@ from asgi_sessions.stores.redis.connection.deployment import deployment
 from asgi_sessions.stores.redis.connection.pipeline import Pipeline
 from asgi_sessions.stores.redis.connection.resp import pack, pack_args
 from asgi_sessions.stores.redis.event_loop import LoopState, LoopStates
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
 

@@ -11,12 +11,12 @@ from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedSSLConnection
 
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.redis.connection.deployment import deployment
 from asgi_sessions.stores.redis.connection.pipeline import IDLE, Pipeline
 from asgi_sessions.stores.redis.connection.pools import give_back
 from asgi_sessions.stores.redis.connection.seam import OpenConnection
 from asgi_sessions.stores.redis.connection.urls import Address
+from asgi_sessions.stores.urls import resolve_store
 
 pytestmark = pytest.mark.anyio
 

@@ -14,15 +14,14 @@ from redis_server import Proxy, RedisServer
 from asgi_sessions.errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL
 from asgi_sessions.stores.redis.connection.call import CLOSED
 from asgi_sessions.stores.redis.locking.leases import Lease
 from asgi_sessions.stores.redis.locking.queue import TURNS
 from asgi_sessions.stores.redis.locking.waiter import Acquired
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
 
