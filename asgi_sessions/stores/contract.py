@@ -15,9 +15,10 @@ from uuid import UUID
 
 from ..errors import SessionStoreError
 from ..record.codec import counts_of, encode, encode_checked
-from ..record.model import SessionData, SessionFilter, SessionMetrics, stamp
+from ..record.model import SessionData, stamp
+from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
-from ..session.handle import held_session
+from ..session.access import held_session
 from .checkout import Checkout, Lifetime, LockPolicy, raise_for
 from .checkouts import RequestOperations
 from .updates import add_to_field, apply_updates
@@ -207,9 +208,9 @@ class SessionStore(RequestOperations):
         """Lock, load, yield the record (None where absent), commit what changed, release.
 
         An exception in the block undoes its changes. In a request that holds the same session the block
-        changes the request's own record, which is stored with the request. `LockTimeoutError` after
-        `lock_wait` seconds. `SessionConflictError` or `LockLostError` where a writer that did not wait came
-        first: nothing is stored then.
+        changes the request's own record, which is stored with the request; the record is absent once the app
+        has ended the session. `LockTimeoutError` after `lock_wait` seconds. `SessionConflictError` or
+        `LockLostError` where a writer that did not wait came first: nothing is stored then.
         """
         return self._turn(session_id)
 
@@ -219,6 +220,11 @@ class SessionStore(RequestOperations):
         held = held_session(self, session_id)
         if held is not None:
             async with held.part() as data:
+                if not held.is_still(self, session_id):
+                    yield None
+                    return
+                if active:
+                    await held.keep_alive()
                 yield data
             return
         check_id(session_id)
@@ -231,9 +237,9 @@ class SessionStore(RequestOperations):
             if active and taken.idle is not None:
                 await self.keep_alive(taken)
             data = self.read(taken.record)
-            user_id = data.user_id
+            user_id, before = data.user_id, encode(data)
             yield data
-            if encode(data) != taken.record:
+            if encode(data) != before:
                 self.check(session_id, data, None)  # under another session's id nobody could read it
                 stamp(data)
                 record = encode_checked(data)
