@@ -29,8 +29,6 @@ from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.connection import seam
-from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -53,19 +51,6 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 # -- Redis in other shapes ------------------------------------------------------------------------------
-
-
-class TestWithoutHiredis(StoreContract):
-    """The contract where redis-py's own stream is read."""
-
-    @pytest.fixture
-    async def store(
-        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[RedisSessionStore]:
-        monkeypatch.setattr(seam, "hiredis", None)
-        store = RedisSessionStore(redis_url)
-        yield store
-        await store.aclose()
 
 
 @pytest.mark.parametrize("use", ["open", "get", "aclose", "checkout", "lifespan", "request"])

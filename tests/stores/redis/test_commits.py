@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from moves import retire
@@ -24,27 +23,6 @@ _LOCK = LockPolicy()
 _HOUR = Lifetime(absolute=3600)
 _KEYS = (b"session:{s}", b"session:{s}:lock", b"session:{s}:wait", b"session:{s}:retired")
 _RECORD, _HOLDER, _QUEUE, _RETIRED = (key.decode() for key in _KEYS)
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def other(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    """A second process, as far as Redis can tell."""
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 def _record(**metadata: object) -> bytes:

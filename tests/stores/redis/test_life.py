@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from moves import retire
@@ -24,27 +24,6 @@ pytestmark = pytest.mark.anyio
 _LOCK = LockPolicy()
 _KEYS = (b"session:{s}", b"session:{s}:lock", b"session:{s}:wait", b"session:{s}:retired")
 _RECORD, _HOLDER, _QUEUE, _RETIRED = (key.decode() for key in _KEYS)
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def other(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    """A second process, as far as Redis can tell."""
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 def _record(**metadata: object) -> bytes:

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
@@ -37,7 +37,6 @@ from asgi_sessions.stores.redis.commands.timing import LockTiming
 from asgi_sessions.stores.redis.connection.replies import Reply
 from asgi_sessions.stores.redis.connection.script import Script
 from asgi_sessions.stores.redis.store import RedisSessionStore
-from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -45,35 +44,6 @@ _HOUR = Lifetime(absolute=3600)
 _LOCK = LockPolicy()
 _KEYS = (b"session:{s}", b"session:{s}:lock", b"session:{s}:wait", b"session:{s}:retired")
 _RECORD, _HOLDER, _QUEUE, _RETIRED = (key.decode() for key in _KEYS)
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def other(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    """A second process, as far as Redis can tell."""
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def third(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    """One more process."""
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 async def _keys(raw: Redis) -> list[str]:
@@ -125,13 +95,15 @@ async def _pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-class TestContract(StoreContract):
-    """The Redis store keeps what every store promises."""
-
-    @pytest.fixture
-    def store(self, store: RedisSessionStore) -> RedisSessionStore:
-        """The store of this module."""
-        return store
+async def _held_and_waited_for(
+    store: RedisSessionStore, other: RedisSessionStore, raw: Redis
+) -> tuple[Checkout, asyncio.Task[Checkout]]:
+    """Another process holds the session, and a request of this one is in the queue."""
+    await _stored(store)
+    holder = await _taken(other)
+    waiter = asyncio.create_task(_taken(store))
+    await _queued(raw, 1)
+    return holder, waiter
 
 
 # -- records --------------------------------------------------------------------------------------------
@@ -605,10 +577,7 @@ async def test_a_woken_waiter_needs_no_further_call(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
     """The record comes with the message: a hand-over is the holder's commit alone."""
-    await _stored(store)
-    holder = await _taken(other)
-    waiter = asyncio.create_task(_taken(store))
-    await _queued(raw, 1)
+    holder, waiter = await _held_and_waited_for(store, other, raw)
     await raw.config_resetstat()
     assert await other.commit(holder, _record(by="holder"), release=True) is Outcome.STORED
     taken = await waiter
@@ -623,10 +592,7 @@ async def test_a_woken_waiter_renews_its_short_claim(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
     """The claim becomes the full lease well before it ends."""
-    await _stored(store)
-    holder = await _taken(other)
-    waiter = asyncio.create_task(_taken(store))
-    await _queued(raw, 1)
+    holder, waiter = await _held_and_waited_for(store, other, raw)
     await other.release(holder)
     taken = await waiter
 
@@ -662,10 +628,7 @@ async def test_a_lost_message_costs_a_second_at_most(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
     """A lock that was handed over without the waiter hearing of it is taken by its next question."""
-    await _stored(store)
-    holder = await _taken(other)
-    waiter = asyncio.create_task(_taken(store))
-    await _queued(raw, 1)
+    holder, waiter = await _held_and_waited_for(store, other, raw)
     entry = str(await raw.lpop(_QUEUE))
     told = entry.split()[2]
     await raw.set(_HOLDER, told, px=60_000)
@@ -679,10 +642,7 @@ async def test_a_stale_message_is_not_believed(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
     """A message for a token that was given up since wakes nobody."""
-    await _stored(store)
-    holder = await _taken(other)
-    waiter = asyncio.create_task(_taken(store))
-    await _queued(raw, 1)
+    holder, waiter = await _held_and_waited_for(store, other, raw)
     _, channel, token = str(await raw.lpop(_QUEUE)).split()  # a place that was lost: the waiter queues anew
 
     async def queued_anew() -> bool:
@@ -701,10 +661,7 @@ async def test_an_old_message_is_checked_before_it_is_believed(
     store: RedisSessionStore, other: RedisSessionStore, raw: Redis
 ) -> None:
     """A waiter that was frozen with the message asks again; what it then holds is the newest record."""
-    await _stored(store)
-    holder = await _taken(other)
-    waiter = asyncio.create_task(_taken(store))
-    await _queued(raw, 1)
+    holder, waiter = await _held_and_waited_for(store, other, raw)
     _, channel, token = str(await raw.lpop(_QUEUE)).split()
     seconds, _ = await raw.time()
     await raw.publish(channel, f"{token}:{(seconds - 5) * 1000}:{(_VALUE % 7).decode()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,8 @@ class TestContract(StoreContract):
     """The contract, on a real server."""
 
     @pytest.fixture
-    async def store(self, redis_url: str) -> AsyncIterator[RedisSessionStore]:
-        store = RedisSessionStore(redis_url)
-        yield store
-        await store.aclose()
+    def store(self, store: RedisSessionStore) -> RedisSessionStore:
+        return store
 
 
 def read(request: Request) -> PlainTextResponse:

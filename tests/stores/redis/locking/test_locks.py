@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -28,27 +27,6 @@ pytestmark = pytest.mark.anyio
 _HOUR = Lifetime(absolute=3600)
 _LOCK = LockPolicy()
 _RECORD, _HOLDER, _QUEUE = "session:{s}", "session:{s}:lock", "session:{s}:wait"
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def other(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    """A second process, as far as Redis can tell."""
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
-
-
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
 
 
 def _record(**metadata: object) -> bytes:

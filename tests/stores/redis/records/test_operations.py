@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -21,13 +21,6 @@ from asgi_sessions.stores.redis.records.operations import AT_ONCE
 pytestmark = pytest.mark.anyio
 
 MANY = 4 * CHUNK
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
-    store = RedisSessionStore(redis_url)
-    yield store
-    await store.aclose()
 
 
 async def fill(store: RedisSessionStore, count: int = MANY) -> dict[str, SessionData]:
