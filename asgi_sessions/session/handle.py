@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-from ..errors import ReadOnlySessionError, SessionClosedError
+from ..errors import SessionClosedError
 from ..record.model import SessionData
 from ..record.values import new_session_id, user_text
 from .changes import Change, Fate, fate_of
@@ -18,17 +17,7 @@ from .tracking import TrackedDict
 T = TypeVar("T", bound=SessionData)
 
 
-class Mode(enum.Enum):
-    """What the handle lets an app do now."""
-
-    OPEN = "open"
-    READ_ONLY = "read-only"  # loaded without a lock
-    TRANSACTION = "transaction"  # open to the block of a transaction, read-only to everybody else
-    CLOSED = "closed"  # nothing stores a change any more
-
-
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
 _KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 _BY_STRENGTH = tuple(Fate).index
@@ -41,7 +30,7 @@ class UnitOfWork(Protocol):
 
     def holds(self, store: object, session_id: str) -> bool: ...
 
-    def is_inside(self) -> bool: ...
+    def require_writable(self) -> None: ...
 
     async def commit(self, *, release: bool) -> None: ...
 
@@ -70,7 +59,7 @@ class Session(TrackedDict):
     `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "rotate_on", "unit")
+    __slots__ = ("_client_changed", "_is_new", "fate", "rotate_on", "unit")
 
     def __init__(
         self,
@@ -86,7 +75,6 @@ class Session(TrackedDict):
         self._is_new = True
         self._client_changed = False
         self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
-        self.mode = _OPEN  # what an app may do now
         self.fate = _KEEP  # what the app wants to become of the id
         self.rotate_on = rotate_on  # the values that say who is signed in
 
@@ -118,8 +106,8 @@ class Session(TrackedDict):
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
-        if self.mode is not _OPEN:
-            self.require_open()
+        if self.unit is not None:
+            self.unit.require_writable()
         self.accessed = True
         self.modified = True
 
@@ -217,25 +205,6 @@ class Session(TrackedDict):
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
         self.fate = max(self.fate, fate, key=_BY_STRENGTH)
-
-    def is_open(self) -> bool:
-        """Whether a change made here is stored: by the request, or by the transaction around it."""
-        if self.mode is _TRANSACTION:
-            return self.unit is not None and self.unit.is_inside()
-        return self.mode is _OPEN
-
-    def require_open(self) -> None:
-        """Raise the error that says why a change could not be stored; nothing where it can."""
-        if self.is_open():
-            return
-        if self.mode is not Mode.CLOSED:
-            raise ReadOnlySessionError(
-                "this session was loaded without its lock; change it in `async with session.transaction()`"
-            )
-        raise SessionClosedError(
-            "the session is committed and its lock released, so this change would be lost;"
-            " make it in `async with session.transaction()`"
-        )
 
     def change(self) -> Change:
         """What a commit has to do: the table of the whole product's writing.
