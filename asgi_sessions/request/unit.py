@@ -72,6 +72,9 @@ class UnitOfWork:
     committing: Commit | None = None  # the commit under way
     block: Block | None = None  # the innermost transaction under way
     outermost: Block | None = None  # around all transactions; made with the first of them
+    is_clients = True  # the client's cookie leads, or led, to the record
+    client_ended = False  # this request ended the session to which it led
+    tried: str | None = None  # a new id; whether a record was stored under it is not known
     passive = False  # this request does not count as activity
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
@@ -152,8 +155,7 @@ class UnitOfWork:
         """There is no record any more: what begins now is another session."""
         self.session.forget()
         self.hold(why)
-        if self.news is not News.REMOVE:
-            self.tell(News.NOTHING)
+        self.tell(None)
 
     # -- what may be changed ------------------------------------------------------------------------------
 
@@ -193,16 +195,21 @@ class UnitOfWork:
             return False
         return self.is_open or self._block_here() is not None
 
+    async def keep_alive(self) -> None:
+        """Restart the record's idle timeout, also where the request itself does not count as activity."""
+        if isinstance(self.record, Checkout) and self.record.idle is not None:
+            await self.settings.store.keep_alive(self.record)
+
     def hold(self, record: Checkout | Missing) -> None:
         """From now on this is the record of the session, or why there is none."""
         self.record, self.held_since = record, time.monotonic()
         if self.state in FOLLOWS_RECORD:
             self.state = state_of(record)
 
-    def tell(self, news: News | str) -> None:
-        """Have the client learn this, if its answer's headers have not left."""
+    def tell(self, new_id: str | None) -> None:
+        """Have the client learn this id, or that its session has ended; if the headers have not left."""
         if self.news is not _TOLD:
-            self.news = news
+            self.news = new_id or (News.REMOVE if self.client_ended else News.NOTHING)
 
     # -- storing ------------------------------------------------------------------------------------------
 
@@ -249,24 +256,36 @@ class UnitOfWork:
         return outcome
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
-        commit = Commit(self.settings, self.session, releases=release, is_late=self.news is _TOLD)
-        self.committing = commit
+        commit = self.committing = Commit(
+            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried
+        )
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
         finally:
             self.committing = None
-            if commit.news is not None:
-                self.hold(commit.record)
-                self.tell(commit.news)
-            if commit.intent is not Fate.KEEP:
-                self.session.want(commit.intent)
-            if commit.is_over is not None:
-                commit.is_over.set()
+            self._learn(commit)
             if self.state is RELEASED:  # the request has ended meanwhile: nobody else lets go
                 await self.abandon()
         if release and outcome is _STORED:
             self._is_released()
         return outcome
+
+    def _learn(self, commit: Commit) -> None:
+        """Take over what has come of a commit."""
+        self.tried = commit.tried
+        if commit.has_ended and self.is_clients:
+            self.client_ended = True
+        if commit.has_begun:
+            self.is_clients = False
+        if commit.record is not None:
+            self.hold(commit.record)
+            self.tell(commit.new_id)
+        elif commit.has_ended and not isinstance(self.news, str):
+            self.tell(None)
+        if commit.intent is not Fate.KEEP:
+            self.session.want(commit.intent)
+        if commit.is_over is not None:
+            commit.is_over.set()
 
     async def commit_is_over(self) -> None:
         """Wait for the commit of another task of the request."""
@@ -280,7 +299,10 @@ class UnitOfWork:
             return _GONE
         await let_go(self.settings, self.record)
         found = await self.settings.store.checkout(self.record.session_id, None, None, passive=True)
-        return Outcome.CONFLICT if found is Missing.RETIRED else _GONE
+        if found is not Missing.RETIRED:
+            return _GONE
+        self.is_clients = False
+        return Outcome.CONFLICT
 
     def _is_released(self) -> None:
         if self.block is None and self.state is not READ_ONLY:

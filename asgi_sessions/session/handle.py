@@ -32,6 +32,8 @@ class UnitOfWork(Protocol):
 
     def require_writable(self) -> None: ...
 
+    async def keep_alive(self) -> None: ...
+
     async def commit(self, *, release: bool) -> None: ...
 
     def transaction(
@@ -202,6 +204,14 @@ class Session(TrackedDict):
         self.loaded = self.stored_user = None
         self._is_new = True
 
+    def is_still(self, store: object, session_id: str) -> bool:
+        """Whether it is this session of this store: its app has not ended it, nor has it a new id."""
+        return self.fate is not _END and self.unit is not None and self.unit.holds(store, session_id)
+
+    async def keep_alive(self) -> None:
+        """Restart the idle timeout of the record that the request holds."""
+        await self._work().keep_alive()
+
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
         self.fate = max(self.fate, fate, key=_BY_STRENGTH)
@@ -259,7 +269,10 @@ class Session(TrackedDict):
             return
         there = names & dict.keys(self)
         if there:
-            fate = fate_of(self.stored_values(), self, there)
+            stored = self.stored_values()
+            fate = fate_of(stored, self, there)
+            if fate is not _KEEP:  # a tuple is the list as which it was stored
+                fate = fate_of(stored, self.as_read_back(there), there)
             if fate is not _KEEP:
                 self.fate = fate
         user_id = self.identity().user_id
