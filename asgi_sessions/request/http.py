@@ -69,10 +69,12 @@ class HTTPRequest(UnitOfWork):
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
-        self._raise_failure()
         if self.answer is _HELD:
             await self._store(last=True)
+        elif self.answer is _FAILED:
+            self._raise_failure()
         take_replaced(self.scope, self.session)  # after the last message: too late
+        self.answer = _OVER
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """A commit that failed is what counts, whatever the app made of it on the way up."""
@@ -82,11 +84,6 @@ class HTTPRequest(UnitOfWork):
             return  # answered already
         self.answer = _OVER
         await fail(self, error, receive)
-
-    async def close(self) -> None:
-        """See `UnitOfWork.close`."""
-        self.answer, self.start = _OVER, None
-        await super().close()
 
     async def _on_start(self, start: Message) -> None:
         refused = self.failure or self.error
@@ -104,7 +101,8 @@ class HTTPRequest(UnitOfWork):
             self.answer = _STARTED
             await send_start(self, start)
             return
-        self._raise_failure()
+        if self.answer is _FAILED:
+            self._raise_failure()
         self.start, self.answer = start, _HELD
         if not self._ends_at_once(start):
             await self._store(last=False)
@@ -117,7 +115,7 @@ class HTTPRequest(UnitOfWork):
 
     def _raise_failure(self) -> None:
         """A commit that failed is not forgotten because the app swallowed its error and went on."""
-        if self.answer is _FAILED and self.failure is not None:
+        if self.failure is not None:
             raise self.failure
 
     async def _store(self, *, last: bool) -> None:
@@ -149,4 +147,4 @@ class HTTPRequest(UnitOfWork):
         headers = start.get("headers", ())
         if b"content-length" in dict(headers) or start["status"] in (204, 304):
             return True
-        return self.scope["method"] == "HEAD" or any(n.lower() == b"content-length" for n, _ in headers)
+        return self.scope.get("method") == "HEAD" or any(n.lower() == b"content-length" for n, _ in headers)

@@ -17,28 +17,28 @@ class State(enum.Enum):
     READ_ONLY   looked at without the lock, or found absent: only a transaction changes it
     RELEASED    the request stores nothing more: only a transaction does
 
-    event                   | FRESH    | RETIRED  | OPEN     | REFUSED  | READ_ONLY | RELEASED
-    ------------------------|----------|----------|----------|----------|-----------|---------
-    open: found             | OPEN     | -        | -        | -        | -         | -
-    open: absent            | FRESH    | -        | -        | -        | -         | -
-    open: replaced id       | RETIRED  | -        | -        | -        | -         | -
-    open: read-only         | READ_ONLY| -        | -        | -        | -         | -
-    commit: values          | OPEN     | error    | OPEN     | error    | error     | error
-    commit: sign-in         | OPEN     | OPEN     | OPEN     | error    | error     | error
-    commit: end             | FRESH    | RETIRED  | FRESH    | REFUSED  | error     | error
-    commit: another wrote   | -        | -        | REFUSED  | error    | error     | error
-    commit: record is gone  | -        | -        | REFUSED  | error    | error     | error
-    commit: store fails     | error    | error    | error    | error    | error     | error
-    late commit: values     | error    | error    | OPEN     | error    | error     | error
-    late commit: sign-in    | error    | error    | error    | error    | error     | error
-    release                 | RELEASED | RELEASED | RELEASED | error    | RELEASED  | RELEASED
-    transaction             | OPEN     | error    | OPEN     | error    | READ_ONLY | RELEASED
-    headers leave           | FRESH    | RETIRED  | OPEN     | REFUSED  | READ_ONLY | RELEASED
-    answer ends             | RELEASED | RELEASED | RELEASED | RELEASED | RELEASED  | RELEASED
-    roll back               | RELEASED | RELEASED | RELEASED | RELEASED | RELEASED  | RELEASED
+    event                   | FRESH     | RETIRED  | OPEN     | REFUSED  | READ_ONLY | RELEASED
+    ------------------------|-----------|----------|----------|----------|-----------|---------
+    open: found             | OPEN      | -        | -        | -        | -         | -
+    open: absent            | FRESH     | -        | -        | -        | -         | -
+    open: replaced id       | RETIRED   | -        | -        | -        | -         | -
+    open: read-only         | READ_ONLY | -        | -        | -        | -         | -
+    commit: values          | OPEN      | error    | OPEN     | error    | error     | error
+    commit: sign-in         | OPEN      | OPEN     | OPEN     | error    | error     | error
+    commit: end             | FRESH     | RETIRED  | FRESH    | REFUSED  | error     | error
+    commit: another wrote   | error     | error    | REFUSED  | error    | error     | error
+    commit: another ended   | OPEN      | error    | REFUSED  | error    | error     | error
+    commit: store fails     | error     | error    | error    | error    | error     | error
+    late commit: values     | error     | error    | OPEN     | error    | error     | error
+    late commit: sign-in    | error     | error    | error    | error    | error     | error
+    release                 | RELEASED  | RELEASED | RELEASED | error    | RELEASED  | RELEASED
+    transaction             | OPEN      | error    | OPEN     | error    | READ_ONLY | RELEASED
+    headers leave           | FRESH     | RETIRED  | OPEN     | REFUSED  | READ_ONLY | RELEASED
+    roll back               | RELEASED  | RELEASED | RELEASED | RELEASED | RELEASED  | RELEASED
+    request ends            | RELEASED  | RELEASED | RELEASED | RELEASED | RELEASED  | RELEASED
 
-    "error": the caller is told why, and the state stays. "-": cannot happen. "late": the answer's headers
-    have left, and with them the chance to send a cookie.
+    "error": the state stays, and the caller is told why, as it is on the way to REFUSED. "-": an assertion
+    fails, for a unit of work is opened once. "late": the headers have left, and no new cookie can be sent.
 
     Two things lie over a state, because each can lie over every state. They are values of the unit:
 
@@ -71,8 +71,8 @@ class News(enum.Enum):
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 FRESH, RETIRED, OPEN, REFUSED = State.FRESH, State.RETIRED, State.OPEN, State.REFUSED
 READ_ONLY, RELEASED = State.READ_ONLY, State.RELEASED
-FOLLOWS_RECORD = frozenset({FRESH, RETIRED, OPEN})  # the states that say whether there is a record
-IS_OVER = frozenset({READ_ONLY, RELEASED})  # the states in which the request itself changes nothing
+FOLLOWS_RECORD = (FRESH, RETIRED, OPEN)  # the states that say whether there is a record
+IS_OVER = (READ_ONLY, RELEASED)  # the states in which the request itself changes nothing
 _IS_RETIRED = Missing.RETIRED
 
 

@@ -232,11 +232,9 @@ class UnitOfWork:
         task changes is that transaction's to store; what the handle held before it began waits for its end.
         """
         if self.block is not None and not self.is_inside():
-            if not any(block.pending for block in self.block.chain()):
-                return _STORED
-            async with self._around().turn():
-                return await self.store_changes(release=release)
-        await self.commit_is_over()
+            return await self._store_after(self.block, release)
+        if self.committing is not None:
+            await self.commit_is_over()
         session = self.session
         change = session.change()
         if change is _NOTHING:
@@ -254,6 +252,12 @@ class UnitOfWork:
             if self.state is not RELEASED:
                 self.state = REFUSED
         return outcome
+
+    async def _store_after(self, block: Block, release: bool) -> Outcome:
+        if not any(block.pending for block in block.chain()):
+            return _STORED
+        async with self._around().turn():
+            return await self.store_changes(release=release)
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
         commit = self.committing = Commit(
@@ -419,10 +423,10 @@ class UnitOfWork:
 
         Its objects are freed at once then, without a garbage collection. The handle may live on and transact.
         """
-        if self.block is None and not self._keeps_token():
-            self.end()
-        else:
+        if self.block is not None or self._keeps_token():
             await self.roll_back()
+        else:
+            self.state = RELEASED
         self.settings.store.note_response(time.monotonic() - self.began)
         self.scope, self.to_client = {}, _nowhere
         if self.block is None and self.committing is None:
