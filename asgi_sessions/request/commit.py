@@ -47,7 +47,7 @@ class Commit:
 
         `taken` was checked out at `since`, by `time.monotonic()`.
         """
-        if isinstance(taken, Missing):
+        if not isinstance(taken, Checkout):
             return await self._create(taken)
         if change is _WRITE:
             return await self._write(taken, since)

@@ -57,22 +57,27 @@ class HTTPRequest(UnitOfWork):
         if answer is _OVER:
             return
         if kind == "http.response.start":
-            await self._on_start(message)
+            if type(message.get("headers")) not in _READ_AGAIN:
+                message = {**message, "headers": list(message.get("headers", ()))}
+            if message["status"] >= 400 and await self._sent_error_page(message):
+                return
+            self._raise_failure()
+            self.start, self.answer = message, _HELD
+            if not self._ends_at_once(message):
+                await self._store(last=False)
             return
         if kind in _BODY:
             last = not message.get("more_body", False)
             if answer is _HELD or (last and answer is _STARTED and self._may_have_changed()):
                 await self._store(last=last)
-            elif answer is _FAILED:
-                self._raise_failure()
+            self._raise_failure()
         await self.to_client(message)
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
         if self.answer is _HELD:
             await self._store(last=True)
-        elif self.answer is _FAILED:
-            self._raise_failure()
+        self._raise_failure()
         take_replaced(self.scope, self.session)  # after the last message: too late
         self.answer = _OVER
 
@@ -85,37 +90,31 @@ class HTTPRequest(UnitOfWork):
         self.answer = _OVER
         await fail(self, error, receive)
 
-    async def _on_start(self, start: Message) -> None:
-        refused = self.failure or self.error
-        if refused is not None and self._is_frameworks_page(start, refused):
+    async def _sent_error_page(self, start: Message) -> bool:
+        """Send an error page, the app's or our own, and store nothing; False if it is like any other answer."""
+        refused, status = self.failure or self.error, start["status"]
+        if refused is not None and self._is_frameworks_page(status, refused):
             await self.roll_back()
             self.answer = _OVER
             await explain(self, refused, no_body)
-            return
-        if type(start.get("headers")) not in _READ_AGAIN:
-            start = {**start, "headers": list(start.get("headers", ()))}
-        status = start["status"]
-        if status >= 400 and (status >= 500 or self.answer is _FAILED or self.save_failed):
-            await self.roll_back()  # a failed request changes nothing
-            self.scope["session"] = self.session
-            self.answer = _STARTED
-            await send_start(self, start)
-            return
-        if self.answer is _FAILED:
-            self._raise_failure()
-        self.start, self.answer = start, _HELD
-        if not self._ends_at_once(start):
-            await self._store(last=False)
+            return True
+        if status < 500 and self.answer is not _FAILED and not self.save_failed:
+            return False
+        await self.roll_back()  # a failed request changes nothing
+        self.scope["session"] = self.session
+        self.answer = _STARTED
+        await send_start(self, start)
+        return True
 
-    def _is_frameworks_page(self, start: Message, refused: Exception) -> bool:
+    def _is_frameworks_page(self, status: int, refused: Exception) -> bool:
         """Whether a framework made a 500 of its own of an error that we answer: the app's own page passes."""
-        status = status_of(refused)
-        handled = self.failure is None and status == 500  # what `save` raised, answered as an app may
-        return bool(start["status"] == 500 and status is not None and not handled)
+        ours = status_of(refused)
+        handled = self.failure is None and ours == 500  # what `save` raised, answered as an app may
+        return status == 500 and ours is not None and not handled
 
     def _raise_failure(self) -> None:
         """A commit that failed is not forgotten because the app swallowed its error and went on."""
-        if self.failure is not None:
+        if self.answer is _FAILED and self.failure is not None:
             raise self.failure
 
     async def _store(self, *, last: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 
 from ..asgi import Headers, Message, Receive
 from ..client.caching import Sharing, restrain, sharing, vary_cookie
@@ -20,15 +21,22 @@ _ANOTHER_NAME = (
 _REFRESH, _TOLD = News.REFRESH, News.TOLD
 
 
-async def send_start(unit: UnitOfWork, start: Message) -> None:
-    """Send the start of the app's answer with the session's headers.
+def send_start(unit: UnitOfWork, start: Message) -> Awaitable[None]:
+    """Send the start of the app's answer with the session's headers."""
+    if unit.news is _REFRESH:
+        return _send_prolonged(unit, start)
+    return unit.to_client(dressed(unit, start))  # no local may show the cookie
 
-    A known cookie is sent again only while its id is alive: a sign-in meanwhile has given the client another,
-    which an answer that was on its way without the lock would overwrite.
+
+async def _send_prolonged(unit: UnitOfWork, start: Message) -> None:
+    """A known cookie is sent again only while its id is alive.
+
+    A sign-in meanwhile has given the client another cookie, which an answer that was on its way without the
+    lock would overwrite.
     """
-    if unit.news is _REFRESH and not await unit.prolong():
+    if not await unit.prolong():
         unit.news = News.NOTHING
-    await unit.to_client(dressed(unit, start))  # no local may show the cookie
+    await unit.to_client(dressed(unit, start))
 
 
 def dressed(unit: UnitOfWork, start: Message) -> Message:

@@ -117,7 +117,7 @@ class UnitOfWork:
         """Check the session out. What is absent, or not for this client, leaves a fresh session."""
         settings = self.settings
         taken = await settings.store.checkout(session_id, lock, settings.lifetime, passive=self.passive)
-        if isinstance(taken, Missing):
+        if not isinstance(taken, Checkout):
             self._forget(taken)
             return taken
         self.hold(taken)
@@ -191,7 +191,11 @@ class UnitOfWork:
     def holds(self, store: object, session_id: str) -> bool:
         """Whether this session of this store is the unit's record, and this code may change it there."""
         taken = self.record
-        if isinstance(taken, Missing) or store is not self.settings.store or taken.session_id != session_id:
+        if (
+            not isinstance(taken, Checkout)
+            or store is not self.settings.store
+            or taken.session_id != session_id
+        ):
             return False
         return self.is_open or self._block_here() is not None
 
@@ -356,7 +360,7 @@ class UnitOfWork:
         self.below, self.state = self.state, state_of(self.record)
         if isinstance(self.record, Checkout):
             await self._load(self.record.session_id, self.settings.lock_to_transact)
-            if isinstance(self.record, Missing):
+            if not isinstance(self.record, Checkout):
                 raise SessionConflictError("the session has ended since it was loaded")
         elif self.news is _TOLD:
             raise SessionClosedError(
@@ -366,7 +370,7 @@ class UnitOfWork:
 
     def undo(self) -> None:
         """Bring back what such a transaction has loaded; nothing where that has ended."""
-        if isinstance(self.record, Missing):
+        if not isinstance(self.record, Checkout):
             self._forget(self.record)
         elif self.state is REFUSED and self.refusal is _GONE:
             self._forget(Missing.ABSENT)
@@ -377,7 +381,7 @@ class UnitOfWork:
 
     def max_age(self) -> float | None:
         """Seconds that the client may keep the cookie; None where there is no absolute bound."""
-        if isinstance(self.record, Missing) or self.record.expires_in is None:
+        if not isinstance(self.record, Checkout) or self.record.expires_in is None:
             return self.settings.max_age
         return math.ceil(self.record.expires_in - (time.monotonic() - self.held_since))
 
@@ -387,7 +391,7 @@ class UnitOfWork:
         False too where it cannot tell. The link to its user is renewed with the cookie.
         """
         taken, store, user_id = self.record, self.settings.store, self.session.stored_user
-        if isinstance(taken, Missing):
+        if not isinstance(taken, Checkout):
             return False
         try:
             found = await store.checkout(taken.session_id, None, None, passive=True)

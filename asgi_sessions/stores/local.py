@@ -123,14 +123,18 @@ class LocalLocks:
         """How many locks are held, and how many of these somebody waits for."""
         return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
-    def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
-        """The lock's token if the lock is free, else None. Nobody who waits is overtaken."""
-        if session_id in self._holders and not self._relieve(session_id):
-            return None
+    def try_acquire(self, session_id: str, policy: LockPolicy, now: float | None = None) -> str | None:
+        """The lock's token if the lock is free, else None. Nobody who waits is overtaken.
+
+        `now` is what the clock says, if the caller has just read it.
+        """
         self._tokens += 1  # a token need not be unguessable: it never leaves the process
-        token = str(self._tokens)
-        self._holders[session_id] = token, self._clock() + policy.max_hold
-        return token
+        lease = str(self._tokens), (self._clock() if now is None else now) + policy.max_hold
+        if self._holders.setdefault(session_id, lease) is not lease:
+            if not self._relieve(session_id):
+                return None
+            self._holders[session_id] = lease
+        return lease[0]
 
     async def acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
         """The lock's token and the seconds waited for it.
