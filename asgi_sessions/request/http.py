@@ -91,7 +91,7 @@ class HTTPRequest(UnitOfWork):
         await fail(self, error, receive)
 
     async def _sent_error_page(self, start: Message) -> bool:
-        """Send an error page, the app's or our own, and store nothing; False if it is like any other answer."""
+        """Send an error page, the app's or ours, and store nothing; False if it is like any other answer."""
         refused, status = self.failure or self.error, start["status"]
         if refused is not None and self._is_frameworks_page(status, refused):
             await self.roll_back()

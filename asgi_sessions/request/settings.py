@@ -9,9 +9,8 @@ from ..client.cookie import Presented, SessionCookie
 from ..client.fingerprint import FingerprintReader
 from ..observation.events import EventSink
 from ..record.model import SessionData
-from ..stores.base import SessionStore
-from ..stores.checkout import Lifetime
-from ..stores.local import LockPolicy
+from ..stores.checkout import Lifetime, LockPolicy
+from ..stores.contract import SessionStore
 from .answers import Answers
 
 _CLEANS_AFTER = 60  # seconds; so often at most a browser is told to forget leftover cookies

@@ -33,8 +33,7 @@ from ..record.codec import misfit
 from ..record.model import SessionData
 from ..session.changes import Change, Fate
 from ..session.handle import Session
-from ..stores.checkout import Checkout, Missing, Outcome, raise_for
-from ..stores.local import LockPolicy
+from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
 from .commit import Commit, let_go, remaining
 from .duplicates import settle
 from .settings import Settings

@@ -64,7 +64,7 @@ async def nobody(message: Message) -> None:
 def unit_for(store: InMemorySessionStore, session_id: str | None) -> HTTPRequest:
     """A unit of work that is not opened yet; the client presents this id."""
     settings = SessionMiddleware(lambda *_: nobody({}), KEY, store=store, fingerprint=None)._settings
-    presented = NO_COOKIE if session_id is None else Presented(session_id, presented=True)
+    presented = NO_COOKIE if session_id is None else Presented(session_id)
     return HTTPRequest(settings, http_scope(), {}, nobody, presented)
 
 
@@ -99,12 +99,12 @@ async def in_state(state: State) -> HTTPRequest:
 
 
 async def find(unit: HTTPRequest) -> None:
-    unit.presented = Presented(await stored(unit.settings.store), presented=True)  # type: ignore[arg-type]
+    unit.presented = Presented(await stored(unit.settings.store))  # type: ignore[arg-type]
     await unit.open(read_only=False)
 
 
 async def find_nothing(unit: HTTPRequest) -> None:
-    unit.presented = Presented("b" * 32, presented=True)
+    unit.presented = Presented("b" * 32)
     await unit.open(read_only=False)
 
 
@@ -115,7 +115,7 @@ async def find_replaced(unit: HTTPRequest) -> None:
 
 
 async def find_read_only(unit: HTTPRequest) -> None:
-    unit.presented = Presented(await stored(unit.settings.store), presented=True)  # type: ignore[arg-type]
+    unit.presented = Presented(await stored(unit.settings.store))  # type: ignore[arg-type]
     await unit.open(read_only=True)
 
 

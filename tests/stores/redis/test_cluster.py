@@ -42,8 +42,7 @@ from asgi_sessions import (
     SessionStoreError,
 )
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.routing import Cluster
 from asgi_sessions.testing import StoreContract
 
