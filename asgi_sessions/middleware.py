@@ -28,8 +28,9 @@ from .request.http import HTTPRequest
 from .request.settings import Settings
 from .request.unit import UnitOfWork
 from .request.websocket import WebSocket
+from .session.access import held
 from .session.changes import ROTATE_ON
-from .session.handle import Session, held
+from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.urls import resolve_store
 

@@ -30,7 +30,7 @@ from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import wire
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 

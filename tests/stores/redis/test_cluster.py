@@ -44,7 +44,7 @@ from asgi_sessions import (
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.routing import Cluster
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 
