@@ -109,14 +109,18 @@ class LocalLocks:
         """How many locks are held, and for how many of them somebody waits."""
         return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
-    def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
-        """The token where the lock is free, else None. Never overtakes a waiter."""
-        if session_id in self._holders and not self._relieve(session_id):
-            return None
-        self._tokens += 1  # a counter will do: tokens never leave the process
-        token = str(self._tokens)
-        self._holders[session_id] = token, self._clock() + policy.max_hold
-        return token
+    def try_acquire(self, session_id: str, policy: LockPolicy, now: float | None = None) -> str | None:
+        """The lock's token if the lock is free, else None. Nobody who waits is overtaken.
+
+        `now` is what the clock says, if the caller has just read it.
+        """
+        self._tokens += 1  # a token need not be unguessable: it never leaves the process
+        lease = str(self._tokens), (self._clock() if now is None else now) + policy.max_hold
+        if self._holders.setdefault(session_id, lease) is not lease:
+            if not self._relieve(session_id):
+                return None
+            self._holders[session_id] = lease
+        return lease[0]
 
     async def acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
         """The lock's token and the seconds waited for it.

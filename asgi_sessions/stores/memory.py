@@ -176,15 +176,15 @@ class InMemorySessionStore(SessionStore):
         *,
         passive: bool = False,
     ) -> Checkout | Missing:
-        token, waited = None, 0.0
-        if lock is not None and session_id in self._entries:
-            token = self._locks.try_acquire(session_id, lock)
+        token, waited, now = None, 0.0, self._clock()
+        entry = self._entries.get(session_id)
+        if lock is not None and entry is not None:
+            token = self._locks.try_acquire(session_id, lock, now)
             if token is None:
                 if not passive:
-                    self._entries[session_id].arrive(lifetime, self._clock())
+                    entry.arrive(lifetime, now)
                 token, waited = await self._locks.acquire(session_id, lock)
-        now = self._clock()
-        entry = self._entries.get(session_id)
+                entry, now = self._entries.get(session_id), self._clock()
         if entry is None or entry.ends <= now:
             return self._missing(session_id, token)
         taken = entry.checkout(session_id, now, token, waited)
