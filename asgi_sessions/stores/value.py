@@ -92,15 +92,10 @@ class Value:
 
     def checkout(self, session_id: str, now: float, token: str | None, waited: float = 0.0) -> Checkout:
         """The checkout for a request that has the lease with this token."""
+        expires_in = None if self.expires == math.inf else self.expires - now
+        idle = None if self.idle == math.inf else self.idle
         return Checkout(
-            session_id,
-            self.record,
-            self.version,
-            token,
-            None if self.expires == math.inf else self.expires - now,
-            waited,
-            None if self.idle == math.inf else self.idle,
-            now - self.began,
+            session_id, self.record, self.version, token, expires_in, waited, idle, now - self.began
         )
 
 
