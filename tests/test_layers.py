@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import statistics
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_imports_run_one_way(module: str) -> None:
         if found.module == module:
             below, other = room_of(found.target)
             assert below > floor or other == room, f"{module} imports {found.target}"
+
+
+def test_readme_has_the_map() -> None:
+    """The table under "Development" has the same rooms on the same floors."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    table = re.search(r"^\| rooms, .*\n\|-.*\n((?:\|.*\n)+)", readme, re.MULTILINE)
+    assert table is not None, "README has no table of the rooms"
+    rows = [line.split("|")[1] for line in table[1].splitlines()]
+    rooms = [re.findall(r"`(\w+)/?`", row.replace("`__init__`", "``")) or [""] for row in rows]
+    assert [set(row) for row in rooms] == [set(floor) for floor in FLOORS]
 
 
 def test_there_are_no_circles() -> None:
