@@ -29,7 +29,7 @@ from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import wire
+from asgi_sessions.stores.redis.connection import seam
 from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +62,7 @@ class TestWithoutHiredis(StoreContract):
     async def store(
         self, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> AsyncIterator[RedisSessionStore]:
-        monkeypatch.setattr(wire, "hiredis", None)
+        monkeypatch.setattr(seam, "hiredis", None)
         store = RedisSessionStore(redis_url)
         yield store
         await store.aclose()
