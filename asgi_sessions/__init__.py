@@ -9,7 +9,7 @@ The walk of a request, in order:
    the app is told that it is another one.
 4. The app runs and uses `request.session`, a dict with a typed record behind it (`session`, `data`).
 5. The answer's start is held back until what changed is committed, which writes only if nobody else has the
-   lock and the record is the version that was checked out (`exchange`, `unit`).
+   lock and the record is the version that was checked out (`http`, `unit`, `commit`).
 6. The lock goes in the same trip; whatever happens, it goes.
 """
 

@@ -28,10 +28,10 @@ from .request.http import HTTPRequest
 from .request.settings import Settings
 from .request.unit import UnitOfWork
 from .request.websocket import WebSocket
-from .session.access import held
 from .session.changes import ROTATE_ON
 from .session.handle import Session
 from .stores.contract import SessionStore
+from .stores.running import running
 from .stores.urls import resolve_store
 
 _KINDS: dict[str, type[HTTPRequest] | type[WebSocket]] = {"http": HTTPRequest, "websocket": WebSocket}
@@ -129,7 +129,7 @@ class SessionMiddleware:
         if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
         unit = kind(self._settings, scope, headers, send, presented)
-        current = held.set((*held.get(), unit.session))
+        current = running.set((*running.get(), unit))
         try:
             await unit.open(
                 read_only=self._read_only is not None and self._read_only(scope),
@@ -143,7 +143,7 @@ class SessionMiddleware:
         except Exception as error:
             await unit.fail(error, receive)
         finally:
-            held.reset(current)
+            running.reset(current)
             await unit.close()
         return None
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable
 
 from ..asgi import Headers, Message, Receive
 from ..client.caching import Sharing, restrain, sharing, vary_cookie
 from ..client.paths import path_requested
+from ..errors import SessionStoreError
 from ..observation.events import COOKIE_CLASH
+from ..stores.checkout import Checkout
 from .answers import status_of
+from .commit import remaining
 from .state import News
 from .unit import UnitOfWork
 
@@ -29,14 +33,28 @@ def send_start(unit: UnitOfWork, start: Message) -> Awaitable[None]:
 
 
 async def _send_prolonged(unit: UnitOfWork, start: Message) -> None:
-    """A known cookie is sent again only while its id is alive.
-
-    A sign-in meanwhile has given the client another cookie, which an answer that was on its way without the
-    lock would overwrite.
-    """
-    if not await unit.prolong():
+    if not await _prolong(unit):
         unit.news = News.NOTHING
     await unit.to_client(dressed(unit, start))
+
+
+async def _prolong(unit: UnitOfWork) -> bool:
+    """Whether the store still has the record under its id, so that its cookie may be sent again.
+
+    A sign-in meanwhile has given the client another cookie, which an answer that was on its way without the
+    lock would overwrite. False too if the store cannot tell. The link to its user is renewed with the cookie.
+    """
+    taken, store, user_id = unit.record, unit.settings.store, unit.session.stored_user
+    if not isinstance(taken, Checkout):
+        return False
+    try:
+        found = await store.checkout(taken.session_id, None, None, passive=True)
+        if isinstance(found, Checkout) and user_id is not None:
+            left = remaining(unit.settings, taken, unit.held_since)
+            await store.link_user(user_id, taken.session_id, left)
+    except SessionStoreError:
+        return False
+    return isinstance(found, Checkout)
 
 
 def dressed(unit: UnitOfWork, start: Message) -> Message:
@@ -84,14 +102,22 @@ def _cookie(unit: UnitOfWork, headers: Headers, status: int | None) -> bytes | N
     """
     news, cookie, presented = unit.news, unit.settings.cookie, unit.presented.session_id
     if isinstance(news, str):
-        return cookie.render(news, max_age=unit.max_age(), secure=_is_secure(unit))
+        return cookie.render(news, max_age=_max_age(unit), secure=_is_secure(unit))
     if news is News.REMOVE and presented is not None:
         return cookie.render_removal(secure=_is_secure(unit))
     if news is not _REFRESH or presented is None or status == 304:
         return None
     if sharing(headers, time.time()) is Sharing.ALLOWED:
         return None
-    return cookie.render(presented, max_age=unit.max_age(), secure=_is_secure(unit))
+    return cookie.render(presented, max_age=_max_age(unit), secure=_is_secure(unit))
+
+
+def _max_age(unit: UnitOfWork) -> float | None:
+    """Seconds that the client may keep the cookie; None if there is no absolute bound."""
+    taken = unit.record
+    if not isinstance(taken, Checkout) or taken.expires_in is None:
+        return unit.settings.max_age
+    return math.ceil(taken.expires_in - (time.monotonic() - unit.held_since))
 
 
 def _leftovers(unit: UnitOfWork) -> list[bytes]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
-import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from logging import INFO, WARNING
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import anyio
 
@@ -19,22 +16,20 @@ from ..errors import (
     SessionClosedError,
     SessionConflictError,
     SessionError,
-    SessionStoreError,
 )
 from ..observation.events import (
     AMBIGUOUS_COOKIE,
     BAD_SIGNATURE,
-    FINGERPRINT_MISMATCH,
     RETIRED_SESSION,
     UNKNOWN_SESSION,
     UNREADABLE_RECORD,
 )
-from ..record.codec import misfit
 from ..record.model import SessionData
 from ..session.changes import Change, Fate
 from ..session.handle import Session
 from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
-from .commit import Commit, let_go, remaining
+from .admission import admits
+from .commit import Commit, let_go
 from .duplicates import settle
 from .settings import Settings
 from .state import FOLLOWS_RECORD, IS_OVER, READ_ONLY, REFUSED, RELEASED, News, State, state_of
@@ -47,7 +42,6 @@ _EVENTS = {
     Missing.RETIRED: RETIRED_SESSION,
     Missing.UNREADABLE: UNREADABLE_RECORD,
 }
-_OLD_RECORDS = "let the model read old records: a validator (mode='before') or another name for what changed"
 _NOBODY = Session()
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _NOTHING, _END = Change.NOTHING, Fate.END
@@ -120,35 +114,13 @@ class UnitOfWork:
             self._forget(taken)
             return taken
         self.hold(taken)
-        if not self._admits(taken):
+        if not admits(settings, self.session, self.client, taken):
             self._forget(Missing.ABSENT)
             with anyio.CancelScope(shield=True):
                 await let_go(settings, taken)
         elif taken.idle is not None and not self.passive:
             await settings.store.keep_alive(taken)
         return None
-
-    def _admits(self, taken: Checkout) -> bool:
-        """Load the handle, and say whether this client may see it."""
-        session, settings, emit = self.session, self.settings, self.settings.events.emit
-        try:
-            session.load(taken.record)
-            identity = session.identity()
-            session_id, bound_to = identity.session_id, identity.fingerprint
-        except ValueError as error:
-            why = misfit(settings.model, error)
-            first = settings.events.is_first(UNREADABLE_RECORD, why.model, why.field)
-            level = WARNING if first else INFO  # each such user is signed out, so one warning is enough
-            emit(UNREADABLE_RECORD, taken.session_id, level=level, **why._asdict(), remedy=_OLD_RECORDS)
-            return False
-        if session_id != taken.session_id:
-            emit(UNREADABLE_RECORD, taken.session_id)
-            return False
-        if self.client is None or bound_to is None or _same(bound_to, self.client):
-            return True
-        if not settings.reports_mismatch or session.note_client_change():
-            emit(FINGERPRINT_MISMATCH, session_id)
-        return settings.reports_mismatch
 
     def _forget(self, why: Missing) -> None:
         """There is no record any more: what begins now is another session."""
@@ -197,6 +169,14 @@ class UnitOfWork:
         ):
             return False
         return self.is_open or self._block_here() is not None
+
+    def is_still(self, store: object, session_id: str) -> bool:
+        """Whether it still is when a turn has come: its app has not ended it, nor has it a new id."""
+        return self.session.fate is not _END and self.holds(store, session_id)
+
+    def part(self) -> AbstractAsyncContextManager[SessionData]:
+        """A transaction whose changes are stored with the request, which holds the session."""
+        return self.transaction(self.session, store=False)
 
     async def keep_alive(self) -> None:
         """Restart the record's idle timeout, also where the request itself does not count as activity."""
@@ -378,29 +358,6 @@ class UnitOfWork:
 
     # -- letting go ---------------------------------------------------------------------------------------
 
-    def max_age(self) -> float | None:
-        """Seconds that the client may keep the cookie; None where there is no absolute bound."""
-        if not isinstance(self.record, Checkout) or self.record.expires_in is None:
-            return self.settings.max_age
-        return math.ceil(self.record.expires_in - (time.monotonic() - self.held_since))
-
-    async def prolong(self) -> bool:
-        """Whether the store still has the record under its id, so that its cookie may be sent again.
-
-        False too where it cannot tell. The link to its user is renewed with the cookie.
-        """
-        taken, store, user_id = self.record, self.settings.store, self.session.stored_user
-        if not isinstance(taken, Checkout):
-            return False
-        try:
-            found = await store.checkout(taken.session_id, None, None, passive=True)
-            if isinstance(found, Checkout) and user_id is not None:
-                left = remaining(self.settings, taken, self.held_since)
-                await store.link_user(user_id, taken.session_id, left)
-        except SessionStoreError:
-            return False
-        return isinstance(found, Checkout)
-
     def end(self) -> None:
         """The request changes nothing more; a transaction under way goes on and stores its own."""
         if self.block is None:
@@ -447,11 +404,3 @@ class UnitOfWork:
 
 async def _nowhere(message: Message) -> None:
     """The request is over: its client hears nothing more."""
-
-
-def _same(bound_to: str, client: str) -> bool:
-    """Compare in constant time: a fingerprint is a hash of what another client sends."""
-    try:
-        return hmac.compare_digest(bound_to, client)
-    except TypeError:  # not ASCII, so not one of ours
-        return False

@@ -1,26 +1,13 @@
-"""Where the session of a connection is found, and that of the request that runs here."""
+"""Where the session of a connection is found."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from ..record.model import SessionData
 from .handle import Session
 
 T = TypeVar("T", bound=SessionData)
-
-held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default=())
-"""The sessions whose requests run in this context, innermost last."""
-
-
-def held_session(store: object, session_id: str) -> Session | None:
-    """The handle of the running request that holds this session of this store, if one does."""
-    for session in reversed(held.get()):
-        unit = session.unit
-        if unit is not None and unit.holds(store, session_id):
-            return session
-    return None
 
 
 def get_session(connection: Any) -> Session:

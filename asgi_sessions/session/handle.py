@@ -26,17 +26,11 @@ class UnitOfWork(Protocol):
 
     session: Session
 
-    def holds(self, store: object, session_id: str) -> bool: ...
-
     def require_writable(self) -> None: ...
-
-    async def keep_alive(self) -> None: ...
 
     async def commit(self, *, release: bool) -> None: ...
 
-    def transaction(
-        self, session: Session, *, store: bool = True
-    ) -> AbstractAsyncContextManager[SessionData]: ...
+    def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
 
 
 class _Done:
@@ -168,10 +162,6 @@ class Session(TrackedDict):
         """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
         await self._work().commit(release=True)
 
-    def part(self) -> AbstractAsyncContextManager[SessionData]:
-        """A transaction whose changes are stored with the request that holds the session."""
-        return self._work().transaction(self, store=False)
-
     def transaction(self) -> AbstractAsyncContextManager[SessionData]:
         """`async with session.transaction() as data:` lock, load the newest record, commit, release.
 
@@ -241,14 +231,6 @@ class Session(TrackedDict):
     def seal(self) -> bytes:
         """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be."""
         return self._draft.seal(self)
-
-    def is_still(self, store: object, session_id: str) -> bool:
-        """Whether it is this session of this store: its app has not ended it, nor has it a new id."""
-        return self.fate is not _END and self.unit is not None and self.unit.holds(store, session_id)
-
-    async def keep_alive(self) -> None:
-        """Restart the idle timeout of the record that the request holds."""
-        await self._work().keep_alive()
 
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""

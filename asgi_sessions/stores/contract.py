@@ -18,9 +18,9 @@ from ..record.codec import counts_of, encode, encode_checked
 from ..record.model import SessionData, stamp
 from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
-from ..session.access import held_session
 from .checkout import Checkout, Lifetime, LockPolicy, raise_for
 from .checkouts import RequestOperations
+from .running import holder_of
 from .updates import add_to_field, apply_updates
 from .value import Value
 
@@ -217,7 +217,7 @@ class SessionStore(RequestOperations):
     @asynccontextmanager
     async def _turn(self, session_id: str, active: bool = False) -> AsyncIterator[SessionData | None]:
         """A transaction; one that is `active` restarts the idle timeout."""
-        held = held_session(self, session_id)
+        held = holder_of(self, session_id)
         if held is not None:
             async with held.part() as data:
                 if not held.is_still(self, session_id):

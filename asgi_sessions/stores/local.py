@@ -110,11 +110,11 @@ class LocalLocks:
         return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
     def try_acquire(self, session_id: str, policy: LockPolicy, now: float | None = None) -> str | None:
-        """The lock's token if the lock is free, else None. Nobody who waits is overtaken.
+        """The token where the lock is free, else None. Never overtakes a waiter.
 
-        `now` is what the clock says, if the caller has just read it.
+        `now` is the clock's time, if the caller has just read it.
         """
-        self._tokens += 1  # a token need not be unguessable: it never leaves the process
+        self._tokens += 1  # a counter will do: tokens never leave the process
         lease = str(self._tokens), (self._clock() if now is None else now) + policy.max_hold
         if self._holders.setdefault(session_id, lease) is not lease:
             if not self._relieve(session_id):

@@ -49,7 +49,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
-from asgi_sessions.session.access import held
+from asgi_sessions.stores.running import running
 
 pytestmark = pytest.mark.anyio
 
@@ -1316,7 +1316,7 @@ async def test_a_transaction_of_the_store_in_the_request_can_fail(site: Site, br
 async def test_a_request_leaves_nothing_in_the_context_of_its_task(browser: Browser) -> None:
     """A server may serve many requests from one task."""
     await browser.open(page(write))
-    assert held.get() == ()
+    assert running.get() == ()
 
 
 async def test_touching_the_held_session_is_stored_with_it(site: Site, browser: Browser) -> None:

@@ -1,0 +1,37 @@
+"""The requests that run in this context: a store operates on the record that one of them holds."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from typing import Protocol
+
+from ..record.model import SessionData
+
+
+class RunningRequest(Protocol):
+    """A request with its session, as a store sees it."""
+
+    def holds(self, store: object, session_id: str) -> bool:
+        """Whether this code may change this session of this store as a part of the request."""
+        ...
+
+    def is_still(self, store: object, session_id: str) -> bool:
+        """The same, and the app has not ended the session."""
+        ...
+
+    def part(self) -> AbstractAsyncContextManager[SessionData]:
+        """A transaction whose changes are stored with the request."""
+        ...
+
+    async def keep_alive(self) -> None:
+        """Restart the idle timeout of the record."""
+
+
+running: ContextVar[tuple[RunningRequest, ...]] = ContextVar("asgi_sessions_running", default=())
+"""The innermost last."""
+
+
+def holder_of(store: object, session_id: str) -> RunningRequest | None:
+    """The running request that holds this session of this store, if one does."""
+    return next((each for each in reversed(running.get()) if each.holds(store, session_id)), None)
