@@ -6,8 +6,11 @@ fields are left out: they come back by themselves. Start with `Codec`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +18,7 @@ from pydantic_core import SchemaValidator, core_schema, to_json
 
 from ..errors import SessionDataError
 from .lines import WHEN, WHO, Parts, items_of, join, parsed, split
-from .proof import check_same, check_size, explain
+from .proof import NOT_COMPARED, check_same, check_size, explain, kept_fields
 from .writer import compile_writer, has_own_serializer
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -23,7 +26,11 @@ Record = TypeVar("Record", bound=BaseModel)
 Image: TypeAlias = "tuple[tuple[Any, ...], bytes]"
 """What is compared to see whether typed fields have changed: facts of the first two lines, and the third."""
 
+MAX_NOTED = 512  # third lines for each model
+MAX_NOTED_BYTES = 4096  # the longest one
+
 _FACTS = (*WHO, *WHEN)
+_facts: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*_FACTS)
 _MOMENT = core_schema.typed_dict_field(core_schema.datetime_schema(tz_constraint=0))
 _MOMENTS = SchemaValidator(
     core_schema.typed_dict_schema(dict.fromkeys(WHEN, _MOMENT), extra_behavior="forbid")
@@ -54,6 +61,8 @@ class Codec(Generic[Record]):
         self.has_lines = _fits_lines(model)
         self.names = names = model.__pydantic_fields__.keys()
         self._computed = set(model.__pydantic_computed_fields__) or None
+        self._noted: dict[bytes, None] = {}  # oldest first
+        self._compared = [name for name in kept_fields(model) if name not in NOT_COMPARED]
         self._whole = compile_writer(model)
         if self.has_lines:
             self._who = compile_writer(model, WHO, extras=False)
@@ -76,9 +85,24 @@ class Codec(Generic[Record]):
         )
         return found
 
+    def note(self, fields: bytes) -> None:
+        """Remember a third line that was written here: what reads back from it is written alike."""
+        if len(fields) <= MAX_NOTED_BYTES:
+            if len(self._noted) >= MAX_NOTED:
+                with suppress(StopIteration, KeyError, RuntimeError):  # of another thread's hand
+                    del self._noted[next(iter(self._noted))]
+            self._noted[fields] = None
+
+    def is_noted(self, fields: bytes) -> bool:
+        """Whether `note` was told of this line, lately."""
+        return fields in self._noted
+
     def facts(self, data: Record) -> tuple[Any, ...]:
         """What the first two lines say, as values that nobody can change within."""
-        return tuple(map(data.__dict__.get, _FACTS)) if self.has_lines else ()
+        try:
+            return _facts(data.__dict__) if self.has_lines else ()
+        except KeyError as missing:
+            raise ValueError(f"the record has no {missing}") from None
 
     def image(self, data: Record) -> Image:
         """See `Image`. Raises `ValueError` where a value has no JSON form."""
@@ -104,7 +128,7 @@ class Codec(Generic[Record]):
         """Raises `SessionDataError`, naming the value, unless this reads back as `data` and `values`."""
         try:
             check_size(parts, values)
-            check_same(data, values, parts.metadata, self.decode(parts.record))
+            check_same(data, values, parts.metadata, self.decode(parts.record), self._compared)
         except SessionDataError:
             raise
         except Exception as fault:  # the model's own validators and __eq__ may raise anything
