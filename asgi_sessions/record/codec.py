@@ -7,7 +7,6 @@ fields are left out: they come back by themselves. Start with `Codec`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -30,7 +29,7 @@ MAX_NOTED = 512  # third lines for each model
 MAX_NOTED_BYTES = 4096  # the longest one
 
 _FACTS = (*WHO, *WHEN)
-_facts: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*_FACTS)
+_facts: Callable[[Any], tuple[Any, ...]] = itemgetter(*_FACTS)
 _MOMENT = core_schema.typed_dict_field(core_schema.datetime_schema(tz_constraint=0))
 _MOMENTS = SchemaValidator(
     core_schema.typed_dict_schema(dict.fromkeys(WHEN, _MOMENT), extra_behavior="forbid")
@@ -59,9 +58,10 @@ class Codec(Generic[Record]):
     def __init__(self, model: type[Record]) -> None:
         self.model = model
         self.has_lines = _fits_lines(model)
+        self.is_steady = self.has_lines and _is_steady(model)  # a record reads alike whenever it is read
         self.names = names = model.__pydantic_fields__.keys()
         self._computed = set(model.__pydantic_computed_fields__) or None
-        self._noted: dict[bytes, None] = {}  # oldest first
+        self._noted: set[bytes] = set()
         self._compared = [name for name in kept_fields(model) if name not in NOT_COMPARED]
         self._whole = compile_writer(model)
         if self.has_lines:
@@ -86,12 +86,11 @@ class Codec(Generic[Record]):
         return found
 
     def note(self, fields: bytes) -> None:
-        """Remember a third line that was written here: what reads back from it is written alike."""
+        """Remember a third line: what is read from it is written alike."""
         if len(fields) <= MAX_NOTED_BYTES:
             if len(self._noted) >= MAX_NOTED:
-                with suppress(StopIteration, KeyError, RuntimeError):  # of another thread's hand
-                    del self._noted[next(iter(self._noted))]
-            self._noted[fields] = None
+                self._noted.clear()
+            self._noted.add(fields)
 
     def is_noted(self, fields: bytes) -> bool:
         """Whether `note` was told of this line, lately."""
@@ -124,15 +123,17 @@ class Codec(Generic[Record]):
         when = self._when.to_json(data, by_alias=False, warnings=False)[1:-1] + b","
         return join(who, when, fields, metadata)
 
-    def prove(self, data: Record, values: dict[str, Any], parts: Parts) -> None:
-        """Raises `SessionDataError`, naming the value, unless this reads back as `data` and `values`."""
+    def prove(self, data: Record, values: dict[str, Any], parts: Parts) -> Record:
+        """What these parts read back as: `data` with `values`, or `SessionDataError` is raised."""
         try:
             check_size(parts, values)
-            check_same(data, values, parts.metadata, self.decode(parts.record), self._compared)
+            again = self.decode(parts.record)
+            check_same(data, values, parts.metadata, again, self._compared)
         except SessionDataError:
             raise
         except Exception as fault:  # the model's own validators and __eq__ may raise anything
             raise explain(data, fault) from fault
+        return again
 
     def who_of(self, parts: Parts) -> Who | None:
         """Who a record is of, where the model is certain to read its first three lines as they are.
@@ -207,6 +208,13 @@ def _fits_lines(model: type[BaseModel]) -> bool:
         == (defined[name].annotation, defined[name].metadata, defined[name].exclude)
         for name in (*_FACTS, "metadata")
     )
+
+
+def _is_steady(model: type[BaseModel]) -> bool:
+    """Whether no code of the model's own runs when a record is read."""
+    own = model.__pydantic_decorators__
+    validators = len(own.model_validators) + len(own.field_validators) + len(own.root_validators)
+    return validators <= 1 and model.__pydantic_post_init__ is None and not own.validators
 
 
 @lru_cache(maxsize=1024)

@@ -48,7 +48,7 @@ def check_same(
     """
     was, reads = data.__dict__, again.__dict__
     for name in names:
-        value, other = was.get(name, _UNSET), reads.get(name, _UNSET)
+        value, other = was.get(name, _UNSET), reads[name]
         if value is not other and not same(value, other):
             raise SessionDataError(name, "would not read back as it is now")
     if data.__pydantic_extra__ or again.__pydantic_extra__:

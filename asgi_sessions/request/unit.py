@@ -318,6 +318,7 @@ class Unit(Holding):
         A handle that is used later comes back by itself (`Session.transaction` in a task that lives on).
         """
         if self._block is None and not self._storing:
+            self.session.let_go()
             self.session = _NOBODY
 
     def _has_pending(self) -> bool:

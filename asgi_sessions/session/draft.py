@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
+from weakref import ref
 
 from pydantic_core import from_json, to_json
 
@@ -15,22 +15,15 @@ from ..record.json import MAX_METADATA_BYTES
 from ..record.lines import Parts, join, split, when_line
 from ..record.model import SessionData, stamp
 from ..record.proof import holds, same
+from ..record.read_back import ReadBack
 from ..record.values import new_session_id
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
-MAX_KEPT = 512  # records that are kept parsed
-MAX_KEPT_BYTES = 4096  # the longest one, which takes some ten times as much when parsed
-
-_Parsed: TypeAlias = "tuple[Parts, Who, dict[str, Any]]"
-
-_read_back: dict[bytes, _Parsed] = {}
-"""Records that were committed lately, with what was read back to prove them; oldest first.
-
-The next request of the session has to read the same. It is given away once: an app may change what it gets.
-"""
+_lines_read_back: ReadBack[tuple[Parts, Who, dict[str, Any]]] = ReadBack()
+_data_read_back: ReadBack[tuple[Parts, SessionData]] = ReadBack()
 
 _Encoded: TypeAlias = "tuple[dict[str, Any], bytes, Image | None]"
 """What was encoded to decide whether the session has changed: the values, their JSON, the typed fields."""
@@ -41,22 +34,13 @@ def _encoded(live: dict[str, Any], image: Image | None = None) -> _Encoded:
     return values, to_json(values), image
 
 
-def _keep(parts: Parts, who: Who, values: dict[str, Any]) -> None:
-    if len(parts.record) > MAX_KEPT_BYTES:
-        return
-    if len(_read_back) >= MAX_KEPT:
-        with suppress(StopIteration, KeyError, RuntimeError):  # of another thread's hand
-            del _read_back[next(iter(_read_back))]
-    _read_back[parts.record] = parts, who, values
-
-
 class _Sealed(NamedTuple):
     """A record that is being stored, and what to compare with once it is."""
 
     parts: Parts
     values: dict[str, Any]
     image: Image | None  # None: it was not typed
-    again: dict[str, Any] | None = None  # the values as they were read back, which nobody has yet
+    again: dict[str, Any] | SessionData | None = None  # what was read back, which nobody has yet
 
     def __repr__(self) -> str:
         return "_Sealed()"
@@ -78,6 +62,7 @@ class Draft:
     _who: Who | None = None  # of the stored record, until it is typed
     _read: dict[str, Any]  # the stored values; may share nested ones with the handle
     _as_read: Image | None = None  # of the typed fields as the store has them, once somebody has looked
+    _let_go: ref[SessionData] | None = None  # the typed record when the request is over
     _is_looked_at = False  # an app has the typed record
     is_assigned = False  # and has assigned a field of it since it was stored
     _encoded: _Encoded | None = None
@@ -95,8 +80,8 @@ class Draft:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
         parts = self._load_lines(record, live)
         if parts is None:
-            parts = split(record)
-            data = self._codec.decode(record)
+            kept = _data_read_back.take((self._model, record))
+            parts, data = kept or (split(record), self._codec.decode(record))
             self._read, self.stored_user = data.metadata, data.user_id
             if parts is None or not self._codec.has_lines or data.__pydantic_extra__:  # extras: on any line
                 parts = Parts(record, b"", b"", record, to_json(data.metadata))
@@ -114,8 +99,10 @@ class Draft:
         self.stored, self._read, image, again = self._sealed
         self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
         self._sealed, self.is_assigned = None, False
-        if again is not None and self._who is not None:
-            _keep(self.stored, self._who, again)
+        if isinstance(again, SessionData):
+            _data_read_back.keep((self._model, record), record, (self.stored, again))
+        elif again is not None and self._who is not None:
+            _lines_read_back.keep(record, record, (self.stored, self._who, again))
         self.stored_user = user_id
 
     def detach(self) -> None:
@@ -152,6 +139,8 @@ class Draft:
 
     def typed(self, live: dict[str, Any]) -> SessionData:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
+        if self._data is None:
+            self.take_back()
         data = self._data
         if data is None:
             parts = self.stored if self._sealed is None else self._sealed.parts
@@ -162,6 +151,21 @@ class Draft:
         if self._as_read is None and self.stored is not None:
             self._as_read = self._image_as_read(data, self.stored.fields)
         return data
+
+    def let_go(self) -> None:
+        """The request is over: the typed record lives on where an app holds it.
+
+        Handle and record know each other. Without this they would stay until the next garbage collection.
+        """
+        if self._data is not None:
+            self._let_go, self._data = ref(self._data), None
+
+    def take_back(self) -> None:
+        """The handle is used after its request; a typed record that is gone is made anew when needed."""
+        if self._let_go is not None:
+            self._data, self._let_go = self._let_go(), None
+            if self._data is None:
+                self._as_read, self._is_looked_at = None, False
 
     def identity(self, live: dict[str, Any]) -> Who | SessionData:
         """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""
@@ -239,14 +243,7 @@ class Draft:
         encoded, self._encoded = self._encoded, None
         sealed = self._seal_lines(live, encoded) if self._who is not None else None
         if sealed is None:
-            data = self.typed(live)
-            stamp(data)
-            try:
-                sealed = self._seal_typed(data, live, encoded)
-            except ValueError:
-                encode_checked(data)  # names the value
-                raise
-            self._codec.prove(data, sealed.values, sealed.parts)
+            sealed = self._seal_typed(self.typed(live), live, encoded)
         self._sealed = sealed
         return sealed.parts.record
 
@@ -268,17 +265,26 @@ class Draft:
         return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None, again)
 
     def _seal_typed(self, data: SessionData, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed:
-        """The record with this typed data, unchecked; `ValueError` where a value has no JSON form."""
+        """The record with this typed data; `SessionDataError`, which names the value, where it cannot be."""
         codec, stored, as_read = self._codec, self.stored, self._as_read
-        values, json, image = encoded or _encoded(live)
-        if image is None or not codec.has_lines:  # one line has the time of this change in it
-            image = codec.image(data)
-        now = codec.facts(data), image[1]  # the id may be another one since
-        who, fields = b"", image[1]
-        if stored is not None and as_read is not None and stored.who:
-            who = stored.who if codec.has_same_line(now, as_read) else b""
-            fields = stored.fields if fields == as_read[1] and not self.is_assigned else fields
-        return _Sealed(codec.write(data, who, fields, json), values, now)
+        stamp(data)
+        try:
+            values, json, image = encoded or _encoded(live)
+            if image is None or not codec.has_lines:  # one line has the time of this change in it
+                image = codec.image(data)
+            now = codec.facts(data), image[1]  # the id may be another one since
+            who, fields = b"", image[1]
+            if stored is not None and as_read is not None and stored.who:
+                who = stored.who if codec.has_same_line(now, as_read) else b""
+                fields = stored.fields if fields == as_read[1] and not self.is_assigned else fields
+            parts = codec.write(data, who, fields, json)
+        except ValueError:
+            encode_checked(data)  # names the value
+            raise
+        again = codec.prove(data, values, parts)
+        return _Sealed(
+            parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
+        )
 
     # -- inside -----------------------------------------------------------------------------------------
 
@@ -286,7 +292,7 @@ class Draft:
         """Read the metadata alone; None where the model has to read the record, and to say what is wrong."""
         if self._model is not SessionData or self._data is not None:
             return None
-        found = _read_back.pop(record, None) or self._parsed(record)
+        found = _lines_read_back.take(record) or self._parsed(record)
         if found is None:
             return None
         parts, who, values = found
@@ -295,7 +301,7 @@ class Draft:
         self._read, self._who, self.stored_user = values, who, who.user_id
         return parts
 
-    def _parsed(self, record: bytes) -> _Parsed | None:
+    def _parsed(self, record: bytes) -> tuple[Parts, Who, dict[str, Any]] | None:
         parts = split(record)
         who = None if parts is None else self._codec.who_of(parts)
         if parts is None or who is None:

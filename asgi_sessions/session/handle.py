@@ -263,6 +263,10 @@ class Session(TrackedDict):
         """Restart the idle timeout of the record that the request holds."""
         await self._work().keep_alive()
 
+    def let_go(self) -> None:
+        """The request is over: what it left is freed at once. A later use takes back what an app holds."""
+        self._draft.let_go()
+
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
         self.fate = max(self.fate, fate, key=_BY_STRENGTH)
@@ -361,5 +365,6 @@ class Session(TrackedDict):
     def _work(self) -> UnitOfWork:
         if self.unit is None:
             raise SessionClosedError("this session belongs to no request")
+        self._draft.take_back()
         self.unit.session = self
         return self.unit
