@@ -36,7 +36,7 @@ from .record.model import SessionData
 from .record.queries import SessionFilter, SessionMetrics
 from .session.access import get_session, get_session_data
 from .session.handle import Session
-from .stores.base import SessionStore
+from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
 
 __version__ = "0.1.0"
@@ -72,8 +72,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .stores.redis import RedisSessionStore
     from .stores.redis.lock import DistributedLock, DistributedLockManager
+    from .stores.redis.store import RedisSessionStore
 
 # What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
 _ON_DEMAND = {

@@ -21,8 +21,8 @@ from asgi_sessions import (
     SessionStore,
 )
 from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
 
 KEY = "0123456789abcdef" * 4
@@ -312,7 +312,7 @@ class Site:
         else:
             assert isinstance(store, PrimitiveStore)
             values = {name: Value.unpack(value) for name, value in store._values.items()}
-            names = [name for name, value in values.items() if value is not None and value.left(now) > 0]
+            names = [name for name, value in values.items() if value is not None and value.ends > now]
         return [store.read(self.raw(name)) for name in names]
 
     def raw(self, session_id: str) -> bytes:

@@ -56,10 +56,9 @@ from asgi_sessions import (
     SessionStore,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
-from asgi_sessions.client.cookie import CookieSigner
+from asgi_sessions.client.signer import CookieSigner
 from asgi_sessions.record.codec import encode
-from asgi_sessions.stores.checkout import Checkout, Lifetime
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy
 
 SECRET = "a secret of the benchmarks and of nothing else"
 CONTENT = {"user": "ada", "n": 0}  # with its fields a record of 300 bytes
@@ -320,14 +319,14 @@ class OneUser:
         """
         new = [self._data(self._sessions + number) for number in range(SIGN_INS)]
         lifetime = Lifetime(LIFE)
-        engine = await self._store._engines.get()
+        state = await self._store._states.get()
         answered, settled = [], []
         for each in new:
             record = encode(each)
             started = time.perf_counter()
             await self._store.create(each.session_id, record, lifetime, None, self._user)
             answered.append(time.perf_counter() - started)
-            await asyncio.gather(*engine._later.values())
+            await asyncio.gather(*state.index._tidying.values())
             settled.append(time.perf_counter() - started)
         figures = {
             "sign_in_us": statistics.median(answered) * 1e6, "settled_us": statistics.fmean(settled) * 1e6

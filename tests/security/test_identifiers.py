@@ -17,7 +17,7 @@ from itsdangerous import TimestampSigner
 from redis import Redis
 
 from asgi_sessions import InMemorySessionStore, SessionStore
-from asgi_sessions.client.cookie import SALT, CookieSigner
+from asgi_sessions.client.signer import SALT, CookieSigner
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 
@@ -78,7 +78,7 @@ def _said_by(program: str) -> list[str]:
 
 TOKENS = """
 import json, os
-from asgi_sessions.stores.redis.names import new_token
+from asgi_sessions.stores.redis.commands.tokens import new_token
 
 found = [new_token().decode() for _ in range(5)]
 ours, theirs = os.pipe()

@@ -20,10 +20,10 @@ from asgi_sessions import SessionData, SessionMiddleware, SessionStore, SessionS
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 

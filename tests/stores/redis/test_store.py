@@ -20,9 +20,8 @@ from starlette.testclient import TestClient
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
+from asgi_sessions.testing.contract import StoreContract
 
 SECRET = "a secret of the tests, long enough"
 
