@@ -6,8 +6,10 @@ fields are left out: they come back by themselves. Start with `Codec`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +17,7 @@ from pydantic_core import SchemaValidator, core_schema, to_json
 
 from ..errors import SessionDataError
 from .lines import WHEN, WHO, Parts, items_of, join, parsed, split
-from .proof import check_same, check_size, explain
+from .proof import NOT_COMPARED, check_same, check_size, explain, kept_fields
 from .writer import compile_writer, has_own_serializer
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -23,7 +25,11 @@ Record = TypeVar("Record", bound=BaseModel)
 Image: TypeAlias = "tuple[tuple[Any, ...], bytes]"
 """What is compared to see whether typed fields have changed: facts of the first two lines, and the third."""
 
+MAX_NOTED = 512  # third lines for each model
+MAX_NOTED_BYTES = 4096  # the longest one
+
 _FACTS = (*WHO, *WHEN)
+_facts: Callable[[Any], tuple[Any, ...]] = itemgetter(*_FACTS)
 _MOMENT = core_schema.typed_dict_field(core_schema.datetime_schema(tz_constraint=0))
 _MOMENTS = SchemaValidator(
     core_schema.typed_dict_schema(dict.fromkeys(WHEN, _MOMENT), extra_behavior="forbid")
@@ -52,8 +58,11 @@ class Codec(Generic[Record]):
     def __init__(self, model: type[Record]) -> None:
         self.model = model
         self.has_lines = _fits_lines(model)
+        self.is_steady = self.has_lines and _is_steady(model)  # a record reads alike whenever it is read
         self.names = names = model.__pydantic_fields__.keys()
         self._computed = set(model.__pydantic_computed_fields__) or None
+        self._noted: set[bytes] = set()
+        self._compared = [name for name in kept_fields(model) if name not in NOT_COMPARED]
         self._whole = compile_writer(model)
         if self.has_lines:
             self._who = compile_writer(model, WHO, extras=False)
@@ -76,9 +85,23 @@ class Codec(Generic[Record]):
         )
         return found
 
+    def note(self, fields: bytes) -> None:
+        """Remember a third line: what is read from it is written alike."""
+        if len(fields) <= MAX_NOTED_BYTES:
+            if len(self._noted) >= MAX_NOTED:
+                self._noted.clear()
+            self._noted.add(fields)
+
+    def is_noted(self, fields: bytes) -> bool:
+        """Whether `note` was told of this line, lately."""
+        return fields in self._noted
+
     def facts(self, data: Record) -> tuple[Any, ...]:
         """What the first two lines say, as values that nobody can change within."""
-        return tuple(map(data.__dict__.get, _FACTS)) if self.has_lines else ()
+        try:
+            return _facts(data.__dict__) if self.has_lines else ()
+        except KeyError as missing:
+            raise ValueError(f"the record has no {missing}") from None
 
     def image(self, data: Record) -> Image:
         """See `Image`. Raises `ValueError` where a value has no JSON form."""
@@ -100,15 +123,17 @@ class Codec(Generic[Record]):
         when = self._when.to_json(data, by_alias=False, warnings=False)[1:-1] + b","
         return join(who, when, fields, metadata)
 
-    def prove(self, data: Record, values: dict[str, Any], parts: Parts) -> None:
-        """Raises `SessionDataError`, naming the value, unless this reads back as `data` and `values`."""
+    def prove(self, data: Record, values: dict[str, Any], parts: Parts) -> Record:
+        """What these parts read back as: `data` with `values`, or `SessionDataError` is raised."""
         try:
             check_size(parts, values)
-            check_same(data, values, parts.metadata, self.decode(parts.record))
+            again = self.decode(parts.record)
+            check_same(data, values, parts.metadata, again, self._compared)
         except SessionDataError:
             raise
         except Exception as fault:  # the model's own validators and __eq__ may raise anything
             raise explain(data, fault) from fault
+        return again
 
     def who_of(self, parts: Parts) -> Who | None:
         """Who a record is of, where the model is certain to read its first three lines as they are.
@@ -183,6 +208,13 @@ def _fits_lines(model: type[BaseModel]) -> bool:
         == (defined[name].annotation, defined[name].metadata, defined[name].exclude)
         for name in (*_FACTS, "metadata")
     )
+
+
+def _is_steady(model: type[BaseModel]) -> bool:
+    """Whether no code of the model's own runs when a record is read."""
+    own = model.__pydantic_decorators__
+    validators = len(own.model_validators) + len(own.field_validators) + len(own.root_validators)
+    return validators <= 1 and model.__pydantic_post_init__ is None and not own.validators
 
 
 @lru_cache(maxsize=1024)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,8 +16,8 @@ from .json import MAX_DEPTH, MAX_METADATA_BYTES, MAX_RECORD_BYTES, check_metadat
 from .lines import Parts
 from .writer import STORED_ONLY
 
-_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
-_NOT_COMPARED = frozenset(
+_ATOMS = frozenset({str, int, float, bool, bytes, type(None), datetime, date, Decimal, UUID})
+NOT_COMPARED = frozenset(
     {"metadata", "created_at", "updated_at", "last_activity"}
 )  # times may be set on load
 _UNSET = object()
@@ -36,20 +39,25 @@ def holds(values: dict[str, Any], json: bytes, again: object) -> bool:
     return again == values and b"Infinity" not in json and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
 
 
-def check_same(data: BaseModel, values: dict[str, Any], json: bytes, again: BaseModel) -> None:
-    """Raises `SessionDataError`, naming the value, where `again` is not what `data` with `values` is."""
+def check_same(
+    data: BaseModel, values: dict[str, Any], json: bytes, again: BaseModel, names: list[str]
+) -> None:
+    """Raises `SessionDataError`, naming the value, where `again` is not what `data` with `values` is.
+
+    `names` are the fields that are stored, but for those that `NOT_COMPARED` names.
+    """
     was, reads = data.__dict__, again.__dict__
-    for name in _kept(type(data), data.__pydantic_serializer__):
-        if name not in _NOT_COMPARED and not same(was.get(name, _UNSET), reads.get(name, _UNSET)):
+    for name in names:
+        value, other = was.get(name, _UNSET), reads[name]
+        if value is not other and not same(value, other):
             raise SessionDataError(name, "would not read back as it is now")
     if data.__pydantic_extra__ or again.__pydantic_extra__:
         _check_extras(data, again)
     if holds(values, json, reads["metadata"]):
         return
-    if reads["metadata"] != values or b"Infinity" in json or _is_deep(values):
-        normalised = normalise(values, "metadata")  # names what JSON cannot hold
-        if reads["metadata"] != normalised:
-            raise SessionDataError("metadata", "would not read back as it is now")
+    is_doubtful = reads["metadata"] != values or b"Infinity" in json or _is_deep(values)
+    if is_doubtful and reads["metadata"] != normalise(values, "metadata"):  # names what JSON cannot hold
+        raise SessionDataError("metadata", "would not read back as it is now")
 
 
 def same(was: object, reads: object) -> bool:
@@ -58,18 +66,17 @@ def same(was: object, reads: object) -> bool:
     That is its private attributes, cached properties and fields with `exclude=True`. Models are compared by
     their `__eq__` only where they have one of their own.
     """
-    if was is reads:
-        return True
-    kind = type(was)
-    if kind in _ATOMS:
-        return was == reads
-    if isinstance(was, BaseModel) and isinstance(reads, BaseModel):
+    kind: Any = type(was)
+    if was is reads or kind in _ATOMS:
+        return was is reads or was == reads
+    if _is_compared(kind):
         return kind is type(reads) and _same_models(was, reads)
     if isinstance(was, dict) and isinstance(reads, dict):
         return was.keys() == reads.keys() and all(same(was[key], reads[key]) for key in was)
-    for sequence in (list, tuple):
-        if isinstance(was, sequence) and isinstance(reads, sequence):
-            return len(was) == len(reads) and all(map(same, was, reads))
+    if isinstance(was, list | tuple) and isinstance(reads, list | tuple):
+        return isinstance(was, list) is isinstance(reads, list) and (
+            len(was) == len(reads) and all(map(same, was, reads))
+        )
     return bool(was == reads)
 
 
@@ -91,21 +98,35 @@ def explain(data: BaseModel, fault: Exception) -> SessionDataError:
     return SessionDataError("record", f"cannot be written and read back ({type(fault).__name__})")
 
 
-@lru_cache(maxsize=1024)
-def _kept(model: type[BaseModel], _serializer: object) -> tuple[str, ...]:
-    """The fields of a model that are stored; it has another serialiser after a rebuild."""
+def kept_fields(model: type[BaseModel]) -> list[str]:
+    """The fields of a model that are stored."""
     fields = model.__pydantic_fields__.items()
-    return tuple(name for name, field in fields if name in STORED_ONLY or not field.exclude)
+    return [name for name, field in fields if name in STORED_ONLY or not field.exclude]
 
 
-def _same_models(was: BaseModel, reads: BaseModel) -> bool:
-    if type(was).__eq__ is not BaseModel.__eq__:
-        return bool(was == reads)
+@lru_cache(maxsize=1024)
+def _is_compared(kind: Any) -> bool:
+    """Whether it is a model without an `__eq__` of its own."""
+    return issubclass(kind, BaseModel) and kind.__eq__ is BaseModel.__eq__
+
+
+@lru_cache(maxsize=1024)
+def _plan(model: Any) -> tuple[list[str], bool]:
+    """The fields by which instances are compared; and whether none of them can hold a model."""
+    names = kept_fields(model)
+    return names, all(model.__pydantic_fields__[name].annotation in _ATOMS for name in names)
+
+
+def _same_models(was: Any, reads: Any) -> bool:
     before, after = was.__dict__, reads.__dict__
-    for name in _kept(type(was), was.__pydantic_serializer__):
-        if not same(before.get(name), after.get(name)):
-            return False
-    return was.__pydantic_extra__ == reads.__pydantic_extra__
+    kind: Any = type(was)
+    names, is_flat = _plan(kind)
+    if not is_flat or before != after:  # what a model caches of itself is there too
+        for name in names:
+            value, other = before.get(name), after.get(name)
+            if value is not other and not same(value, other):
+                return False
+    return bool(was.__pydantic_extra__ == reads.__pydantic_extra__)
 
 
 def _check_extras(data: BaseModel, again: BaseModel) -> None:

@@ -390,6 +390,7 @@ class UnitOfWork:
         self.settings.store.note_response(time.monotonic() - self.began)
         self.scope, self.to_client = {}, _nowhere
         if self.block is None and self.committing is None:
+            self.session.let_go()
             self.session = _NOBODY
 
     async def abandon(self) -> None:

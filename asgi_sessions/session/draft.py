@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+from weakref import ref
 
 from pydantic_core import from_json, to_json
 
@@ -14,28 +15,23 @@ from ..record.json import MAX_METADATA_BYTES
 from ..record.lines import Parts, join, split, when_line
 from ..record.model import SessionData, stamp
 from ..record.proof import holds, same
+from ..record.read_back import ReadBack
 from ..record.values import new_session_id
 
-_ATOMS = (str, int, float, bool, type(None))
+_ATOMS = frozenset({str, int, float, bool, type(None)})
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
-class _Encoded(NamedTuple):
-    """What was encoded to decide whether the session has changed: for who seals next."""
+_lines_read_back: ReadBack[tuple[Parts, Who, dict[str, Any]]] = ReadBack()
+_data_read_back: ReadBack[tuple[Parts, SessionData]] = ReadBack()
 
-    values: dict[str, Any]
-    json: bytes
-    image: Image | None
-
-    def __repr__(self) -> str:
-        return "_Encoded()"
+_Encoded: TypeAlias = "tuple[dict[str, Any], bytes, Image | None]"
+"""What was encoded to decide whether the session has changed: the values, their JSON, the typed fields."""
 
 
 def _encoded(live: dict[str, Any], image: Image | None = None) -> _Encoded:
-    values = dict(
-        dict.items(live)
-    )  # an exact dict encodes fastest, and the handle does not note a look at it
-    return _Encoded(values, to_json(values), image)
+    values = dict(dict.items(live))  # an exact dict: it encodes fastest, and the handle notes no look at it
+    return values, to_json(values), image
 
 
 class _Sealed(NamedTuple):
@@ -43,7 +39,8 @@ class _Sealed(NamedTuple):
 
     parts: Parts
     values: dict[str, Any]
-    image: Image | None
+    image: Image | None  # None: it was not typed
+    again: dict[str, Any] | SessionData | None = None  # what was read back, which nobody has yet
 
     def __repr__(self) -> str:
         return "_Sealed()"
@@ -65,7 +62,9 @@ class Draft:
     _who: Who | None = None  # of the stored record, until it is typed
     _read: dict[str, Any]  # the stored values; may share nested ones with the handle
     _as_read: Image | None = None  # of the typed fields as the store has them, once somebody has looked
+    _let_go: ref[SessionData] | None = None  # the typed record when the request is over
     _is_looked_at = False  # an app has the typed record
+    is_assigned = False  # and has assigned a field of it since it was stored
     _encoded: _Encoded | None = None
     _sealed: _Sealed | None = None  # for as long as it is not known whether the store has it
     _pristine = b""  # a record without content: as it was made or emptied
@@ -79,15 +78,16 @@ class Draft:
 
     def load(self, record: bytes, live: dict[str, Any]) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
-        parts = split(record)
-        if parts is None or not self._load_lines(parts, live):
-            data = self._codec.decode(record)
+        parts = self._load_lines(record, live)
+        if parts is None:
+            kept = _data_read_back.take((self._model, record))
+            parts, data = kept or (split(record), self._codec.decode(record))
             self._read, self.stored_user = data.metadata, data.user_id
             if parts is None or not self._codec.has_lines or data.__pydantic_extra__:  # extras: on any line
                 parts = Parts(record, b"", b"", record, to_json(data.metadata))
             self._become(data, live)
-            self._as_read = self._codec.image(data) if self._is_looked_at else None
-        self.stored, self._encoded, self._sealed = parts, None, None
+            self._as_read = self._image_as_read(data, parts.fields) if self._is_looked_at else None
+        self.stored, self._encoded, self._sealed, self.is_assigned = parts, None, None, False
 
     def committed(self, record: bytes, user_id: str | None) -> None:
         """Take note that the store holds `record`, which was sealed last, with this user in it.
@@ -96,9 +96,13 @@ class Draft:
         """
         assert self._sealed is not None  # noqa: S101  # nothing is stored that was not sealed
         assert self._sealed.parts.record is record  # noqa: S101  # and one commit is under way at a time
-        self.stored, self._read, image = self._sealed
+        self.stored, self._read, image, again = self._sealed
         self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
-        self._sealed = None
+        self._sealed, self.is_assigned = None, False
+        if isinstance(again, SessionData):
+            _data_read_back.keep((self._model, record), record, (self.stored, again))
+        elif again is not None and self._who is not None:
+            _lines_read_back.keep(record, record, (self.stored, self._who, again))
         self.stored_user = user_id
 
     def detach(self) -> None:
@@ -113,14 +117,15 @@ class Draft:
         if self._data is not None:
             self._become(self._fresh(), live)
 
-    def stored_values(self, names: Collection[str]) -> dict[str, Any]:
-        """What the store has under these names, whatever the app did to the values; {} where it has none."""
-        if self.stored is None:
-            return {}
-        found = {name: self._read[name] for name in names if name in self._read}
-        if any(type(value) not in _ATOMS for value in found.values()):  # the app may have changed it within
-            found = from_json(self.stored.metadata)
-        return found
+    def is_as_stored(self, live: dict[str, Any], name: str) -> bool:
+        """Whether this value is certainly the stored one. An app may change a list or dict within."""
+        value = dict.__getitem__(live, name)
+        return self.stored is not None and type(value) in _ATOMS and value == self._read.get(name, self)
+
+    def stored_values(self) -> dict[str, Any]:
+        """The values as the store has them, whatever the app did to them; {} where it has none."""
+        values: dict[str, Any] = {} if self.stored is None else from_json(self.stored.metadata)
+        return values
 
     def read_back(self, live: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
         """These values as the store will give them back, a tuple as a list; as they are where it cannot."""
@@ -134,6 +139,8 @@ class Draft:
 
     def typed(self, live: dict[str, Any]) -> SessionData:
         """The typed record, a fresh one where there is none. Its metadata is the handle."""
+        if self._data is None:
+            self.take_back()
         data = self._data
         if data is None:
             parts = self.stored if self._sealed is None else self._sealed.parts
@@ -142,14 +149,34 @@ class Draft:
             self._who = None
         self._is_looked_at = True
         if self._as_read is None and self.stored is not None:
-            self._as_read = self._codec.image(data)
+            self._as_read = self._image_as_read(data, self.stored.fields)
         return data
+
+    def let_go(self) -> None:
+        """The request is over: the typed record lives on where an app holds it.
+
+        Handle and record know each other. Without this they would stay until the next garbage collection.
+        """
+        if self._data is not None:
+            self._let_go, self._data = ref(self._data), None
+
+    def take_back(self) -> None:
+        """The handle is used after its request; a typed record that is gone is made anew when needed."""
+        if self._let_go is not None:
+            self._data, self._let_go = self._let_go(), None
+            if self._data is None:
+                self._as_read, self._is_looked_at = None, False
 
     def identity(self, live: dict[str, Any]) -> Who | SessionData:
         """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""
         if self._who is not None:
             return self._who
         return self._data if self._data is not None else self.typed(live)
+
+    def rename(self, live: dict[str, Any], session_id: str) -> None:
+        """Put the record under another id."""
+        vars(self.typed(live))["session_id"] = session_id
+        self._encoded = None
 
     def empty(self, live: dict[str, Any], session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
@@ -187,21 +214,21 @@ class Draft:
         names = type(fresh).__pydantic_fields__.keys() - _STAMPS
         return all(same(now.get(name), vars(fresh).get(name)) for name in names)
 
-    def is_changed(self, live: dict[str, Any], flagged: bool) -> bool:
+    def is_changed(self, live: dict[str, Any]) -> bool:
         """Whether it says something else than the record that was loaded.
 
-        New defaults of a release are no change, unless the app is known (`flagged`) to have made one. What is
-        encoded here is taken by the next `seal`, which has to follow before the app runs again.
+        New defaults of a release are no change, unless the app has assigned one. What is encoded here is
+        taken by the next `seal`, which has to follow before the app runs again.
         """
         stored = self.stored
         assert stored is not None  # noqa: S101  # asked of a loaded record only
         self._encoded = None
         try:
             image = self._codec.image(self._data) if self._data is not None and self._as_read else None
-            values, json, _ = self._encoded = _encoded(live, image)
+            self._encoded = values, json, _ = _encoded(live, image)
         except ValueError:  # not storable, so it was changed; sealing says what is wrong
             return True
-        if image is not None and (image != self._as_read or (flagged and image[1] != stored.fields)):
+        if image is not None and (image != self._as_read or (self.is_assigned and image[1] != stored.fields)):
             return True
         if json == stored.metadata:
             return False
@@ -216,14 +243,7 @@ class Draft:
         encoded, self._encoded = self._encoded, None
         sealed = self._seal_lines(live, encoded) if self._who is not None else None
         if sealed is None:
-            data = self.typed(live)
-            stamp(data)
-            try:
-                sealed = self._seal_typed(data, live, encoded)
-            except ValueError:
-                encode_checked(data)  # names the value
-                raise
-            self._codec.prove(data, sealed.values, sealed.parts)
+            sealed = self._seal_typed(self.typed(live), live, encoded)
         self._sealed = sealed
         return sealed.parts.record
 
@@ -234,45 +254,62 @@ class Draft:
         assert who is not None  # noqa: S101  # the same
         try:
             values, json, _ = encoded or _encoded(live)
-            if len(json) > MAX_METADATA_BYTES or not holds(values, json, from_json(json)):
+            again = from_json(json)
+            if len(json) > MAX_METADATA_BYTES or not holds(values, json, again):
                 return None
         except ValueError:
             return None
         now = time.time_ns()
         if now < who.created_ns:  # the clock has stepped back
             return None
-        return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None)
+        return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None, again)
 
     def _seal_typed(self, data: SessionData, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed:
-        """The record with this typed data, unchecked; `ValueError` where a value has no JSON form."""
+        """The record with this typed data; `SessionDataError`, which names the value, where it cannot be."""
         codec, stored, as_read = self._codec, self.stored, self._as_read
-        values, json, image = encoded or _encoded(live)
-        if image is None or not codec.has_lines:  # one line has the time of this change in it
-            image = codec.image(data)
-        now = codec.facts(data), image[1]  # the id may be another one since
-        who, fields = b"", image[1]
-        if stored is not None and as_read is not None and stored.who:
-            who = stored.who if codec.has_same_line(now, as_read) else b""
-            fields = stored.fields if fields == as_read[1] else fields
-        return _Sealed(codec.write(data, who, fields, json), values, now)
+        stamp(data)
+        try:
+            values, json, image = encoded or _encoded(live)
+            if image is None or not codec.has_lines:  # one line has the time of this change in it
+                image = codec.image(data)
+            now = codec.facts(data), image[1]  # the id may be another one since
+            who, fields = b"", image[1]
+            if stored is not None and as_read is not None and stored.who:
+                who = stored.who if codec.has_same_line(now, as_read) else b""
+                fields = stored.fields if fields == as_read[1] and not self.is_assigned else fields
+            parts = codec.write(data, who, fields, json)
+        except ValueError:
+            encode_checked(data)  # names the value
+            raise
+        again = codec.prove(data, values, parts)
+        return _Sealed(
+            parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
+        )
 
     # -- inside -----------------------------------------------------------------------------------------
 
-    def _load_lines(self, parts: Parts, live: dict[str, Any]) -> bool:
-        """Read the metadata alone; False where the model has to read the record."""
+    def _load_lines(self, record: bytes, live: dict[str, Any]) -> Parts | None:
+        """Read the metadata alone; None where the model has to read the record, and to say what is wrong."""
         if self._model is not SessionData or self._data is not None:
-            return False
-        who = self._codec.who_of(parts)
-        if who is None:
-            return False
-        try:
-            self._read = from_json(parts.metadata)
-        except ValueError:
-            return False  # the model says what is wrong
+            return None
+        found = _lines_read_back.take(record) or self._parsed(record)
+        if found is None:
+            return None
+        parts, who, values = found
         dict.clear(live)
-        dict.update(live, self._read)
-        self._who, self.stored_user = who, who.user_id
-        return True
+        dict.update(live, values)
+        self._read, self._who, self.stored_user = values, who, who.user_id
+        return parts
+
+    def _parsed(self, record: bytes) -> tuple[Parts, Who, dict[str, Any]] | None:
+        parts = split(record)
+        who = None if parts is None else self._codec.who_of(parts)
+        if parts is None or who is None:
+            return None
+        try:
+            return parts, who, from_json(parts.metadata)
+        except ValueError:
+            return None
 
     def _fresh(self) -> SessionData:
         fresh = self._model(session_id=new_session_id())
@@ -289,6 +326,16 @@ class Draft:
             return self._codec.decode(record)
         except ValueError as error:
             raise SessionStoreError(str(misfit(self._model, error))) from error
+
+    def _image_as_read(self, data: SessionData, fields: bytes) -> Image:
+        """The image of a record that nobody has changed since it was read."""
+        codec = self._codec
+        if codec.is_noted(fields):
+            return codec.facts(data), fields
+        image = codec.image(data)
+        if image[1] == fields and codec.has_lines:
+            codec.note(fields)
+        return image
 
     def _become(self, data: SessionData, live: dict[str, Any]) -> None:
         """Have this typed record, under the identity of the one that an app may hold."""

@@ -114,6 +114,11 @@ class Session(TrackedDict):
         self.accessed = True
         self.modified = True
 
+    def before_change(self) -> None:
+        """Called by the record when one of its fields is assigned; raises where it could not be stored."""
+        self.mark_modified()
+        self._draft.is_assigned = True
+
     # -- identity -----------------------------------------------------------------------------------------
 
     def regenerate_id(self) -> Awaitable[None]:
@@ -222,7 +227,7 @@ class Session(TrackedDict):
 
     def rename(self, session_id: str) -> None:
         """Put the record under another id."""
-        vars(self._draft.typed(self))["session_id"] = session_id
+        self._draft.rename(self, session_id)
 
     def is_blank(self) -> bool:
         """Whether nothing but the defaults is in it."""
@@ -231,6 +236,10 @@ class Session(TrackedDict):
     def seal(self) -> bytes:
         """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be."""
         return self._draft.seal(self)
+
+    def let_go(self) -> None:
+        """The request is over: what it left is freed at once. A later use takes back what an app holds."""
+        self._draft.let_go()
 
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
@@ -248,7 +257,7 @@ class Session(TrackedDict):
             return Change.CREATE
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        if not self.accessed or not self._draft.is_changed(self, self.modified):
+        if not self.accessed or not self._draft.is_changed(self):
             return _NOTHING if self.fate is _KEEP else Change.MOVE
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
@@ -288,9 +297,9 @@ class Session(TrackedDict):
         names = self.rotate_on
         if self.fate is _SIGN_IN or self.fate is _END or not names:
             return
-        there = names & dict.keys(self)
+        there = [name for name in names & dict.keys(self) if not self._draft.is_as_stored(self, name)]
         if there:
-            stored = self._draft.stored_values(there)
+            stored = self._draft.stored_values()
             fate = fate_of(stored, self, there)
             if fate is not _KEEP:  # a tuple is the list as which it was stored
                 fate = fate_of(stored, self._draft.read_back(self, there), there)
@@ -311,5 +320,6 @@ class Session(TrackedDict):
     def _work(self) -> UnitOfWork:
         if self.unit is None:
             raise SessionClosedError("this session belongs to no request")
+        self._draft.take_back()
         self.unit.session = self
         return self.unit
