@@ -31,8 +31,6 @@ from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
-from asgi_sessions.stores.redis import wire
-from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -55,19 +53,6 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 # -- Redis in other shapes ------------------------------------------------------------------------------
-
-
-class TestWithoutHiredis(StoreContract):
-    """The contract where redis-py's own stream is read."""
-
-    @pytest.fixture
-    async def store(
-        self, redis_url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[RedisSessionStore]:
-        monkeypatch.setattr(wire, "hiredis", None)
-        store = RedisSessionStore(redis_url)
-        yield store
-        await store.aclose()
 
 
 @pytest.mark.parametrize("use", ["open", "get", "aclose", "checkout", "lifespan", "request"])

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from itertools import count, islice
 
 import anyio
 import pytest
@@ -21,7 +22,7 @@ from moves import retire
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.exceptions import TryAgainError
-from redis_server import RedisServer, free_cluster_port, free_port
+from redis_server import RedisServer, free_port
 from visitors import (
     PATIENCE,
     Counted,
@@ -45,7 +46,6 @@ from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
 from asgi_sessions.stores.local import LockPolicy
 from asgi_sessions.stores.redis.routing import Cluster
-from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -97,15 +97,6 @@ async def _begin(site: CountingSite, cluster: RedisCluster, here: RedisServer) -
         else:
             await site.store.delete(counted.session_id)
     return parted
-
-
-class TestContract(StoreContract):
-    """The contract, where the records of one test live on three nodes."""
-
-    @pytest.fixture
-    def store(self, store: RedisSessionStore) -> RedisSessionStore:
-        """The store of this module."""
-        return store
 
 
 # -- a slot moves -----------------------------------------------------------------------------------------
@@ -511,7 +502,7 @@ async def test_a_node_that_announces_a_host_name() -> None:
     """The real thing, where there is a server that can do it."""
     assert _NAMED is not None
     named = "--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"
-    server = RedisServer("--cluster-enabled", "yes", *named, port=free_cluster_port())
+    server = RedisServer("--cluster-enabled", "yes", *named, port=free_port())
     with chosen(_NAMED), server:
         command(server, "CLUSTER", "ADDSLOTS", *range(SLOTS))
         store = RedisSessionStore(f"redis+cluster://127.0.0.1:{server.port}")
@@ -558,7 +549,7 @@ async def test_who_may_read_from_replicas_reads_what_is_stored(cluster: RedisClu
 @pytest.fixture(scope="module")
 def lone_node() -> Iterator[RedisServer]:
     """A cluster of one node, which has met no other and so does not know its own address."""
-    with RedisServer("--cluster-enabled", "yes", port=free_cluster_port()) as server:
+    with RedisServer("--cluster-enabled", "yes", port=free_port()) as server:
         command(server, "CLUSTER", "ADDSLOTS", *range(SLOTS))
         yield server
 
@@ -592,7 +583,7 @@ async def test_a_cluster_that_is_away_is_asked_again(lone_node: RedisServer) -> 
 async def test_a_release_that_met_a_dead_primary_is_made_at_its_successor(cluster: RedisCluster) -> None:
     """The replica that takes over has the locks too: the next requests do not wait for the leases' end."""
     victim, other, _ = cluster.primaries()
-    names = [f"{n}" for n in range(1000) if cluster.primary_of(_key(f"{n}")) is victim][:5]
+    names = [*islice((f"{n}" for n in count() if cluster.primary_of(_key(f"{n}")) is victim), 5)]
     replica = cluster.replica_of(_key(names[0]))
     store, elsewhere = RedisSessionStore(cluster.url_at(other)), RedisSessionStore(cluster.url_at(replica))
     for name in names:

@@ -37,7 +37,6 @@ from asgi_sessions.stores.redis.scripts import (
     Script,
 )
 from asgi_sessions.stores.redis.terms import Terms
-from asgi_sessions.testing import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -123,15 +122,6 @@ async def _calls(raw: Redis) -> int:
 async def _pause(seconds: float) -> None:
     """Let Redis' time pass; it has no clock that a test could move."""
     await asyncio.sleep(seconds)
-
-
-class TestContract(StoreContract):
-    """The Redis store keeps what every store promises."""
-
-    @pytest.fixture
-    def store(self, store: RedisSessionStore) -> RedisSessionStore:
-        """The store of this module."""
-        return store
 
 
 # -- records --------------------------------------------------------------------------------------------
