@@ -19,7 +19,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 PEERS = [name for name in ("starsessions", "litestar", "starlette") if importlib.util.find_spec(name)]
-SCRIPTS = {"overhead": ["--peers", ",".join(PEERS)], "floor": [], "contention": []}
+SCRIPTS = {"overhead": ["--peers", ",".join(PEERS), "--requests", "0"], "floor": [], "contention": []}
 PATIENCE = 120  # seconds, on however slow a machine
 
 
@@ -78,7 +78,7 @@ def run(name: str) -> Run:
 def test_figures_are_printed_and_saved(name: str) -> None:
     """The same tables are printed and saved, with a figure in every row and the facts to judge them by."""
     told = run(name)
-    assert {"title", "facts", "tables", "targets"} == set(told.saved)
+    assert {"title", "facts", "tables", "targets"} == set(told.saved) - {"raw"}
     assert {"Python", "processors", "redis", "server"} <= set(told.saved["facts"])
     for table in told.saved["tables"]:
         assert table["title"] in told.text, f"{table['title']} is saved, not printed"
@@ -87,7 +87,7 @@ def test_figures_are_printed_and_saved(name: str) -> None:
             assert any(isinstance(cell, int | float) for cell in row), f"no figure in {row}"
 
 
-@pytest.mark.parametrize("name", ["floor", "contention"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_each_target_has_a_verdict(name: str) -> None:
     """A target is printed as met or missed, as its figure says."""
     told = run(name)
@@ -150,23 +150,47 @@ def test_floor_measures_every_way() -> None:
     assert scripts["commit"][0] > 0
 
 
-def test_overhead_compares_every_peer() -> None:
-    """Each peer that is installed is compared with ours where it keeps its sessions."""
+def test_overhead_measures_every_row() -> None:
+    """Ours, the floor and each peer that is installed, read and write, with a content-length and without."""
     told = run("overhead")
-    homes = {
-        "starsessions": {"starsessions, memory", "starsessions, Redis"},
-        "litestar": {"Litestar, memory", "Litestar, Redis"},
-        "starlette": {"Starlette, cookie"},
+    in_memory = {"starlette": "Starlette", "starsessions": "starsessions", "litestar": "Litestar"}
+    on_redis = {"starsessions": "starsessions", "litestar": "Litestar"}
+    subjects = {
+        "in memory, clients: 1": {"bare app", "ours, dict", "ours, typed", "floor"} | _named(in_memory),
+        "on Redis, clients: 1": {"bare app", "ours"} | _named(on_redis),
+        "on Redis, clients: 64": {"bare app", "ours"} | _named(on_redis),
     }
-    peers = set().union(*[homes[peer] for peer in PEERS])
-    assert set(told.table("what the middleware adds")) == peers | {
-        "ours, memory",
-        "ours, Redis",
-        "(bare app)",
+    for title, names in subjects.items():
+        for length in ("content-length", "no content-length"):
+            rows = told.table(f"{title}, {length}")
+            assert set(rows) == {f"{name}, {kind}" for name in names for kind in ("read", "write")}
+            assert all(cells[0] is not None for cells in rows.values()), f"{title}: no µs in {rows}"
+
+
+def _named(peers: dict[str, str]) -> set[str]:
+    return {name for package, name in peers.items() if package in PEERS}
+
+
+def test_overhead_shows_what_is_wanted() -> None:
+    """A bound stands beside the ratio that it is for, and beside no other."""
+    bounds = {
+        name: cells[2] for name, cells in run("overhead").table("in memory, clients: 1, content").items()
     }
-    for title in ("requests per second", "cost over the bare app"):
-        compared = {row.rpartition(" / ")[2] for row in told.table(title)}
-        assert compared == peers, f"{title} compares with {compared}"
+    assert {name: bound for name, bound in bounds.items() if bound is not None} == {
+        "ours, dict, read": "<= 0.95",
+        "ours, dict, write": "<= 0.55",
+        "ours, typed, read": "<= 1.6",
+        "ours, typed, write": "<= 1.25",
+    }
+
+
+def test_overhead_saves_every_round() -> None:
+    """The raw figures are those of which the tables have the medians."""
+    raw = run("overhead").saved["raw"]
+    assert raw["instructions"] == {}
+    for case, figures in raw["rounds"].items():
+        assert set(figures) == {"us", "cpu_us", "per_s"}, case
+        assert all(len(values) == 2 for values in figures.values()), case
 
 
 @pytest.mark.parametrize(
@@ -177,7 +201,7 @@ def test_overhead_compares_every_peer() -> None:
             "overhead",
             ["--peers", "django"],
             "",
-            "--peers knows starsessions, litestar, starlette; not django",
+            "--peers knows starlette, starsessions, litestar; not django",
         ),
         ("floor", ["--plot", "floor.png"], "matplotlib", "--plot needs matplotlib, which is not installed"),
         ("contention", ["--rounds", "0"], "", "--rounds is at least 1"),

@@ -73,7 +73,8 @@ class Rules:
 class Holding:
     """Loads a session for one request, stores what the app made of it, and lets go whatever happens.
 
-    `new_cookie` is the id that the client must be told, `cookie_gone` says that its cookie is to be removed.
+    `new_cookie` is the id that the client must be told; where it is None, `cookie_gone` says that the cookie
+    is to be removed.
     Once the answer's headers are out (`deliverable` False) no session can begin or change its id.
     """
 
@@ -90,6 +91,8 @@ class Holding:
     _retired = False  # the id was replaced: the client has, or will have, another cookie
     _is_over = False  # the request has ended, or was rolled back
     _wish = _KEEP  # what the commit that is under way has still to do to the id
+    _tried: str | None = None  # a new id; whether a record was stored under it is not known
+    _began_here = False  # in this request: the client's cookie did not lead to the record
     _storing = False  # a commit is under way
     _stored: anyio.Event | None = None  # set when it is over; made by who waits for that
 
@@ -222,7 +225,7 @@ class Holding:
         if self._retired and self._wish is _KEEP:
             raise SessionConflictError("the session got a new id while this request was under way")
         self._require_deliverable()
-        sealed, rules = self._seal(), self.rules
+        sealed, rules = await self._seal_new(), self.rules
         created = None
         if rules.lifetime.ttl() > 0:  # not with max_age=-1: a session that has expired when it begins
             lock = None if release else rules.lock
@@ -230,7 +233,9 @@ class Holding:
                 sealed.session_id, sealed.record, rules.lifetime, lock, sealed.user_id
             )
             if created is None:
+                self._tried = None
                 raise SessionConflictError("the new session id is taken")
+        self._began_here = True
         self._adopt(created, sealed)
         rules.events.emit(SESSION_CREATED, self.new_cookie)
         return _STORED
@@ -238,6 +243,20 @@ class Holding:
     def _seal(self) -> _Sealed:
         record, identity = self.session.seal(), self.session.identity()
         return _Sealed(record, identity.session_id, identity.user_id)
+
+    async def _seal_new(self, *, renamed: bool = False) -> _Sealed:
+        """Seal what is to be stored under an id that is new, where `renamed` under one made now.
+
+        What an earlier try may have stored is deleted first: it would be a session that nobody can end.
+        """
+        if self._tried is not None:
+            await self.rules.store.delete(self._tried)
+            self._tried, renamed = None, True
+        if renamed:
+            self.session.rename(new_session_id())
+        sealed = self._seal()
+        self._tried = sealed.session_id
+        return sealed
 
     def _require_deliverable(self) -> None:
         if not self.deliverable:
@@ -247,7 +266,7 @@ class Holding:
         """From now on this request's session is the new record, and the client is to be told its id."""
         self._checkout, self._began = created, time.monotonic()
         self._committed(sealed)
-        self.new_cookie, self.cookie_gone, self._retired = sealed.session_id, False, False
+        self.new_cookie, self._retired, self._tried = sealed.session_id, False, None
 
     def _committed(self, sealed: _Sealed) -> None:
         self._known_user, self._wish = sealed.user_id, _KEEP
@@ -275,9 +294,7 @@ class Holding:
             await self._end(taken)
             self._adopt(None, self._seal())
             return _STORED
-        if not begins_anew:
-            session.rename(new_session_id())
-        sealed = self._seal()
+        sealed = await self._seal_new(renamed=not begins_anew)
         lock = None if release else rules.lock
         try:
             outcome = await rules.store.move(
@@ -291,8 +308,11 @@ class Holding:
                     await self._let_go(taken)
             elif not begins_anew and session.identity().session_id == sealed.session_id:
                 session.rename(taken.session_id)
-        if outcome is _STORED:
-            rules.events.emit(SESSION_ENDED if begins_anew else SESSION_REGENERATED, taken.session_id)
+        self._tried = None
+        if outcome is _STORED and begins_anew:
+            self._note_end(taken)
+        elif outcome is _STORED:
+            rules.events.emit(SESSION_REGENERATED, taken.session_id)
         elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
             await self._end(taken)
             return await self._create(release)
@@ -305,7 +325,6 @@ class Holding:
             self._wish = _KEEP
             self.session.ended()
             self._checkout = self.new_cookie = self._known_user = None
-            self.cookie_gone = outcome is _STORED and not self._retired
             return _STORED
         return outcome
 
@@ -314,14 +333,22 @@ class Holding:
         outcome = await self._discard(taken)
         if outcome in (_STORED, _GONE):
             return outcome
-        ended = await self.rules.store.delete(taken.session_id)
-        return _STORED if ended else _GONE
+        if not await self.rules.store.delete(taken.session_id):
+            return _GONE
+        self._note_end(taken)
+        return _STORED
 
     async def _discard(self, taken: Checkout) -> Outcome:
         outcome = await self.rules.store.discard(taken)
         if outcome is _STORED:
-            self.rules.events.emit(SESSION_ENDED, taken.session_id)
+            self._note_end(taken)
         return outcome
+
+    def _note_end(self, taken: Checkout) -> None:
+        """This request ended the session; the client's cookie goes with it if it led there."""
+        self.rules.events.emit(SESSION_ENDED, taken.session_id)
+        if not self._began_here and not self._retired:
+            self.cookie_gone = True
 
     def _forget_record(self) -> None:
         self.session.forget()

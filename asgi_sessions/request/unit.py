@@ -74,6 +74,11 @@ class Unit(Holding):
             return False
         return self.is_open or self._block_here() is not None
 
+    async def keep_alive(self) -> None:
+        """Restart the record's idle timeout, also where the request itself does not count as activity."""
+        if self._checkout is not None and self._checkout.idle is not None:
+            await self.rules.store.keep_alive(self._checkout)
+
     def is_inside(self) -> bool:
         """Whether this code runs in the block of the innermost transaction under way."""
         return self._block is not None and _inside.get() is self._block

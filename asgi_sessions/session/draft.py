@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from ..errors import SessionStoreError
 from ..record.codec import decode, encode, encode_checked, misfit
@@ -82,6 +83,14 @@ class Content(LiveMetadata):
         if self._plain is not None:
             return self._plain.stored_values()
         return {} if self.loaded is None else from_json(self.loaded).get("metadata") or {}
+
+    def as_read_back(self, names: Iterable[str]) -> dict[str, Any]:
+        """These values as the store will give them back, a tuple as a list; as they are where it cannot."""
+        values = {name: dict.__getitem__(self, name) for name in names}
+        try:
+            return from_json(to_json(values))  # type: ignore[no-any-return]  # a dict comes back as one
+        except ValueError:
+            return values
 
     def identity(self) -> PlainRecord | SessionData:
         """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""

@@ -41,6 +41,8 @@ class UnitOfWork(Protocol):
 
     def holds(self, store: object, session_id: str) -> bool: ...
 
+    async def keep_alive(self) -> None: ...
+
     def is_inside(self) -> bool: ...
 
     async def commit(self, *, release: bool) -> None: ...
@@ -214,6 +216,14 @@ class Session(TrackedDict):
         self.loaded = self.stored_user = None
         self._is_new = True
 
+    def is_still(self, store: object, session_id: str) -> bool:
+        """Whether it is this session of this store: its app has not ended it, nor has it a new id."""
+        return self.fate is not _END and self.unit is not None and self.unit.holds(store, session_id)
+
+    async def keep_alive(self) -> None:
+        """Restart the idle timeout of the record that the request holds."""
+        await self._work().keep_alive()
+
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
         self.fate = max(self.fate, fate, key=_BY_STRENGTH)
@@ -290,7 +300,10 @@ class Session(TrackedDict):
             return
         there = names & dict.keys(self)
         if there:
-            fate = fate_of(self.stored_values(), self, there)
+            stored = self.stored_values()
+            fate = fate_of(stored, self, there)
+            if fate is not _KEEP:  # a tuple is the list as which it was stored
+                fate = fate_of(stored, self.as_read_back(there), there)
             if fate is not _KEEP:
                 self.fate = fate
         user_id = self.identity().user_id

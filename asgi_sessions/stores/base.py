@@ -209,9 +209,10 @@ class SessionStore(RequestOperations):
         """Take a turn: lock, load, yield the record (None where absent), commit what changed, release.
 
         An exception in the block rolls everything back. In the request that holds the same session the
-        block acts on the record it holds, which is stored with the request. `LockTimeoutError` when the
-        turn does not come within `lock_wait`; `SessionConflictError` or `LockLostError` when a writer that
-        did not wait came first: nothing is stored then.
+        block acts on the record it holds, which is stored with the request; once the app has ended the
+        session it is absent. `LockTimeoutError` when the turn does not come within `lock_wait`;
+        `SessionConflictError` or `LockLostError` when a writer that did not wait came first: nothing is
+        stored then.
         """
         return self._turn(session_id)
 
@@ -221,6 +222,11 @@ class SessionStore(RequestOperations):
         held = held_session(self, session_id)
         if held is not None:
             async with held.part() as data:
+                if not held.is_still(self, session_id):
+                    yield None
+                    return
+                if active:
+                    await held.keep_alive()
                 yield data
             return
         check_id(session_id)

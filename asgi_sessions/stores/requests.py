@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 
 from ..errors import SessionStoreError
 from ..record.codec import decode, encode_checked, misfit, user_of
@@ -269,7 +269,7 @@ class RequestOperations:
         there then. Whoever dies on the way leaves the old session whole, or a record whose id nobody knows.
         """
         try:
-            async with self._users.hold(was or ""), self._primitives.hold(checkout.session_id):
+            async with self._unless_ending(was), self._primitives.hold(checkout.session_id):
                 found = await self._changeable(checkout)
                 if not isinstance(found, Value):
                     return found
@@ -277,6 +277,10 @@ class RequestOperations:
                 return _STORED
         finally:
             await self.release(checkout)
+
+    def _unless_ending(self, user: str | None) -> AbstractAsyncContextManager[None]:
+        """Hold the user for a move, if there is one: their sessions are not being ended meanwhile."""
+        return nullcontext() if user is None else self._users.hold(user)
 
     async def _succeed(
         self,

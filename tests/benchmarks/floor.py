@@ -52,7 +52,7 @@ from measure import (
     percentile,
     server_of,
 )
-from overhead import CONNECTIONS, SECRET, Client, start
+from overhead_apps import CONNECTIONS, SECRET, Client, start
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis_server import RedisServer, find_binary

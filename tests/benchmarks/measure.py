@@ -82,6 +82,16 @@ class Samples:
         """The values, in the order of the rounds. `KeyError` for what was not measured."""
         return self._values[subject, figure]
 
+    def has(self, subject: str) -> bool:
+        return any(name == subject for name, _ in self._values)
+
+    def raw(self) -> dict[str, dict[str, list[float]]]:
+        """Every round's value, by subject and figure."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for (subject, figure), values in self._values.items():
+            found.setdefault(subject, {})[figure] = values
+        return found
+
     def median(self, subject: str, figure: str) -> float:
         return statistics.median(self.rounds(subject, figure))
 
@@ -274,6 +284,7 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
+    raw: Mapping[str, object] = field(default_factory=dict)  # what the figures are made of, saved only
 
     def text(self) -> str:
         blocks = [[self.title, *[f"  {name}: {fact}" for name, fact in self.facts.items()]]]
@@ -302,6 +313,7 @@ class Report:
                 }
                 for each in self.targets
             ],
+            **({"raw": dict(self.raw)} if self.raw else {}),
         }
 
     def finish(self, options: argparse.Namespace) -> None:

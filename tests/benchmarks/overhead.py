@@ -1,16 +1,23 @@
 """What a session middleware costs per request, called in process, side by side with its peers.
 
-    python tests/benchmarks/overhead.py [--rounds 15] [--json FILE] [--plot FILE]
+    python tests/benchmarks/overhead.py [--rounds 15] [--requests 128] [--peers starlette,starsessions]
+                                        [--json FILE] [--plot FILE] [--quick]
 
 The request reads or increments a number in a session of about 300 bytes; headers and cookies are a browser's.
-1, 8, 64 and 256 clients at once: each is a task with a session and a cookie of its own. No HTTP server; Redis
-is a real one, started on loopback. What is told is wall time for each request of all clients together, less
-the bare app's in the same round.
+The answer has a content-length, or has none and is a stream to a middleware. In memory one client asks, on
+Redis 1 and 64 at once, each a task with a session of its own. No HTTP server; Redis is a real one, started on
+loopback.
 
-Ours is as it comes, its lock included. The peers have no lock and are set up as their documentation says,
-without what they offer at a price: starsessions autoloads and has a lifetime, Litestar's server-side session
-does not renew on access. On Redis theirs have a redis-py client with hiredis and as many connections as they
-ask for. Litestar's middleware is called without Litestar's routing, as it is within a request.
+µs are for each request of all clients together, less the bare app's in the same round: on Redis by the wall,
+in memory of the process's own time, for nothing waits there. Instructions are counted by callgrind in a
+process of its own, less the bare app's too; "-" where there is no valgrind (`apt-get install valgrind`). With
+64 clients they vary by some percent: how many calls leave together is a matter of time.
+
+Ours is as it comes, its lock included; typed is a model with a list of five models, one of which is read or
+changed. The floor is the least that keeps the promises in memory. The peers have no lock and are set up as
+their documentation says: starsessions autoloads and has a lifetime, Litestar's server-side session does not
+renew on access and is called without Litestar's routing. On Redis theirs have a redis-py client with hiredis
+and as many connections as they ask for.
 """
 
 from __future__ import annotations
@@ -18,17 +25,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from measure import (
+    TESTS,
     Cell,
     Panel,
     Report,
     Samples,
     Table,
+    Target,
     alternate,
     command_line,
     drive,
@@ -36,308 +45,186 @@ from measure import (
     parse,
     server_of,
 )
-from redis.asyncio import Redis
+from overhead_apps import (
+    AT_ONCE,
+    BARE,
+    KINDS,
+    MEMORY,
+    PEERS,
+    REDIS,
+    Case,
+    Subject,
+    in_memory,
+    on_redis,
+)
+from overhead_instructions import per_request
 from redis_server import RedisServer
 
-from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionMiddleware
-from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
-
-SECRET = "benchmark " * 4
-CONTENT = {
-    "user": "ada",
-    "n": 0,
-    "cart": [{"sku": f"A{n}", "quantity": n, "title": "thing"} for n in range(6)],
+YARDSTICK = {MEMORY: "Starlette", REDIS: "starsessions"}  # whose cost is 1
+TIME = {MEMORY: "cpu_us", REDIS: "us"}  # which of the figures that `drive` gives
+WANTED = {
+    (MEMORY, "ours, dict", "read", 1): 0.95,
+    (MEMORY, "ours, dict", "write", 1): 0.55,
+    (MEMORY, "ours, typed", "read", 1): 1.6,
+    (MEMORY, "ours, typed", "write", 1): 1.25,
+    (REDIS, "ours", "write", 64): 0.25,
 }
-BROWSER = [
-    (b"host", b"localhost"),
-    (b"connection", b"keep-alive"),
-    (b"accept", b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
-    (
-        b"user-agent",
-        b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
-        b"Chrome/126.0.0.0 Safari/537.36",
-    ),
-    (b"accept-encoding", b"gzip, deflate, br"),
-    (b"accept-language", b"en-GB,en;q=0.9"),
-]
-OTHER_COOKIES = b"theme=dark; _ga=GA1.1.1234567890.1700000000; "  # few sites have one cookie only
-BODY = {"type": "http.response.body", "body": b"ok"}
-KINDS = ("read", "write")
-PEERS = {"starsessions": "starsessions", "litestar": "litestar", "starlette": "starlette"}
-CONNECTIONS = 1024  # for each peer's client: redis-py's 100 are not enough for 256 requests at once
+"""What a cost is to be at most, in terms of the yardstick's for the same requests."""
 
-Wrap: TypeAlias = Callable[[ASGIApp], ASGIApp]
+Counted: TypeAlias = Mapping[str, float]
 
 
-# -- the app and its clients ---------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 
-def start() -> Message:
-    """A message of its own for each answer: there are middlewares that add to its headers in place."""
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
-    return {"type": "http.response.start", "status": 200, "headers": headers}
+def turn(subject: Subject, case: Case, seconds: float) -> Callable[[], Awaitable[Mapping[str, float]]]:
+    """What `alternate` calls: requests of all clients at once for so long."""
+    app, clients = subject.app(case), subject.clients
+    return lambda: drive(
+        lambda number: clients[number].request(app), case.clients, seconds, polite=case.clients > 1
+    )
 
 
-async def fill(scope: Scope, receive: Receive, send: Send) -> None:
-    scope["session"].update(CONTENT)
-    await send(start())
-    await send(BODY)
+async def measure(url: str, options: argparse.Namespace) -> tuple[list[Case], Samples]:
+    """Every case; those of one place and number of clients take turns."""
+    cases: list[Case] = []
+    samples = Samples()
+    async with AsyncExitStack() as stack:
+        remote = await stack.enter_async_context(on_redis(url, options.peers))
+        for subjects in (in_memory(options.peers), remote):
+            for clients in AT_ONCE[subjects[0].place]:
+                turns = {}
+                for subject in subjects:
+                    await subject.begin(clients)
+                    for case in subject.cases(clients):
+                        turns[str(case)] = turn(subject, case, options.seconds)
+                        cases.append(case)
+                await alternate(turns, options.rounds, samples)
+    return cases, samples
 
 
-async def read(scope: Scope, receive: Receive, send: Send) -> None:
-    if "session" in scope and scope["session"].get("n") is None:
-        raise RuntimeError("the session is lost")
-    await send(start())
-    await send(BODY)
+# -- telling -------------------------------------------------------------------------------------------------
 
 
-async def write(scope: Scope, receive: Receive, send: Send) -> None:
-    if "session" in scope:
-        scope["session"]["n"] += 1
-    await send(start())
-    await send(BODY)
+@dataclass(frozen=True)
+class Figures:
+    """Everything that was measured, by case."""
 
+    samples: Samples
+    counted: Counted
 
-def scope_of(cookie: bytes | None) -> Scope:
-    headers = [*BROWSER]
-    if cookie is not None:
-        headers.append((b"cookie", OTHER_COOKIES + cookie))
-    return {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-        "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "", "headers": headers,
-        "client": ("127.0.0.1", 50000), "server": ("127.0.0.1", 80),
-    }  # fmt: skip
+    def cost(self, case: Case) -> float:
+        """µs over the bare app, whose own cost is told as it is."""
+        if case.subject == BARE:
+            return self.samples.median(str(case), TIME[case.place])
+        return self.samples.above(str(case), case.of(BARE), TIME[case.place])
 
+    def ratio(self, case: Case) -> float | None:
+        """In terms of the yardstick; None for the bare app, and where the yardstick was not measured."""
+        peer = case.of(YARDSTICK[case.place])
+        if case.subject == BARE or not self.samples.has(peer):
+            return None
+        return self.samples.ratio(str(case), peer, TIME[case.place], case.of(BARE))
 
-async def receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
+    def instructions(self, case: Case) -> float | None:
+        """Over the bare app, as `cost`; None where they were not counted."""
+        mine, least = self.counted.get(str(case)), self.counted.get(case.of(BARE))
+        if mine is None or least is None:
+            return None
+        return mine if case.subject == BARE else mine - least
 
+    def instructions_ratio(self, case: Case) -> float | None:
+        mine = self.instructions(case)
+        peer = self.instructions(case._replace(subject=YARDSTICK[case.place]))
+        return None if mine is None or not peer or case.subject == BARE else mine / peer
 
-class Client:
-    """Sends requests one after the other and keeps the cookie; an answer other than 200 is an error."""
-
-    def __init__(self) -> None:
-        self.cookie: bytes | None = None
-
-    async def request(self, app: ASGIApp) -> None:
-        await app(scope_of(self.cookie), receive, self._send)
-
-    async def _send(self, message: Message) -> None:
-        if message["type"] != "http.response.start":
-            return
-        if message["status"] != 200:
-            raise RuntimeError(f"the middleware answered {message['status']}")
-        for name, value in message["headers"]:
-            if name.lower() == b"set-cookie":
-                self.cookie = value.split(b";")[0]
-
-
-@dataclass
-class Subject:
-    """A middleware around the apps, and clients that have a session there."""
-
-    name: str
-    wrap: Wrap
-    where: str = ""  # memory, cookie or Redis
-    clients: list[Client] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.apps = {"read": self.wrap(read), "write": self.wrap(write), "fill": self.wrap(fill)}
-
-    async def begin(self, clients: int) -> None:
-        """Have so many clients with a session of their own."""
-        while len(self.clients) < clients:
-            client = Client()
-            if self.where:
-                await client.request(self.apps["fill"])
-            self.clients.append(client)
-
-    def turn(self, kind: str, clients: int, seconds: float) -> Callable[[], Awaitable[Mapping[str, float]]]:
-        """What `alternate` calls: requests of all clients at once for so long."""
-        app = self.apps[kind]
-        return lambda: drive(
-            lambda number: self.clients[number].request(app), clients, seconds, polite=clients > 1
-        )
-
-
-# -- the middlewares -----------------------------------------------------------------------------------------
-
-
-def starlette_peers(client: Redis) -> list[Subject]:
-    from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
-
-    return [Subject("Starlette, cookie", lambda app: StarletteSessions(app, SECRET), "cookie")]
-
-
-def starsessions_peers(client: Redis) -> list[Subject]:
-    from starsessions import InMemoryStore, SessionAutoloadMiddleware
-    from starsessions import SessionMiddleware as Starsessions
-    from starsessions.stores.redis import RedisStore
-
-    def around(store: Any) -> Wrap:
-        return lambda app: Starsessions(
-            SessionAutoloadMiddleware(app), store=store, lifetime=3600, cookie_https_only=False
-        )
-
-    return [
-        Subject("starsessions, memory", around(InMemoryStore()), "memory"),
-        Subject("starsessions, Redis", around(RedisStore(connection=client)), "Redis"),
-    ]
-
-
-def litestar_peers(client: Redis) -> list[Subject]:
-    from litestar import Litestar
-    from litestar import get as route
-    from litestar.middleware.session.base import SessionMiddleware as LitestarSessions
-    from litestar.middleware.session.server_side import ServerSideSessionBackend, ServerSideSessionConfig
-    from litestar.routes import HTTPRoute
-    from litestar.stores.base import Store
-    from litestar.stores.memory import MemoryStore
-    from litestar.stores.redis import RedisStore
-
-    @route("/", sync_to_thread=False)
-    def page() -> str:
-        return "ok"
-
-    def around(store: Store) -> Wrap:
-        site = Litestar([page], stores={"sessions": store}, logging_config=None)
-        backend = ServerSideSessionBackend(ServerSideSessionConfig())
-        known = {
-            "app": site,
-            "litestar_app": site,
-            "route_handler": cast(HTTPRoute, site.routes[0]).route_handlers[0],
-        }
-
-        def wrap(app: ASGIApp) -> ASGIApp:
-            sessions = LitestarSessions(cast(Any, app), backend)
-
-            async def within_a_request(scope: Scope, receive: Receive, send: Send) -> None:
-                await sessions(
-                    cast(Any, {**scope, "state": {}, **known}), cast(Any, receive), cast(Any, send)
-                )
-
-            return within_a_request
-
-        return wrap
-
-    return [
-        Subject("Litestar, memory", around(MemoryStore()), "memory"),
-        Subject("Litestar, Redis", around(RedisStore(client)), "Redis"),
-    ]
-
-
-@asynccontextmanager
-async def subjects(url: str, peers: Sequence[str]) -> AsyncIterator[list[Subject]]:
-    """The bare app, ours in memory and on Redis, and the peers."""
-    memory, redis = InMemorySessionStore(), RedisSessionStore(url)
-    client = Redis.from_url(url, max_connections=CONNECTIONS)
-    makers = {"starsessions": starsessions_peers, "starlette": starlette_peers, "litestar": litestar_peers}
-    try:
-        yield [
-            Subject("bare app", lambda app: app),
-            Subject("ours, memory", lambda app: SessionMiddleware(app, SECRET, store=memory), "memory"),
-            Subject("ours, Redis", lambda app: SessionMiddleware(app, SECRET, store=redis), "Redis"),
-            *[subject for peer in peers for subject in makers[peer](client)],
+    def row(self, case: Case) -> list[Cell]:
+        bound = wanted(case)
+        return [
+            f"{case.subject}, {case.kind}",
+            self.cost(case),
+            self.ratio(case),
+            None if bound is None else f"<= {bound}",
+            self.instructions(case),
+            self.instructions_ratio(case),
         ]
-    finally:
-        await client.aclose()
-        await redis.aclose()
 
 
-# -- measuring and telling -----------------------------------------------------------------------------------
-
-Measured: TypeAlias = dict[tuple[str, int], Samples]
-
-
-async def measure(url: str, options: argparse.Namespace) -> tuple[list[Subject], Measured]:
-    measured: Measured = {}
-    async with subjects(url, options.peers) as all_of_them:
-        for clients in options.clients:
-            for subject in all_of_them:
-                await subject.begin(clients)
-            for kind in KINDS:
-                turns = {each.name: each.turn(kind, clients, options.seconds) for each in all_of_them}
-                measured[kind, clients] = await alternate(turns, options.rounds)
-    return all_of_them, measured
+def wanted(case: Case) -> float | None:
+    return WANTED.get((case.place, case.subject, case.kind, case.clients))
 
 
-def cost_table(title: str, unit: str, figure: str, names: Sequence[str], measured: Measured) -> Table:
-    columns = [f"{unit} per request over the bare app", *[f"{kind} {clients}" for kind, clients in measured]]
-    rows: list[Sequence[Cell]] = [
-        [name, *[samples.above(name, "bare app", figure) for samples in measured.values()]]
-        for name in names
-        if name != "bare app"
-    ]
-    bare: list[Cell] = ["(bare app)", *[samples.median("bare app", figure) for samples in measured.values()]]
-    return Table(title, columns, [*rows, bare])
+def groups(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """The cases of each table, by its title; the bare app's are the last."""
+    found: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.subject == BARE):
+        title = f"{case.place}, clients: {case.clients}, {case.length}"
+        found.setdefault(title, []).append(case)
+    return found
 
 
-def opponents(all_of_them: Sequence[Subject]) -> list[tuple[str, str]]:
-    """Ours and each peer that keeps sessions where ours does; a cookie is compared with memory."""
-    return [
-        (ours.name, peer.name)
-        for ours in all_of_them[1:3]
-        for peer in all_of_them[3:]
-        if peer.where == ours.where or (peer.where == "cookie" and ours.where == "memory")
-    ]
+def tables(cases: Sequence[Case], figures: Figures) -> list[Table]:
+    found = []
+    for title, those in groups(cases).items():
+        peer = YARDSTICK[those[0].place]
+        columns = ["over the bare app", "µs", f"µs / {peer}", "wanted"]
+        columns += ["instructions", f"instructions / {peer}"]
+        found.append(Table(title, columns, [figures.row(case) for case in those]))
+    return found
 
 
-def ratio_tables(pairs: Sequence[tuple[str, str]], measured: Measured) -> list[Table]:
-    heads = [f"{kind} {clients}" for kind, clients in measured]
-    throughput: list[Sequence[Cell]] = [
-        [f"{ours} / {peer}", *[samples.ratio(ours, peer, "per_s") for samples in measured.values()]]
-        for ours, peer in pairs
-    ]
-    cost: list[Sequence[Cell]] = [
-        [f"{ours} / {peer}", *[samples.ratio(ours, peer, "us", "bare app") for samples in measured.values()]]
-        for ours, peer in pairs
-    ]
-    return [
-        Table("requests per second in terms of the peer's (more is better)", ["", *heads], throughput),
-        Table("cost over the bare app in terms of the peer's (less is better)", ["", *heads], cost),
-    ]
+def targets(cases: Sequence[Case], figures: Figures) -> list[Target]:
+    found = []
+    for case in cases:
+        bound, ratio = wanted(case), figures.ratio(case)
+        if bound is not None and ratio is not None:
+            name = f"{case}, µs / {YARDSTICK[case.place]}"
+            found.append(Target(name, ratio, "<=", bound, "x"))
+    return found
 
 
-def panels(all_of_them: Sequence[Subject], measured: Measured) -> list[Panel]:
-    """For memory and Redis, what a read and a write cost at each number of clients."""
-    shown = []
-    for where in ("memory", "Redis"):
-        here = [
-            each for each in all_of_them if each.where in (where, "cookie" if where == "memory" else where)
-        ]
-        for kind in KINDS:
-            at = {clients: samples for (of, clients), samples in measured.items() if of == kind}
-            lines = {
-                each.name: [
-                    (float(n), samples.above(each.name, "bare app", "us")) for n, samples in at.items()
-                ]
-                for each in here
-            }
-            label = "µs per request over the bare app"
-            title = f"{kind}, {'in memory' if where == 'memory' else 'on Redis'}"
-            shown.append(Panel(title, label, lines, "clients at once", log_x=True))
-    return shown
+def panels(cases: Sequence[Case], figures: Figures) -> list[Panel]:
+    """What a read and a write cost in each table's case."""
+    found = []
+    for title, those in groups(cases).items():
+        bars: dict[str, list[float]] = {}
+        for case in those:
+            if case.subject != BARE:
+                bars.setdefault(case.subject, []).append(figures.cost(case))
+        found.append(Panel(title, "µs per request over the bare app", bars, categories=KINDS))
+    return found
+
+
+# -- the command line ----------------------------------------------------------------------------------------
 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_line(__doc__, rounds=15)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of each turn (default: %(default)s)")
-    parser.add_argument("--clients", default="1,8,64,256", help="at once (default: %(default)s)")
-    parser.add_argument("--peers", default=",".join(PEERS), help="to compare with (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of each turn (default: %(default)s)")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=128,
+        help="whose instructions are counted; 0 counts none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        default="starlette,starsessions",
+        help=f"to compare with, of {', '.join(PEERS)} (default: %(default)s)",
+    )
     options = parse(parser, arguments)
     options.peers = [peer for peer in options.peers.split(",") if peer]
-    options.clients = [int(clients) for clients in options.clients.split(",")]
     unknown = [peer for peer in options.peers if peer not in PEERS]
     if unknown:
         parser.error(f"--peers knows {', '.join(PEERS)}; not {', '.join(unknown)}")
-    missing = [peer for peer in options.peers if importlib.util.find_spec(PEERS[peer]) is None]
+    missing = [peer for peer in options.peers if importlib.util.find_spec(peer) is None]
     if missing:
         parser.error(
             f"not installed: {', '.join(missing)}. pip install 'asgi-server-sessions[bench]' brings every"
             " peer; --peers names those to compare with"
         )
     if options.quick:
-        options.seconds, options.clients = min(options.seconds, 0.02), [1, 8]
+        options.seconds, options.requests = min(options.seconds, 0.005), min(options.requests, 8)
     return options
 
 
@@ -345,17 +232,17 @@ def main() -> None:
     options = options_of()
     with RedisServer() as server:
         facts = machine("redis", "hiredis", *options.peers, server=server_of(server.url))
-        all_of_them, measured = asyncio.run(measure(server.url, options))
-    names = [subject.name for subject in all_of_them]
+        cases, samples = asyncio.run(measure(server.url, options))
+        url = None if options.quick else server.url  # valgrind takes its time
+        counted = per_request(TESTS.parent, url, options.peers, options.requests)
+    figures = Figures(samples, counted)
     Report(
         "What a session costs a request",
         facts,
-        [
-            cost_table("what the middleware adds", "µs", "us", names, measured),
-            cost_table("of this process's processor", "µs", "cpu_us", names, measured),
-            *ratio_tables(opponents(all_of_them), measured),
-        ],
-        panels=panels(all_of_them, measured),
+        tables(cases, figures),
+        targets(cases, figures),
+        panels(cases, figures),
+        raw={"rounds": samples.raw(), "instructions": dict(counted)},
     ).finish(options)
 
 

@@ -118,7 +118,7 @@ class Book:
         self.fate = "keep"
         self.modified = self.accessed = self.stamped = False
         self.open, self.started = True, False
-        self.cookie_gone = False
+        self.cookie_gone = self.began_here = False
         self.refused = False  # what was refused once stays refused, but for an end
         self.depth = self.commits = 0
         self.writes: list[str] = []
@@ -210,6 +210,7 @@ class Book:
             raise RefusedError("conflict")
         self._sealed()
         self.writes.append("create")
+        self.began_here = True
         self._adopt(self.world.now + MAX_AGE)
 
     def _write(self) -> None:
@@ -237,20 +238,28 @@ class Book:
         self.writes.append("move")
         state, old = self._state(), self.record
         self.world.kept.pop(old, None)
+        self._note_end(state)
         if state == "here":
             self.world.retired[old] = self.world.now + RETIRED_FOR
         else:
             self.writes += ["discard", "create"]
+            self.began_here = True
         self._adopt(self.world.now + MAX_AGE)
 
     def _delete(self) -> None:
-        """Who ended the session removes the cookie, nobody else does."""
+        """An emptied session ends, unless another has written to it; an ended one in any case."""
         assert self.record is not None
         self.writes.append("discard")
         state = self._state()
         self._refuse_unless(state != "moved on" or self.fate == "end")
         self.world.kept.pop(self.record, None)
-        self._forget(removes_cookie=state != "gone" and not self.retired)
+        self._note_end(state)
+        self._forget()
+
+    def _note_end(self, state: str) -> None:
+        """Who ended the session that the cookie led to removes the cookie, nobody else does."""
+        if state != "gone" and not self.retired and not self.began_here:
+            self.cookie_gone = True
 
     def _refuse_unless(self, accepted: bool) -> None:
         if not accepted:
@@ -272,7 +281,7 @@ class Book:
         self.record = self.fresh()
         assert self.record not in self.world.kept, "a new session took an id that is in use"
         self.world.put(self.record, self.now, ends)
-        self.retired = self.cookie_gone = False
+        self.retired = False
         self._committed()
 
     def _committed(self) -> None:
@@ -281,11 +290,10 @@ class Book:
         self.fate, self.stamped = "keep", False
         self.commits += 1
 
-    def _forget(self, removes_cookie: bool) -> None:
+    def _forget(self) -> None:
         self.record = self.loaded = None
         self.now, self.fate, self.stamped = Content(), "keep", False
         self.commits += 1
-        self.cookie_gone = removes_cookie
 
 
 # --- steps ---------------------------------------------------------------------------------------------
@@ -601,7 +609,7 @@ class Walk:
             self.book.restore(before)
 
     async def _held(self, session: Session, how: str, key: str, number: int) -> None:
-        """The store's own operations, called in the request, act on the record that it holds."""
+        """The store's own operations, called in the request, act on what it holds and has not ended."""
         book, store, record = self.book, self.site.store, self.book.record
         if record is None:
             return
@@ -616,6 +624,8 @@ class Walk:
             if isinstance(before, BaseException):
                 raise before
             book.accessed = True
+            if book.fate == "end":
+                return {"update": False, "count": 0, "touch": False}[how]
             return getattr(self, f"_held_{how}")(key, number)
 
         await self._both(calls[how], modelled)

@@ -39,6 +39,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
+from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 from asgi_sessions.stores.local import LockPolicy
 
 pytestmark = pytest.mark.anyio
@@ -350,6 +351,7 @@ async def test_an_end_wins_over_every_other_writer(
     answer = await browser.open(page(during(browser, meanwhile, Session.logout)))
     assert (answer.status, answer.cookies) == (200, [REMOVAL])
     assert site.records() == []
+    assert site.events == ["session_ended"]
 
 
 async def test_a_lost_session_can_still_be_ended(site: Site, browser: Browser) -> None:
@@ -1090,6 +1092,54 @@ async def test_a_disconnect_before_the_answer(site: Site, browser: Browser) -> N
     await browser.open(app, receive=receive)
     assert site.log == [OUT, "app", "release"]
     assert await browser.stored() == {"n": 0}
+
+
+@pytest.mark.parametrize("pending", ["failing", "lost"])
+async def test_a_beginning_of_which_nobody_knows_is_tried_again(
+    site: Site, browser: Browser, store: TroubledStore, pending: str
+) -> None:
+    """Stored by the first try or not: the second is no conflict with it, and one session is there."""
+
+    async def act(session: Session) -> None:
+        getattr(store, pending).append("create")
+        session.login("ada")
+        with pytest.raises(SessionStoreError):
+            await session.save()
+
+    assert (await browser.open(page(act))).status == 200
+    assert [record.session_id for record in site.records()] == [browser.session_id]
+    assert site.locks == 0
+
+
+def begin_anew(session: Session) -> None:
+    session.logout()
+    write(session)
+
+
+@pytest.mark.parametrize("act", [login, Session.regenerate_id, begin_anew])
+async def test_a_new_id_of_which_nobody_knows_is_given_up(
+    site: Site, browser: Browser, store: TroubledStore, monkeypatch: pytest.MonkeyPatch, act: Act
+) -> None:
+    """The record was stored under it and the reply lost: the next try deletes it and takes another id."""
+    tried: list[str] = []
+
+    async def store_half(checkout: Checkout, session_id: str, record: bytes, **_: Any) -> Outcome:
+        monkeypatch.undo()
+        tried.append(session_id)
+        await store.create(session_id, record, Lifetime(60), None)
+        raise SessionStoreError("a reply was lost")
+
+    async def act_and_save(session: Session) -> None:
+        monkeypatch.setattr(store, "move", store_half)
+        act(session)
+        with pytest.raises(SessionStoreError):
+            await session.save()
+
+    await browser.begin(n=0)
+    assert (await browser.open(page(act_and_save))).status == 200
+    assert [record.session_id for record in site.records()] == [browser.session_id]
+    assert browser.session_id not in tried
+    assert site.locks == 0
 
 
 async def test_no_answer_names_a_session(browser: Browser, store: TroubledStore) -> None:

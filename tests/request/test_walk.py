@@ -427,6 +427,78 @@ def emptied(session: Session) -> None:
     session.clear()
 
 
+async def test_the_store_knows_nothing_more_of_a_session_that_its_app_has_ended(
+    site: Site, browser: Browser
+) -> None:
+    """What is put into it by its old id does not begin the next one."""
+    old = await browser.begin()
+
+    async def end_and_update(session: Session) -> None:
+        session.logout()
+        assert not await site.store.update(old, {"n": 1})
+        assert await site.store.increment_counter(old, "n") == 0
+
+    answer = await browser.open(page(end_and_update))
+    assert answer.cookies == [REMOVAL]
+    assert site.records() == []
+
+
+async def test_a_cookie_that_led_nowhere_is_not_removed(site: Site, browser: Browser) -> None:
+    """A request begins a session and ends it: the client's cookie may be that of a sign-in meanwhile."""
+    old = await browser.begin()
+    await site.store.delete(old)
+
+    async def begin_and_end(session: Session) -> None:
+        session["n"] = 1
+        await session.save()
+        session.logout()
+
+    answer = await browser.open(page(begin_and_end))
+    assert (answer.status, answer.cookies) == (200, [])
+    assert site.records() == []
+
+
+async def test_who_ended_the_clients_session_removes_its_cookie_whatever_began_since(
+    site: Site, browser: Browser
+) -> None:
+    """A request ends the session, begins another and ends that too: the client's cookie leads nowhere."""
+    await browser.begin()
+
+    async def end_begin_and_end(session: Session) -> None:
+        session.logout()
+        await session.save()
+        session["n"] = 1
+        await session.save()
+        session.logout()
+
+    answer = await browser.open(page(end_begin_and_end))
+    assert (answer.status, answer.cookies) == (200, [REMOVAL])
+    assert site.records() == []
+
+
+async def test_the_store_waits_for_the_task_that_ends_the_session(site: Site, browser: Browser) -> None:
+    """Whoever waited for a transaction in which the app ended the session finds it absent."""
+    old = await browser.begin()
+
+    async def end_while_another_waits(session: Session) -> None:
+        ending = anyio.Event()
+
+        async def update() -> None:
+            await ending.wait()
+            assert not await site.store.update(old, {"n": 1})
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(update)
+            async with session.transaction():
+                ending.set()
+                await anyio.wait_all_tasks_blocked()
+                session.logout()
+
+    answer = await browser.open(page(end_while_another_waits))
+    assert answer.cookies == [REMOVAL]
+    assert site.records() == []
+
+
 @pytest.mark.parametrize("act", [ended, Session.logout, emptied])
 async def test_an_ended_session_is_gone(site: Site, browser: Browser, act: Act) -> None:
     """The record is deleted and the client told to forget its cookie."""
@@ -603,6 +675,24 @@ async def test_an_idle_session_ends() -> None:
     site.clock.now += 30
     await browser.open(page())
     assert site.events == ["unknown_session"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"passive": "*"}, {"lock": False}], ids=["held", "passive", "no lock"]
+)
+async def test_touch_keeps_the_session_of_its_own_request_alive(options: dict[str, Any]) -> None:
+    """A stream that goes on for longer than the idle timeout says that its user is there."""
+    site = Site({"idle_timeout": 30, **options})
+    browser = site.browser()
+    await browser.begin(n=0)
+
+    async def later(session: Session) -> None:
+        site.clock.now += 25
+        assert await site.store.touch(session.session_id)
+
+    answer = await browser.open(stream(read, later, later, later, write))
+    assert answer.status == 200
+    assert await browser.stored() == {"n": 1}
 
 
 async def test_the_new_id_keeps_the_idle_timeout() -> None:

@@ -557,6 +557,16 @@ def test_a_typed_user_signs_in_too(model: type[SessionData]) -> None:
         assert session.fate is fate
 
 
+@pytest.mark.parametrize("user", [("ada", 7), {"name": "Ada", "roles": ("admin",)}, {"id": (1, 2)}])
+def test_a_tuple_is_the_list_as_which_it_was_stored(user: Any) -> None:
+    """An app that says with each request who is there gives no new id with each."""
+    session = Session(rotate_on=frozenset(ROTATE_ON))
+    session.load(encode_checked(SessionData(session_id=new_session_id(), metadata={"user": user})))
+    session["user"] = user
+    session["n"] = 1
+    assert (session.change(), session.fate) == (Change.WRITE, Fate.KEEP)
+
+
 def test_what_was_committed_signs_nobody_in_again() -> None:
     """The values as they are stored now are what the next change is compared with."""
     session = Session(rotate_on=frozenset(ROTATE_ON))

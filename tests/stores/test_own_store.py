@@ -447,6 +447,35 @@ async def test_a_write_that_was_begun_is_waited_for(times: int) -> None:
     assert len(store._primitives._latches) == 0
 
 
+async def test_visitors_sign_in_side_by_side() -> None:
+    """Only the moves of a user who is signed out everywhere have to wait for one another."""
+
+    class Meeting(DictStore):
+        writers = 0
+
+        async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
+            self.writers += session_id.startswith("new")
+            while self.writers == 1:
+                await anyio.lowlevel.checkpoint()
+            await super().write_value(session_id, value, ttl)
+
+    store = Meeting()
+
+    async def sign_in(name: str) -> None:
+        await store.set(name, SessionData(session_id=name))
+        taken = await take(store, name)
+        record = encode_checked(SessionData(session_id=f"new-{name}", user_id=name))
+        outcome = await store.move(
+            taken, f"new-{name}", record, lifetime=Lifetime(60), lock=None, was=None, user=name
+        )
+        assert outcome is Outcome.STORED
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(sign_in, "ada")
+            group.start_soon(sign_in, "bob")
+
+
 # --- under the middleware ----------------------------------------------------------------------
 
 
