@@ -213,7 +213,8 @@ def _cluster_user(servers: Servers) -> Client:
 
 ROWS = [
     *_each("plain", _plain, whole=True),
-    *_each("TLS", _tls),
+    Row("TLS", _tls),
+    Row("TLS", _tls, uvloop=True, hiredis=False),
     Row("TLS with a client certificate", _careful_tls),
     *_each("in pieces", _trickling),
     Row("TLS in pieces", _trickling_tls),
@@ -235,7 +236,6 @@ ROWS = [
         "a client that decodes RESP3", _talking(protocol=3, decode_responses=True), hiredis=False, whole=True
     ),
     Row("Sentinel", lambda servers: servers.sentinels.url, whole=True),
-    Row("Cluster", lambda servers: servers.cluster.url),
     Row("Cluster, by a client", _cluster_client, whole=True),
     Row("Cluster, ACL user", _cluster_user, whole=True),
 ]

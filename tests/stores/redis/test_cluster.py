@@ -175,7 +175,8 @@ async def test_a_move_that_takes_too_long_is_a_fault(cluster: RedisCluster) -> N
 
 async def test_nobody_notices_that_slots_move(cluster: RedisCluster) -> None:
     """Visitors are served and counted while the slots of their sessions move to another node, and back."""
-    async with counting(cluster.url) as site:
+    unhurried = cluster.url.replace("socket_timeout=1", "socket_timeout=20")
+    async with counting(unhurried) as site:
         sessions = [await site.begin() for _ in range(3)]
         async with crowd(site, sessions):
             for counted in sessions * 2:
