@@ -34,7 +34,7 @@ from .middleware import SessionMiddleware
 from .observation.events import SessionEvent, session_hash
 from .record.model import SessionData, SessionFilter, SessionMetrics
 from .session.handle import Session, get_session, get_session_data
-from .stores.base import SessionStore
+from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
 
 __version__ = "0.1.0"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from .errors import SessionError
 from .observation.events import session_hash
-from .options import resolve_store
-from .stores.base import SessionStore
+from .stores.contract import SessionStore
+from .stores.urls import resolve_store
 
 SECRET_KEY = "ASGI_SESSIONS_SECRET_KEY"  # noqa: S105  # the variable's name
 

@@ -1,4 +1,4 @@
-"""Secret keys: the bytes of what an app gives as one, and keys for other purposes that are made from it."""
+"""Secret keys: the bytes of an app's key, and keys that are derived from it for other purposes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex
 def key_bytes(key: object, where: str) -> bytes:
     """The bytes of a str, of bytes, or of any object whose `str()` is the secret (Starlette's `Secret`).
 
-    An absent or empty key is a ValueError that names `where` it was given.
+    ValueError for an absent or empty key; its text names `where` the key was given.
     """
     raw = key if isinstance(key, bytes) else str("" if key is None else key).encode("utf-8", "surrogatepass")
     if not raw:
@@ -21,12 +21,12 @@ def key_bytes(key: object, where: str) -> bytes:
 
 
 def weakness(key: bytes, where: str) -> str | None:
-    """What is to be said of a key that can be guessed; None for one that is long enough."""
+    """The warning for a key that is too short; None for one that is long enough."""
     if len(key) >= MIN_KEY_BYTES:
         return None
     return f"{where} has {len(key)} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {_MAKE_A_KEY}"
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:
-    """A key for another purpose: whoever learns it learns nothing about `key`, nor about other purposes'."""
+    """A key for another purpose. It tells nothing about `key`, or about the keys for other purposes."""
     return hmac.digest(key, purpose, "sha256")

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 
 from .asgi import ASGIApp, Message, Receive, Scope, Send
+from .client.address import TrustedProxy
 from .client.cookie import Presented, SessionCookie
-from .client.fingerprint import Fingerprint, TrustedProxy
+from .client.fingerprint import Fingerprint
 from .client.headers import ByName, by_name
 from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
@@ -20,7 +21,6 @@ from .options import (
     resolve_names,
     resolve_origins,
     resolve_routes,
-    resolve_store,
 )
 from .record.model import SessionData
 from .request.answers import Answers
@@ -29,7 +29,8 @@ from .request.holding import Rules
 from .request.unit import Unit
 from .session.changes import ROTATE_ON
 from .session.handle import Session, held
-from .stores.base import SessionStore
+from .stores.contract import SessionStore
+from .stores.urls import resolve_store
 
 _EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
     "http": HTTPExchange,

@@ -7,65 +7,21 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
-from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from .asgi import Scope
-from .client.fingerprint import Fingerprint, FingerprintReader, TrustedProxy
+from .client.address import TrustedProxy
+from .client.fingerprint import Fingerprint, FingerprintReader
 from .client.paths import path_below
 from .observation.events import UNTRUSTED_PROXY, EventSink
 from .record.model import SessionData
 from .record.values import new_session_id
-from .stores.base import SessionStore
-from .stores.checkout import Lifetime
-from .stores.local import LockPolicy
-from .stores.memory import InMemorySessionStore
+from .stores.checkout import Lifetime, LockPolicy
+from .stores.contract import SessionStore
 
 Pattern: TypeAlias = "str | re.Pattern[str]"
 Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
-
-_REDIS_SCHEMES = (
-    "redis", "rediss", "valkey", "valkeys", "unix",
-    "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster",
-)  # fmt: skip
-
-
-_shared: WeakValueDictionary[tuple[str, str], SessionStore] = WeakValueDictionary()
-
-
-def resolve_store(store: SessionStore | str | None, prefix: str = "session:") -> SessionStore:
-    """The store itself, or the one that a URL names, there with this key prefix; None is memory.
-
-    Equal URLs give one store, None too, for as long as somebody in this process keeps it: frameworks that
-    build a middleware for each route, and apps within apps, share their sessions then. Who wants a store
-    apart makes one: `InMemorySessionStore()`.
-    """
-    if isinstance(store, SessionStore):
-        return store
-    if store is not None and not isinstance(store, str):
-        made = f"{store.__name__}()" if isinstance(store, type) and issubclass(store, SessionStore) else None
-        remedy = f"; make one of it: {made}" if made else ""
-        raise TypeError(f"store is a SessionStore or a URL, not {type(store).__name__}{remedy}")
-    address = "memory://" if store is None else store, prefix
-    known = _shared.get(address)
-    if known is None:
-        known = _shared[address] = _made(*address)
-        known.shared = True
-    return known
-
-
-def _made(store: str, prefix: str) -> SessionStore:
-    if store == "memory://":
-        return InMemorySessionStore()
-    scheme, slashes, _ = store.partition("://")
-    if scheme not in _REDIS_SCHEMES:
-        known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
-        what = f"unknown store scheme {scheme!r}" if slashes else "not a URL"  # which may hold a password
-        raise ValueError(f"{what}: a store's URL begins with one of {known}")
-    from .stores.redis import RedisSessionStore  # here, because redis is an optional dependency
-
-    return RedisSessionStore(store, prefix)
 
 
 def resolve_model(model: type[SessionData]) -> type[SessionData]:

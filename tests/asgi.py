@@ -21,8 +21,8 @@ from asgi_sessions import (
     SessionStore,
 )
 from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
 
 KEY = "0123456789abcdef" * 4

@@ -14,8 +14,7 @@ import pytest
 from redis import Redis
 
 from asgi_sessions import InMemorySessionStore, LockTimeoutError, RedisSessionStore, SessionData
-from asgi_sessions.stores.checkout import Checkout, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

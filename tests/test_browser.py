@@ -14,7 +14,8 @@ from browser import HOW_TO_GET_IT, Chromium, Tab, find_chromium, served
 
 from asgi_sessions import InMemorySessionStore, SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
-from asgi_sessions.client.cookie import CookieSigner, cookie_values
+from asgi_sessions.client.cookie import cookie_values
+from asgi_sessions.client.signer import CookieSigner
 
 KEY = "k" * 32
 HOST = "shop.example.test"

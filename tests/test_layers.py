@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 # Where an outside library may be named: in these modules and below them.
 HOMES = {
-    "itsdangerous": {"client.cookie"},
+    "itsdangerous": {"client.signer"},
     "redis": {"stores.redis"},
     "hiredis": {"stores.redis"},
     "pytest": {"testing"},
@@ -48,7 +48,7 @@ HOMES = {
 }
 
 LATE_IMPORTS = {
-    ("options", "_made"),  # redis is an optional dependency
+    ("stores.urls", "_made"),  # redis is an optional dependency
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 

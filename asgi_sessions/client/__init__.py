@@ -1,4 +1,5 @@
-"""What a client sends and is told: headers, cookies, its fingerprint, what caches may keep.
+"""What a client sends and what it is told: headers, cookies, its address, its fingerprint, caches.
 
-Nothing here knows sessions or stores. Imports only `asgi`, `errors` and `keys`. Start with `cookie`.
+Nothing here knows sessions or stores. Imports `asgi` and `keys` only. Start with `cookie`, whose signature
+is made in `signer`; `fingerprint` stands on `address`.
 """

@@ -1,37 +1,33 @@
-"""What an answer's headers say to caches: whom they may give it to, and on what it depends."""
+"""What an answer's headers tell caches: whether they may share it, and which headers it depends on."""
 
 from __future__ import annotations
 
 import enum
-import itertools
 import re
 from email.utils import parsedate_to_datetime
 
 from ..asgi import Headers
 
 _BLANK = b" \t"
-_LINES_OF_VARY = frozenset(
-    bytes(letters) for letters in itertools.product(*[(letter, letter - 32) for letter in b"vary"])
-)
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"?')
 _TARGETED = frozenset({b"surrogate-control", b"edge-control", b"x-accel-expires"})
 _FRESH = re.compile(rb'(?:max-age|s-maxage)="?0*[1-9][0-9]*"?')
 
 
 class Sharing(enum.Enum):
-    """Whether caches that serve many clients may keep an answer."""
+    """Whether a cache that serves many clients may keep an answer."""
 
     FORBIDDEN = "forbidden"
-    UNSAID = "unsaid"  # they may, by their own estimate (RFC 9111 section 4.2.2) or asking again each time
-    ALLOWED = "allowed"  # the app says for how long, or "public"
+    UNSAID = "unsaid"  # a cache may keep it for a time of its own choice (RFC 9111 section 4.2.2)
+    ALLOWED = "allowed"  # the app says "public", or for how long
 
 
 def sharing(headers: Headers, now: float) -> Sharing:
     """What the app says about shared caches (RFC 9111 section 3); `now` is in seconds since the epoch.
 
-    A cache obeys the field that is meant for it (RFC 9213: `CDN-Cache-Control`, vendors' own) and then passes
-    over `Cache-Control`, so one field that does not forbid is enough. `no-cache` does not forbid: what is
-    kept is sent again, with the cookie in it, once the app has answered 304 to somebody else.
+    A cache that has a field of its own (RFC 9213: `CDN-Cache-Control`, those of vendors) ignores
+    `Cache-Control`, so one such field that does not forbid is enough. `no-cache` does not forbid: the cache
+    keeps the answer and sends it, cookie included, to the next client for whom the app answers 304.
     """
     said = [(name.lower(), value.lower()) for name, value in headers]
     if any(_is_targeted(name) and not _forbids(name, value) for name, value in said):
@@ -46,9 +42,9 @@ def sharing(headers: Headers, now: float) -> Sharing:
 
 
 def restrain(headers: Headers, now: float) -> None:
-    """Keeps an answer with a cookie of ours from shared caches, unless the app has allowed them to keep it.
+    """Keep an answer that sets our cookie out of shared caches, unless the app allows them to keep it.
 
-    `no-store` where the app set no `Cache-Control`; `private` beside what neither forbids nor allows.
+    Adds `no-store` where the app set no `Cache-Control`, and `private` where that neither forbids nor allows.
     """
     if not any(name.lower() == b"cache-control" for name, _ in headers):
         headers.append((b"cache-control", b"no-store"))
@@ -57,46 +53,45 @@ def restrain(headers: Headers, now: float) -> None:
 
 
 def vary_cookie(headers: Headers) -> None:
-    """Makes `Vary` name `Cookie`: added to the first `Vary` line, or as a line of its own where none is.
+    """Make `Vary` name `Cookie`, in the first `Vary` line or in a new one.
 
-    Nothing changes where a line says `Cookie` (in any case) or ``*`` already (RFC 9110 section 12.5.5).
+    Changes nothing where a line names `Cookie` or ``*`` already (RFC 9110 section 12.5.5).
     """
-    if _LINES_OF_VARY.isdisjoint(dict(headers)):  # nearly always
-        headers.append((b"vary", b"Cookie"))
-        return
     first: int | None = None
     for index, (name, value) in enumerate(headers):
-        if name.lower() != b"vary":
+        if len(name) != 4 or name.lower() != b"vary":
             continue
         fields = {field.strip(_BLANK) for field in value.lower().split(b",")}
         if b"cookie" in fields or b"*" in fields:
             return
         first = index if first is None else first
-    if first is not None:
+    if first is None:
+        headers.append((b"vary", b"Cookie"))
+    else:
         name, value = headers[first]
         headers[first] = (name, value + b", Cookie" if value.strip(_BLANK) else b"Cookie")
 
 
 def _is_targeted(name: bytes) -> bool:
-    """Whether the field speaks to some shared caches only, over the head of `Cache-Control`."""
+    """Whether the field is for some shared caches, which then ignore `Cache-Control`."""
     return name in _TARGETED or name.endswith(b"-cache-control")
 
 
 def _forbids(name: bytes, value: bytes) -> bool:
-    if name == b"x-accel-expires":  # nginx: seconds, or @ and a time; 0 is "do not keep"
+    if name == b"x-accel-expires":  # nginx: seconds, or "@" and a time; 0 forbids
         return value.strip(_BLANK) == b"0"
     said = _directives(value)
     return not said.isdisjoint((b"no-store", b"private"))
 
 
 def _directives(value: bytes) -> frozenset[bytes]:
-    """The directives as they stand; what is quoted within one is no directive of its own."""
+    """The directives as they are written. A quoted comma separates nothing."""
     bare = _QUOTED.sub(lambda quoted: quoted[0].replace(b",", b""), value)
     return frozenset(each.strip(_BLANK) for each in bare.split(b","))
 
 
 def _is_future(value: bytes, now: float) -> bool:
-    """Whether `Expires` lies ahead; one that is no date says that it does not (RFC 9111 section 5.3)."""
+    """Whether `Expires` is in the future; what is no date is in the past (RFC 9111 section 5.3)."""
     try:
         return parsedate_to_datetime(value.decode("latin-1")).timestamp() > now
     except (ValueError, TypeError, OverflowError):

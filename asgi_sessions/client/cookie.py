@@ -1,167 +1,69 @@
-"""The session cookie: sign, verify, read from a request, render for a response.
+"""The session cookie: read from a request, rendered for a response.
 
-The cookie carries an id and a signature, never data. Everything a client sends is hostile here: reading never
-raises, costs linear time, and hands out an id only if this server signed exactly these bytes.
+Everything that a client sends may be hostile. Reading never raises and takes linear time, and it gives an id
+only where this server signed exactly these bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
-
-from itsdangerous import TimestampSigner
-from itsdangerous.encoding import base64_decode, bytes_to_int
+from typing import Literal, TypeAlias
 
 from ..asgi import Headers
-from ..keys import key_bytes, weakness
 from .paths import narrower_scopes
+from .signer import MAX_TOKEN_BYTES, CookieSigner, Verified
 
 SameSite: TypeAlias = Literal["lax", "strict", "none"]
 Reason: TypeAlias = Literal["bad_signature", "ambiguous", "absurd"]
 
-SALT = b"asgi_sessions.cookie"
 MAX_COOKIE_BYTES = 65_536  # of the cookie header, or all its lines together
 MAX_CANDIDATES = 4  # different cookies of our name whose signature is checked
-MAX_REMEMBERED = 4096  # verified tokens that need no second HMAC, under 2 MB
+MAX_REMEMBERED = 4096  # cookie headers whose session is known, so that they are not parsed and verified again
+MAX_REMEMBERED_BYTES = 1024  # of such a header; with the count above at most 6 MB
 MAX_PAIR_BYTES = 4096  # name and value (RFC 6265bis section 5.6: browsers drop what is longer)
-MAX_TOKEN_BYTES = 32 + 1 + 11 + 1 + 43  # id.timestamp.signature
 
-_SESSION_ID = re.compile(r"[0-9a-f]{32}")
-# The middle is base64url of a number of at most 8 bytes, so a length of 1 modulo 4 does not occur.
-_TOKEN = re.compile(
-    rb"([0-9a-f]{32})\.((?:[A-Za-z0-9_-]{4}){0,2}(?:[A-Za-z0-9_-]{2,3})?)\.([A-Za-z0-9_-]{43})"
-)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 6265 section 4.1.1: an RFC 7230 token
 _PATH = re.compile(r"/[\x20-\x3a\x3c-\x7e]{0,1023}")
 _DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
 _BLANK = b" \t"
-_SET_COOKIE_SIZE = len(b"set-cookie")
-
-
-class Verified(NamedTuple):
-    """What a cookie value of ours says.
-
-    `issued_at` is in whole seconds since the epoch, by the clock of the server that signed it. `stale_key`:
-    a fallback key signed it, so the answer should carry a cookie signed by the current one.
-    """
-
-    session_id: str
-    issued_at: int
-    stale_key: bool
-
-    def __repr__(self) -> str:
-        return f"Verified(issued_at={self.issued_at}, stale_key={self.stale_key})"
-
-
-class _KeySigner(TimestampSigner):
-    """The TimestampSigner of one key, which it derives once."""
-
-    def __init__(self, key: bytes, clock: Callable[[], float]) -> None:
-        super().__init__(key, salt=SALT, key_derivation="hmac", digest_method=hashlib.sha256)
-        self._derived = super().derive_key()
-        self._clock = clock
-
-    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
-        return self._derived
-
-    def get_timestamp(self) -> int:
-        return int(self._clock())
-
-
-class CookieSigner:
-    """Signs session ids with `secret_key`; verifies what it or one of the `fallbacks` signed.
-
-    A key is a str, bytes, or any object whose `str()` is the secret (Starlette's `Secret`). HMAC-SHA-256
-    under a salt of our own: a value that was signed elsewhere with the same key is refused. An absent or
-    empty key is a ValueError; one under 32 bytes warns, at the frame that `stacklevel` names (2: the caller).
-    `clock` gives seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        secret_key: object,
-        fallbacks: Sequence[object] = (),
-        *,
-        clock: Callable[[], float] = time.time,
-        stacklevel: int = 2,
-    ) -> None:
-        if isinstance(fallbacks, (str, bytes)):
-            raise ValueError("secret_key_fallbacks is one string; pass a list of keys: [old_key]")
-        given = {"secret_key": secret_key}
-        given |= {f"secret_key_fallbacks[{index}]": key for index, key in enumerate(fallbacks)}
-        keys = {where: key_bytes(key, where) for where, key in given.items()}
-        for where, key in keys.items():
-            weak = weakness(key, where)
-            if weak is not None:
-                warnings.warn(weak, UserWarning, stacklevel=stacklevel)
-        self._signers = [_KeySigner(key, clock) for key in keys.values()]
-
-    def sign(self, session_id: str) -> str:
-        """The cookie value ``id.timestamp.signature``; ValueError for an id that no cookie may carry."""
-        if _SESSION_ID.fullmatch(session_id) is None:
-            raise ValueError("a cookie carries generated ids only (32 lower-case hexadecimal digits)")
-        return self._signers[0].sign(session_id).decode("ascii")
-
-    def verify(self, token: bytes) -> Verified | None:
-        """What `token` says, None unless `sign` gave exactly these bytes under one of the keys. Never raises.
-
-        The signature's text is compared, not what it decodes to: base64 has several texts for one value. A
-        token of another shape or length is refused before anything is hashed.
-        """
-        match = _TOKEN.fullmatch(token)
-        if match is None:
-            return None
-        session_id, timestamp, signature = match.groups()
-        signed = token[: match.end(2)]
-        for signer in self._signers:
-            if hmac.compare_digest(signer.get_signature(signed), signature):
-                issued_at = bytes_to_int(base64_decode(timestamp))
-                return Verified(session_id.decode("ascii"), issued_at, signer is not self._signers[0])
-        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Presented:
     """What a request says about its session.
 
-    `session_id` is None unless exactly one valid id came in; `reason` then tells why, and is None too for a
-    request without our cookie. `presented`: a cookie of our name was there (not looked up when "absurd").
-    `issued_at` and `stale_key` as in `Verified`.
+    `session_id` is set where exactly one valid id came in; `issued_at` and `stale_key` are those of
+    `Verified`. Otherwise `reason` says what was wrong; it is None where there was no cookie of ours.
 
-    `rivals` are the valid ids of a request that brings several: the store knows which of them is alive
-    (`duplicates.settle`). `only_ours`: no cookie of our name came along that we did not sign. `leftover`:
-    this one is alive, and what came beside it is dead.
+    `rivals` are the valid ids of a request that brings several: the store knows which one is alive.
+    `only_ours`: every cookie of our name was signed by us. `leftover`: this id is alive, and the cookies
+    beside it are dead.
     """
 
     session_id: str | None = field(default=None, repr=False)
     issued_at: int = 0
     stale_key: bool = False
     reason: Reason | None = None
-    presented: bool = False
     rivals: tuple[Verified, ...] = field(default=(), repr=False)
     only_ours: bool = False
     leftover: bool = False
 
 
 NO_COOKIE = Presented()
-BAD_SIGNATURE = Presented(reason="bad_signature", presented=True)
-AMBIGUOUS = Presented(reason="ambiguous", presented=True)
+BAD_SIGNATURE = Presented(reason="bad_signature")
+AMBIGUOUS = Presented(reason="ambiguous")
 ABSURD = Presented(reason="absurd")
 
 
 def cookie_values(line: bytes, name: bytes) -> list[bytes]:
-    """The values of every cookie called exactly `name` in this header, in order; [] where none is.
+    """The values of every cookie called exactly `name` in this header, in order; [] where there is none.
 
-    Only space and tab are trimmed and nothing is unquoted: a parser that knows more ways to read a name finds
-    cookies that the browser did not set. A piece without ``=`` has no name and is passed over. Linear time;
-    never raises.
+    Trims spaces and tabs, and unquotes nothing: a more lenient parser finds cookies that no browser set. A
+    piece without ``=`` has no name and is skipped.
     """
     found: list[bytes] = []
     if name in line:
@@ -173,10 +75,10 @@ def cookie_values(line: bytes, name: bytes) -> list[bytes]:
 
 
 class SessionCookie:
-    """The session cookie of one app: reads it from requests, renders it for responses.
+    """The session cookie of one app.
 
     Attributes and their order are Starlette's. `https_only=None` makes the cookie `Secure` where the request
-    came over https or wss; True and False force it. A combination that browsers refuse is a ValueError.
+    came over https or wss; True and False force it. ValueError for a combination that browsers refuse.
     """
 
     def __init__(
@@ -199,45 +101,52 @@ class SessionCookie:
         self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
         self._name = name.encode("ascii")
         self._alone = self._name + b"="
-        self._known: dict[bytes, Presented] = {}  # verified tokens, found by their whole value only
+        self._known: dict[bytes, Presented] = {}  # by the whole header, byte for byte
         self._start = f"{name}="
         self._path = f"; path={path}; "
         self._https_only = https_only
         self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
         self._removals = tuple(_removal(name, path, flags) for flags in self._flags)
-        self._is_bound = name.lower().startswith("__host-")  # to path="/" of one host: there is no other
+        self._is_bound = name.lower().startswith("__host-")  # to one host and path="/", so there is one only
         self._scope = name, domain, path
         self._attributes = same_site, partitioned
 
     def read(self, line: bytes | None) -> Presented:
         """What a request's `cookie` header says; `NO_COOKIE` where ours is not in it. Never raises.
 
-        Up to `MAX_CANDIDATES` different cookies of our name are verified. More of them than that mean that
-        somebody planted some (a sibling domain, a longer path): which is not for us to guess, so none counts.
+        Up to `MAX_CANDIDATES` different cookies of our name are verified. If there are more, somebody planted
+        some of them (from a sibling domain or a longer path), and none counts.
         """
         if not line:
             return NO_COOKIE
+        return self._known.get(line) or self._parse(line)
+
+    def _parse(self, line: bytes) -> Presented:
+        """Read a header that is not remembered, and remember it if it names one session.
+
+        The answer depends on the header and the keys alone, so it cannot go stale; the store decides about
+        time. The token is remembered too, as a header without other cookies.
+        """
         if len(line) > MAX_COOKIE_BYTES:
             return ABSURD
-        if line.startswith(self._alone) and b";" not in line:  # the only cookie there is
-            tokens = [line[len(self._alone) :].strip(_BLANK)]
-        else:
-            tokens = cookie_values(line, self._name)
-        if len(tokens) > 1:
-            return self._judge(list(dict.fromkeys(tokens)))
-        return (self._known.get(tokens[0]) or self._remember(tokens[0])) if tokens else NO_COOKIE
-
-    def _remember(self, token: bytes) -> Presented:
-        """Judge a single token and keep the answer if it is good: a client sends the same one each time."""
-        answer = self._judge([token])
+        tokens = list(dict.fromkeys(cookie_values(line, self._name)))
+        if not tokens:
+            return NO_COOKIE
+        alone = self._alone + tokens[0] if len(tokens) == 1 else line
+        answer = self._known.get(alone) or self._judge(tokens)
         if answer.session_id is not None:
-            if len(self._known) >= MAX_REMEMBERED:
-                self._known.clear()
-            self._known[token] = answer
+            self._remember(alone, answer)
+            self._remember(line, answer)
         return answer
 
+    def _remember(self, line: bytes, answer: Presented) -> None:
+        if len(line) <= MAX_REMEMBERED_BYTES:
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            self._known[line] = answer
+
     def _judge(self, tokens: list[bytes]) -> Presented:
-        """What these different values say together."""
+        """What these values, all different, say together."""
         if len(tokens) > MAX_CANDIDATES:
             return AMBIGUOUS
         verified = [seen for seen in map(self.signer.verify, tokens) if seen is not None]
@@ -248,36 +157,36 @@ class SessionCookie:
             best.setdefault(seen.session_id, seen)
         if len(best) > 1:
             alone = len(verified) == len(tokens)
-            return Presented(presented=True, rivals=tuple(best.values()), only_ours=alone)
+            return Presented(rivals=tuple(best.values()), only_ours=alone)
         (only,) = best.values()
-        return Presented(only.session_id, only.issued_at, only.stale_key, None, True)
+        return Presented(*only)
 
     def render(self, session_id: str, *, max_age: float | None, secure: bool) -> bytes:
-        """The value of a `Set-Cookie` header that hands out this id, signed now.
+        """The value of a `Set-Cookie` header with this id, signed now.
 
-        `max_age` is in seconds, None for a cookie that ends with the browser session; it is rounded up, for
-        browsers pass over a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the
-        request came over https or wss; counts only where `https_only` is None.
+        `max_age` is in seconds; None is a cookie that ends with the browser session. It is rounded up:
+        browsers ignore a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the request
+        came over https or wss; used where `https_only` is None.
         """
         age = "" if max_age is None else f"Max-Age={math.ceil(max_age)}; "
         flags = self._flags[self._is_secure(secure)]
         return f"{self._start}{self.signer.sign(session_id)}{self._path}{age}{flags}".encode("ascii")
 
     def render_removal(self, *, secure: bool) -> bytes:
-        """The value of a `Set-Cookie` header that makes the browser forget the cookie; `secure` as above."""
+        """The value of a `Set-Cookie` header that removes the cookie; `secure` as in `render`."""
         return self._removals[self._is_secure(secure)]
 
     def is_set_by(self, headers: Headers) -> bool:
         """Whether an answer with these headers sets or removes a cookie of our name already."""
-        return any(
-            len(name) == _SET_COOKIE_SIZE and name.lower() == b"set-cookie" and value.startswith(self._alone)
-            for name, value in headers
-        )
+        for name, value in headers:  # noqa: SIM110  # every answer comes here, and `any` costs twice as much
+            if value.startswith(self._alone) and name.lower() == b"set-cookie":
+                return True
+        return False
 
     def render_leftover_removals(self, requested: str, *, secure: bool) -> list[bytes]:
-        """`Set-Cookie` values for cookies of our name within this scope that come with the path `requested`.
+        """`Set-Cookie` values that remove other cookies of our name which come with the path `requested`.
 
-        To be sent before the cookie itself, which no browser then mistakes for one of them.
+        Only cookies within the scope of this one. Send these before the cookie itself.
         """
         if self._is_bound:
             return []

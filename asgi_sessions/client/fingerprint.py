@@ -1,7 +1,6 @@
-"""Who sends the request, as a hash that survives browser updates and address changes within a prefix.
+"""The client's fingerprint: a hash that survives browser updates and address changes within a prefix.
 
-A stolen cookie then fails from another client. Proxy headers count only from proxies that the app trusts;
-anybody else can write anything there.
+It makes a stolen cookie fail from another client.
 """
 
 from __future__ import annotations
@@ -11,37 +10,26 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Literal, TypeAlias
+from ipaddress import ip_network
+from typing import Literal
 
 from ..asgi import Scope
+from .address import CACHED_CHARACTERS, CACHED_CLIENTS, ClientAddress, TrustedProxy, parse_address
 from .headers import ByName
-
-IPAddress: TypeAlias = IPv4Address | IPv6Address
-IPNetwork: TypeAlias = IPv4Network | IPv6Network
-TrustedProxy: TypeAlias = str | IPAddress | IPNetwork
-
-MAX_HOPS = 32  # entries of a proxy header that are looked at, from the right
-CACHED_CLIENTS = 1024
-CACHED_CHARACTERS = 512  # a longer user agent is hashed anew each time, so that the cache stays small
-MAX_ADDRESS_CHARACTERS = 64  # "[", 45 of an IPv6 address, "]:65535", and room for a zone
 
 # The version of `product/version` (RFC 9110 section 10.1.5), and a number that stands alone: "NT 10.0",
 # "rv:127.0", "OS 17_5_1". Digits within a word ("x86_64", "SM-G991B", "Win64") tell platforms apart and stay.
 _VERSION = re.compile(r"(?<=/)[^\s/;(),0-9]*[0-9][^\s/;(),]*|(?<!\w)v?[0-9]+(?:[._,][0-9]+)*(?!\w)", re.ASCII)
-_PORT = re.compile(r":(?:[0-9]{1,5}|_[A-Za-z0-9._-]+)")  # RFC 7239 section 6
-_ELEMENT = re.compile(r'([^",]*(?:"[^"]*"[^",]*)*),')
-_PAIR = re.compile(r'([^";]*(?:"[^"]*"[^";]*)*);')
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which traits of a client count, how exactly, and what becomes of another client's request.
+    """Which traits of a client count, how exactly, and what happens to another client's request.
 
-    `ipv4_prefix` and `ipv6_prefix` are in bits: how much of the address must stay the same. Unless
-    `user_agent_exact`, version numbers do not count, for browsers update every two weeks. `on_mismatch`:
-    "refuse" gives another client a fresh session, "report" serves it the session and sets
-    `Session.client_changed`; both raise the event. A wrong value is a ValueError or TypeError.
+    `ipv4_prefix` and `ipv6_prefix` are in bits: how much of the address must stay the same. Version numbers
+    count with `user_agent_exact` only: browsers update every two weeks. `on_mismatch`: "refuse" gives another
+    client a fresh session, "report" serves it the session and sets `Session.client_changed`; both raise the
+    event. ValueError or TypeError for a wrong value.
     """
 
     ip: bool = True
@@ -62,9 +50,9 @@ class Fingerprint:
             raise ValueError(f"on_mismatch={self.on_mismatch!r} must be 'refuse' or 'report'")
 
     def hash(self, address: str, user_agent: str) -> str:
-        """SHA-256 of ``ip:user_agent`` in hexadecimal, after both were reduced to what counts. Never raises.
+        """SHA-256 of ``ip:user_agent`` in hexadecimal, each reduced to what counts. Never raises.
 
-        An address that is none ("testclient", "") counts as it is written; a trait that is off counts as "".
+        A text that is no address ("testclient", "") counts as it is; a trait that is off counts as "".
         """
         ip = self._masked(address) if self.ip else ""
         agent = self._reduced(user_agent) if self.user_agent else ""
@@ -82,9 +70,9 @@ class Fingerprint:
 
 
 class FingerprintReader:
-    """Gives the fingerprint of a request's client; a client that was seen lately costs a look-up.
+    """Gives the fingerprint of a request's client. Clients of late are remembered.
 
-    `on_untrusted` is called when a request brings proxy headers while no proxy is trusted.
+    `trusted_proxies` and `on_untrusted` are those of `ClientAddress`.
     """
 
     def __init__(
@@ -99,165 +87,11 @@ class FingerprintReader:
         self._cached: Callable[[str, bytes], str] = lru_cache(CACHED_CLIENTS)(self._hash)
 
     def of(self, scope: Scope, headers: ByName) -> str:
-        """The hash for this request, 64 hexadecimal digits; an absent header counts as ""."""
+        """The hash for this request: 64 hexadecimal digits. An absent header counts as ""."""
         address = self._address(scope, headers) if self._ip else ""
         agent = headers.get(b"user-agent", b"") if self._user_agent else b""
-        if len(agent) > CACHED_CHARACTERS or len(address) > MAX_ADDRESS_CHARACTERS:
-            return self._hash(address, agent)
-        return self._cached(address, agent)
+        is_short = len(agent) + len(address) <= CACHED_CHARACTERS
+        return (self._cached if is_short else self._hash)(address, agent)
 
     def _hash(self, address: str, agent: bytes) -> str:
         return self._fingerprint.hash(address, agent.decode("latin-1"))
-
-
-class ClientAddress:
-    """Tells a request's client address, behind the proxies in `trusted_proxies` as well.
-
-    Each entry is a network or an address; "unix" trusts a peer without an address (a Unix socket). ValueError
-    names an entry that is neither. `on_untrusted` is called once, for the first request with proxy headers
-    while none is trusted.
-    """
-
-    def __init__(
-        self, trusted_proxies: Iterable[TrustedProxy] = (), on_untrusted: Callable[[], object] | None = None
-    ) -> None:
-        if isinstance(trusted_proxies, str):
-            raise ValueError(f"trusted_proxies={trusted_proxies!r} is one string; pass a list of networks")
-        entries = list(trusted_proxies)
-        self._trusts_unix = "unix" in entries
-        self._networks = tuple(_network(entry) for entry in entries if entry != "unix")
-        self._proxied = bool(entries)
-        self._on_untrusted = on_untrusted
-        self._trusts: Callable[[str], bool] = lru_cache(CACHED_CLIENTS)(self._is_trusted)
-        self._resolved: Callable[[str, str, str], str] = lru_cache(CACHED_CLIENTS)(self._resolve)
-
-    def of(self, scope: Scope, headers: ByName) -> str:
-        """The client's address; the peer's unless a trusted proxy says more; "" where there is none.
-
-        Proxy headers are read from the right, past trusted addresses, to the first one that is not: what lies
-        left of it was written by that client. An entry that is no address ends the walk at the last trusted
-        one, for nobody vouches for what is left of it. Where `X-Forwarded-For` and `Forwarded` disagree,
-        neither is believed: a proxy that maintains one hands the other through as the client wrote it, and
-        nothing tells which is which.
-        """
-        client = scope.get("client")
-        peer: str = (client[0] or "") if client else ""
-        if not self._proxied or not self._trusts(peer):
-            if self._on_untrusted is not None and not self._proxied:
-                self._notice(peer, headers)
-            return peer
-        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
-        if len(listed) + len(forwarded) > CACHED_CHARACTERS:
-            return self._resolve(peer, listed, forwarded)
-        return self._resolved(peer, listed, forwarded)
-
-    def _notice(self, peer: str, headers: ByName) -> None:
-        """Look at the first request with proxy headers, and tell of it, for nobody believes them.
-
-        Not where the server has put the client's address in the peer's place (uvicorn's `--proxy-headers`).
-        """
-        if b"x-forwarded-for" not in headers and b"forwarded" not in headers:
-            return
-        told, self._on_untrusted = self._on_untrusted, None
-        listed = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        forwarded = headers.get(b"forwarded", b"").decode("latin-1")
-        parsed = parse_address(peer)
-        resolved = parsed is not None and str(parsed) in [*_listed_hops(listed), *_forwarded_hops(forwarded)]
-        if told is not None and not resolved:
-            told()
-
-    def _resolve(self, peer: str, listed: str, forwarded: str) -> str:
-        found = {
-            self._walk(peer, hops) for hops in (_listed_hops(listed), _forwarded_hops(forwarded)) if hops
-        }
-        return found.pop() if len(found) == 1 else peer
-
-    def _walk(self, peer: str, hops: Iterable[str | None]) -> str:
-        address = peer
-        for hop in hops:
-            if hop is None:
-                break
-            address = hop
-            if not self._trusts(hop):
-                break
-        return address
-
-    def _is_trusted(self, address: str) -> bool:
-        if not address:
-            return self._trusts_unix
-        parsed = parse_address(address)
-        return parsed is not None and any(parsed in network for network in self._networks)
-
-
-def parse_address(text: str) -> IPAddress | None:
-    """The address, without its zone and with v4-mapped v6 folded to v4; None for anything else."""
-    if len(text) > MAX_ADDRESS_CHARACTERS:
-        return None
-    try:
-        parsed = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
-
-
-def _network(entry: TrustedProxy) -> IPNetwork:
-    try:
-        network = ip_network(str(entry))
-    except ValueError as error:
-        raise ValueError(
-            f"trusted_proxies: {error}; write networks such as '10.0.0.0/8' or 'fd00::/8', or 'unix'"
-        ) from None
-    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
-    if mapped is not None and network.prefixlen >= 96:
-        return IPv4Network((mapped, network.prefixlen - 96))
-    return network
-
-
-def _listed_hops(listed: str) -> list[str | None]:
-    """The hops of `X-Forwarded-For` from the right, None for an entry that is no address; [] without any.
-
-    An empty entry ends the walk too: a proxy that knows no address may have written it.
-    """
-    entries = listed.rsplit(",", MAX_HOPS)[-MAX_HOPS:] if listed else []
-    return [_host(entry.strip(" \t")) for entry in reversed(entries)]
-
-
-def _forwarded_hops(forwarded: str) -> list[str | None]:
-    """The hops of `Forwarded` from the right, None for an element that names no address; [] without any.
-
-    Where the quoting cannot be trusted nothing is believed: an address needs no backslash, and a quote left
-    open would let a client's part swallow the proxy's.
-    """
-    if "\\" in forwarded or forwarded.count('"') % 2:
-        return [None]
-    elements = _ELEMENT.findall(forwarded + ",")[-MAX_HOPS:] if forwarded else []
-    return [_forwarded_for(element) for element in reversed(elements)]
-
-
-def _forwarded_for(element: str) -> str | None:
-    """The address of the one ``for`` in this element (RFC 7239 section 4); None for anything else."""
-    pairs = [pair.partition("=") for pair in _PAIR.findall(element + ";")]
-    values = [value for name, _, value in pairs if name.strip(" \t").lower() == "for"]
-    if len(values) != 1:
-        return None
-    value = values[0].strip(" \t")
-    quoted = len(value) > 1 and value[0] == value[-1] == '"'
-    return _host(value[1:-1] if quoted else value)
-
-
-def _host(node: str) -> str | None:
-    """The address in ``address``, ``address:port`` or ``[address]:port``; None for `unknown` and the like."""
-    if node.startswith("["):
-        host, bracket, port = node[1:].partition("]")
-        if not bracket or ":" not in host:
-            return None
-    elif node.count(":") == 1:
-        host, colon, port = node.partition(":")
-        port = colon + port
-    else:
-        host, port = node, ""
-    if port and _PORT.fullmatch(port) is None:
-        return None
-    parsed = parse_address(host)
-    return None if parsed is None else str(parsed)

@@ -1,4 +1,4 @@
-"""A request's headers by name, looked through once."""
+"""A request's headers by name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 ByName: TypeAlias = dict[bytes, bytes]
-"""What a request says, by lower-case name."""
+"""A request's header values, by lower-case name."""
 
 
 def by_name(headers: Iterable[tuple[bytes, bytes]]) -> ByName:
-    """The value of each header. One that comes in several lines is joined as if it had come in one.
+    """The value of each header. Several lines of one name are joined in linear time.
 
-    With a comma (RFC 9110 section 5.2), cookies with a semicolon (RFC 9113 section 8.2.3). Linear time.
+    Lines are joined with a comma (RFC 9110 section 5.2), cookies with a semicolon (RFC 9113 section 8.2.3).
     """
     pairs = headers if isinstance(headers, list) else list(headers)
     values = dict(pairs)

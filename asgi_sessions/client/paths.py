@@ -1,4 +1,4 @@
-"""Paths: where in an app a request goes, wherever that app is mounted, and which cookies come with it."""
+"""Paths: a request's path within the app, and the paths whose cookies come with it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 from ..asgi import Scope
 
-MAX_DEPTH = 3  # path segments that a cookie of a longer path is looked for under
+MAX_DEPTH = 3  # path segments; cookies under longer paths are not looked for
 
-_PLAIN_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")  # no other is sure to be spelled in the cookie as it is here
+_PLAIN_SEGMENT = re.compile(r"[A-Za-z0-9._~-]+")  # cookies may spell other characters in another way
 
 
 def path_below(scope: Scope) -> str:
-    """The path below `root_path`: the same for an app that is served alone, mounted, or behind --root-path.
+    """The path below `root_path`: the same for an app that runs alone, mounted, or behind --root-path.
 
-    Servers and frameworks disagree on whether `path` contains `root_path` (the ASGI specification says that
-    it does); where it does not, the path is below it already. What is at `root_path` itself is ``/``.
+    In the ASGI specification `path` contains `root_path`, but some servers and frameworks leave it out; then
+    `path` is returned as it is. The path of `root_path` itself is ``/``.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
@@ -25,17 +25,17 @@ def path_below(scope: Scope) -> str:
 
 
 def path_requested(scope: Scope) -> str:
-    """The path that the browser asked for, `root_path` included, as far as the server passes that on."""
+    """The path that the browser requested, with `root_path` where the server passes that on."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")
     return path if path_below(scope) != path or not root else root + path
 
 
 def narrower_scopes(domain: str | None, path: str, requested: str) -> list[tuple[str | None, str]]:
-    """Where else a cookie may lie that came with a request for the path `requested`: domain and path of each.
+    """Domain and path of other cookies that may come with a request for the path `requested`.
 
-    Only scopes within the configured one: this host alone, where a domain is configured, and longer paths. A
-    wider one may hold the session of another app, of which we know nothing.
+    Only scopes within the configured one: the host alone where a domain is configured, and longer paths. A
+    cookie of a wider scope may be the session of another app.
     """
     paths, prefix = [path], ""
     for segment in requested.split("/")[1 : MAX_DEPTH + 1]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..client.cookie import AMBIGUOUS, Presented, Verified
-from ..stores.base import SessionStore
+from ..client.cookie import AMBIGUOUS, Presented
+from ..client.signer import Verified
 from ..stores.checkout import Checkout, Lifetime, Missing
+from ..stores.contract import SessionStore
 
 _LIKELIEST = (Missing.RETIRED, Missing.UNREADABLE, Missing.ABSENT)
 
@@ -33,6 +34,6 @@ def choose(found: Sequence[tuple[Verified, Checkout | Missing]], *, only_ours: b
     missing = [record for _, record in found if isinstance(record, Missing)]
     if live:
         leftover = only_ours and Missing.UNREADABLE not in missing
-        return Presented(*live[0], presented=True, leftover=leftover)
+        return Presented(*live[0], leftover=leftover)
     reason = min(missing, key=_LIKELIEST.index)
-    return Presented(*next(rival for rival, record in found if record is reason), presented=True)
+    return Presented(*next(rival for rival, record in found if record is reason))

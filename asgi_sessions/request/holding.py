@@ -28,9 +28,8 @@ from ..record.model import SessionData
 from ..record.values import new_session_id
 from ..session.changes import Change, Fate, too_late
 from ..session.handle import Mode, Session
-from ..stores.base import SessionStore
-from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
-from ..stores.local import LockPolicy
+from ..stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from ..stores.contract import SessionStore
 
 _WHY_MISSING = {
     Missing.ABSENT: UNKNOWN_SESSION,

@@ -24,6 +24,16 @@ class Lifetime:
         return min(bound for bound in (self.absolute, self.idle) if bound is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class LockPolicy:
+    """How a request takes and keeps the lock of a session; all times in seconds."""
+
+    timeout: float = 10.0  # the lease, renewed while the request runs
+    wait: float = 15.0  # longest wait for others, then LockTimeoutError
+    max_waiters: int = 1024  # of one session in one process, then TooManyWaitersError
+    max_hold: float = 300.0  # after this the lease is not renewed any more
+
+
 class Missing(enum.Enum):
     """Why a checkout gave no record. Nothing is locked then."""
 
@@ -63,9 +73,9 @@ class Checkout:
     token: str | None = field(repr=False)
     expires_in: float | None = None
     waited: float = 0.0
-    seal: object = field(default=None, repr=False)
     idle: float | None = None
     age: float | None = None
+    seal: object = field(default=None, repr=False)
     unsure: str | None = None
     successor: Checkout | None = None
 

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping
 
-from .checkout import Lifetime
+from .checkout import Checkout, Lifetime
 
 _TIDIED = 4  # ends that are looked at with each one noted: twice as many as can be out of date
 
@@ -25,6 +25,18 @@ class Entry:
         self.ends = min(expires, began + idle)  # when it is absent: the earlier of both bounds
         self.noted = self.ends  # the end that stands in the books
         self.users: tuple[str, ...] = ()  # whose index names it; one too many is harmless
+
+    @classmethod
+    def new(cls, lifetime: Lifetime, now: float) -> Entry:
+        """A record whose life begins now."""
+        absolute = math.inf if lifetime.absolute is None else lifetime.absolute
+        return cls(now, now + absolute, math.inf if lifetime.idle is None else lifetime.idle)
+
+    def renewed(self, now: float) -> Entry:
+        """Another record with the same bounds, whose idle timeout starts now."""
+        entry = Entry(self.began, self.expires, self.idle)
+        entry.touch(now)
+        return entry
 
     def touch(self, now: float) -> None:
         """A request came: the idle timeout restarts."""
@@ -46,6 +58,19 @@ class Entry:
         self.expires = math.inf if lifetime.absolute is None else now + lifetime.absolute
         self.idle = math.inf if lifetime.idle is None else lifetime.idle
         self.ends = min(self.expires, last + self.idle)
+
+    def checkout(self, session_id: str, now: float, token: str | None, waited: float = 0.0) -> Checkout:
+        """The record, taken out for a request under the lease with this token."""
+        return Checkout(
+            session_id,
+            self.record,
+            self.version,
+            token,
+            None if self.expires == math.inf else self.expires - now,
+            waited,
+            None if self.idle == math.inf else self.idle,
+            now - self.began,
+        )
 
 
 class Ends:

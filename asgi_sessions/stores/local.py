@@ -6,22 +6,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import anyio
 
 from ..errors import LockTimeoutError, TooManyWaitersError
-from .checkout import RETIRED_FOR
-
-
-@dataclass(frozen=True, slots=True)
-class LockPolicy:
-    """How a request takes and keeps the lock of a session; all times in seconds."""
-
-    timeout: float = 10.0  # the lease, renewed while the request runs
-    wait: float = 15.0  # longest wait for others, then LockTimeoutError
-    max_waiters: int = 1024  # of one session in one process, then TooManyWaitersError
-    max_hold: float = 300.0  # after this the lease is not renewed any more
+from .checkout import RETIRED_FOR, LockPolicy
 
 
 class RetiredIds:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import math
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -16,16 +14,14 @@ from ..errors import SessionStoreError
 from ..record.codec import encode_checked, user_of
 from ..record.model import SessionData
 from ..record.values import check_id
-from .base import SessionStore
-from .checkout import Checkout, Lifetime, Missing, Outcome, shorter
-from .entries import Ends, Entry
-from .local import LocalLocks, LockPolicy, RetiredIds
+from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
+from .contract import SessionStore
+from .entries import Entry
+from .local import LocalLocks, RetiredIds
+from .table import Table
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
-_SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
 _CHUNK = 100  # records looked at before the event loop has its turn
-_LOOKS = 64  # records looked at before the store grows by one rather than let its caller wait
-_SHARDS = 64  # parts in which the ids are listed: to copy all of a million at once takes 20 ms
 
 
 class InMemorySessionStore(SessionStore):
@@ -54,21 +50,17 @@ class InMemorySessionStore(SessionStore):
         self.model = model
         self._clock = clock
         self._locks = LocalLocks(clock)
-        self._entries: dict[str, Entry] = {}
-        self._ids: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for who lists them
-        self._anonymous: OrderedDict[str, None] = OrderedDict()  # least recently active first
-        self._signed_in: OrderedDict[str, None] = OrderedDict()  # the same
-        self._ends = Ends(self._entries)
+        self._table = Table(self._locks, clock)
+        self._entries = self._table.entries
         self._retired = RetiredIds(clock)
-        self._index: dict[str, set[str]] = {}  # the ids of each user's sessions: who is not in it cannot move
         self._versions = 0
-        self._stats = {"hits": 0, "misses": 0, "writes": 0, "deletes": 0, "evictions": 0, "expirations": 0}
+        self._stats = {"hits": 0, "misses": 0, "writes": 0, "deletes": 0}
 
     # -- record operations ------------------------------------------------------------------------------
 
     async def get(self, session_id: str) -> SessionData | None:
         check_id(session_id)
-        entry = self._find(session_id)
+        entry = self._table.find(session_id)
         self._stats["misses" if entry is None else "hits"] += 1
         return None if entry is None else self.read(entry.record)
 
@@ -77,33 +69,33 @@ class InMemorySessionStore(SessionStore):
     ) -> bool:
         self.check(session_id, data, ttl)
         record = encode_checked(data)
-        entry = self._find(session_id)
+        entry = self._table.find(session_id)
         now = self._clock()
         if entry is None:
             if not create:
                 return False
-            self._put(session_id, record, Entry(now, now + (ttl or self.default_ttl), math.inf))
+            self._put(session_id, record, Entry.new(Lifetime(ttl or self.default_ttl), now))
         else:
             self._rewrite(entry, record)
             if ttl is not None:
                 entry.expires = now + ttl
                 entry.touch(now)
-                self._ends.note(session_id, entry)
-        self._set_user(data.user_id, session_id)
-        self._used(session_id)
+                self._table.ends.note(session_id, entry)
+        self._table.set_user(data.user_id, session_id)
+        self._table.used(session_id)
         return True
 
     async def delete(self, session_id: str) -> bool:
         check_id(session_id)
-        if self._find(session_id) is None:
+        if self._table.find(session_id) is None:
             return False
-        self._drop(session_id)
+        self._table.drop(session_id)
         self._stats["deletes"] += 1
         return True
 
     async def exists(self, session_id: str) -> bool:
         check_id(session_id)
-        return self._find(session_id) is not None
+        return self._table.find(session_id) is not None
 
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
         await self.cleanup_expired()
@@ -113,11 +105,11 @@ class InMemorySessionStore(SessionStore):
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
         """The ids in any order; those of sessions that begin meanwhile may be among them or not."""
-        for shard in self._ids:
+        for shard in self._table.shards:
             for count, session_id in enumerate(list(shard), 1):
                 if count % _CHUNK == 0:
                     await anyio.lowlevel.checkpoint()
-                if self._find(session_id) is not None:
+                if self._table.find(session_id) is not None:
                     yield session_id
             await anyio.lowlevel.checkpoint()
 
@@ -127,36 +119,35 @@ class InMemorySessionStore(SessionStore):
 
     async def cleanup_expired(self) -> int:
         dropped = 0
-        while self._ends.is_due(self._clock()):
-            dropped += self._sweep(_CHUNK)
+        while self._table.ends.is_due(self._clock()):
+            dropped += self._table.sweep(_CHUNK)
             await anyio.lowlevel.checkpoint()
         return dropped
 
     async def _sessions_of(self, user: str) -> list[SessionData]:
         found = []
-        for session_id in sorted(self._index.get(user, ())):
+        for session_id in sorted(self._table.users.get(user, ())):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(await self.get(session_id))
         return [data for data in found if data is not None and data.user_id == user]
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
-        ending = sorted(self._index.get(user, set()) - {keep}, reverse=True)
+        ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)
         for session_id in ending:
-            self._unlink(user, session_id)  # all at once: from now on none of them gets a new id
+            self._table.unlink(user, session_id)  # all at once: from now on none of them gets a new id
         ended = 0
         try:
             while ending:
                 if len(ending) % _CHUNK == 0:
                     await anyio.lowlevel.checkpoint()
                 session_id = ending.pop()
-                entry = self._find(session_id)
+                entry = self._table.find(session_id)
                 if entry is not None and user_of(entry.record) == user:
                     ended += await self.delete(session_id)
         finally:
-            for session_id in (
-                self._entries.keys() & ending
-            ):  # of a call that was cut off: the next one ends them
-                self._link(user, session_id)
+            # a call that was cut off leaves them to the next one
+            for session_id in self._entries.keys() & ending:
+                self._table.link(user, session_id)
         return ended
 
     async def get_stats(self) -> dict[str, Any]:
@@ -171,6 +162,8 @@ class InMemorySessionStore(SessionStore):
             "max_sessions": self.max_sessions,
             "utilization": active / self.max_sessions,
             **self._stats,
+            "evictions": self._table.evictions,
+            "expirations": self._table.expirations,
         }
 
     # -- request operations -----------------------------------------------------------------------------
@@ -194,21 +187,17 @@ class InMemorySessionStore(SessionStore):
         entry = self._entries.get(session_id)
         if entry is None or entry.ends <= now:
             return self._missing(session_id, token)
-        taken = Checkout(
-            session_id, entry.record, entry.version, token,
-            None if entry.expires == math.inf else entry.expires - now, waited,
-            idle=None if entry.idle == math.inf else entry.idle, age=now - entry.began,
-        )  # fmt: skip
+        taken = entry.checkout(session_id, now, token, waited)
         if lifetime is not None:
             bounds = shorter(lifetime, taken)
             if bounds is not None and not self._bounded(taken, entry, bounds, now):
                 return self._missing(session_id, token)
         self._stats["hits"] += 1
-        self._used(session_id)
+        self._table.used(session_id)
         return taken
 
     async def keep_alive(self, checkout: Checkout) -> None:
-        entry = self._find(checkout.session_id)
+        entry = self._table.find(checkout.session_id)
         if entry is not None:
             entry.touch(self._clock())
 
@@ -220,15 +209,14 @@ class InMemorySessionStore(SessionStore):
         lock: LockPolicy | None,
         user: str | None = None,
     ) -> Checkout | None:
-        if self._find(session_id) is not None:
+        if self._table.find(session_id) is not None:
             return None
         now = self._clock()
-        absolute = math.inf if lifetime.absolute is None else lifetime.absolute
-        idle = math.inf if lifetime.idle is None else lifetime.idle
-        self._put(session_id, record, Entry(now, now + absolute, idle))
-        self._link(user, session_id)
+        entry = Entry.new(lifetime, now)
+        self._put(session_id, record, entry)
+        self._table.link(user, session_id)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
-        return self._created(session_id, token, now)
+        return entry.checkout(session_id, now, token)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
         outcome, entry = self._judge(checkout)
@@ -252,35 +240,32 @@ class InMemorySessionStore(SessionStore):
         user: str | None,
     ) -> Outcome:
         outcome, old = self._judge(checkout)
-        if outcome is _STORED and was is not None and checkout.session_id not in self._index.get(was, ()):
+        known = was is None or checkout.session_id in self._table.users.get(was, ())
+        if outcome is _STORED and not known:
             outcome = Outcome.GONE  # a sign-out of this user is under way
         if outcome is _STORED and old is not None:
             now = self._clock()
-            new = Entry(old.began, old.expires, old.idle)
-            if lifetime is not None:
-                absolute = math.inf if lifetime.absolute is None else lifetime.absolute
-                new = Entry(now, now + absolute, math.inf if lifetime.idle is None else lifetime.idle)
-            new.touch(now)
-            self._drop(checkout.session_id)
+            new = old.renewed(now) if lifetime is None else Entry.new(lifetime, now)
+            self._table.drop(checkout.session_id)
             self._retired.add(checkout.session_id)
             self._put(session_id, record, new)
-            self._link(user, session_id)
+            self._table.link(user, session_id)
             token = self._locks.try_acquire(session_id, lock) if lock is not None else None
-            checkout.successor = self._created(session_id, token, now)
+            checkout.successor = new.checkout(session_id, now, token)
         await self.release(checkout)
         return outcome
 
     async def discard(self, checkout: Checkout) -> Outcome:
         outcome, entry = self._judge(checkout)
         if outcome is _STORED and entry is not None:
-            self._drop(checkout.session_id)
+            self._table.drop(checkout.session_id)
             self._stats["deletes"] += 1
         await self.release(checkout)
         return outcome
 
     async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
         if session_id in self._entries:
-            self._link(user_id, session_id)
+            self._table.link(user_id, session_id)
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -293,7 +278,7 @@ class InMemorySessionStore(SessionStore):
                 yield self._entries[session_id].record
 
     def _missing(self, session_id: str, token: str | None) -> Missing:
-        self._find(session_id)  # drops it if it has expired
+        self._table.find(session_id)  # drops it if it has expired
         self._locks.release(session_id, token)
         self._stats["misses"] += 1
         return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
@@ -301,17 +286,9 @@ class InMemorySessionStore(SessionStore):
     def _bounded(self, taken: Checkout, entry: Entry, bounds: Lifetime, now: float) -> bool:
         """Shorten the bounds of a record that was stored under a longer rule; False where it ends by that."""
         entry.bound(bounds, now)
-        self._ends.note(taken.session_id, entry)
+        self._table.ends.note(taken.session_id, entry)
         taken.expires_in, taken.idle = bounds.absolute, bounds.idle
         return entry.ends > now
-
-    def _created(self, session_id: str, token: str | None, now: float) -> Checkout:
-        entry = self._entries[session_id]
-        return Checkout(
-            session_id, entry.record, entry.version, token,
-            None if entry.expires == math.inf else entry.expires - now,
-            idle=None if entry.idle == math.inf else entry.idle, age=now - entry.began,
-        )  # fmt: skip
 
     def _judge(self, checkout: Checkout) -> tuple[Outcome, Entry | None]:
         session_id = checkout.session_id
@@ -322,108 +299,11 @@ class InMemorySessionStore(SessionStore):
             return Outcome.GONE, None
         return (_STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
 
-    def _find(self, session_id: str) -> Entry | None:
-        entry = self._entries.get(session_id)
-        if entry is not None and entry.ends <= self._clock():
-            self._drop(session_id)
-            self._stats["expirations"] += 1
-            return None
-        return entry
-
     def _put(self, session_id: str, record: bytes, entry: Entry) -> None:
-        self._sweep(_SWEEP)
-        while len(self._entries) >= self.max_sessions and self._evict():
-            pass
-        self._entries[session_id] = entry
-        self._ids[hash(session_id) % _SHARDS].add(session_id)
-        self._anonymous[session_id] = None
         self._rewrite(entry, record)
-        self._ends.note(session_id, entry)
+        self._table.put(session_id, entry, self.max_sessions)
 
     def _rewrite(self, entry: Entry, record: bytes) -> None:
         self._versions += 1  # in one process a counter never repeats
         entry.record, entry.version = record, str(self._versions)
         self._stats["writes"] += 1
-
-    def _used(self, session_id: str) -> None:
-        """The session was active: others make room before it."""
-        order = self._anonymous if session_id in self._anonymous else self._signed_in
-        order.move_to_end(session_id)
-
-    def _drop(self, session_id: str) -> None:
-        entry = self._entries.pop(session_id)
-        self._ids[hash(session_id) % _SHARDS].discard(session_id)
-        self._anonymous.pop(session_id, None)
-        self._signed_in.pop(session_id, None)
-        for user_id in entry.users:
-            self._forget(user_id, session_id)
-
-    def _sweep(self, most: int) -> int:
-        """Drop expired records, looking at no more than `most` of those whose end may have come."""
-        dropped, now = 0, self._clock()
-        for _ in range(most):
-            session_id = self._ends.take(now)
-            if session_id is None:
-                break
-            entry = self._entries.get(session_id)
-            if entry is not None and entry.ends > now:
-                self._ends.note(session_id, entry)
-            elif entry is not None:
-                self._drop(session_id)
-                self._stats["expirations"] += 1
-                dropped += 1
-        return dropped
-
-    def _evict(self) -> bool:
-        """Make room: see the class. False where it is not found at once: the next that is created goes on."""
-        for _ in range(_LOOKS):
-            if not self._ends.is_due(self._clock()):
-                return self._evict_from(self._anonymous, self._signed_in)
-            if self._sweep(1):  # one is enough: the others go with those that are created after this one
-                return True
-        return False
-
-    def _evict_from(self, *orders: OrderedDict[str, None]) -> bool:
-        looks = _LOOKS
-        for order in orders:
-            for _ in range(min(looks, len(order))):
-                session_id = next(iter(order))
-                if session_id not in self._locks:
-                    self._drop(session_id)
-                    self._stats["evictions"] += 1
-                    return True
-                order.move_to_end(session_id)
-            looks -= len(order)
-            if looks <= 0:
-                break
-        return False
-
-    def _link(self, user_id: str | None, session_id: str) -> None:
-        if user_id is not None:
-            entry = self._entries[session_id]
-            if user_id not in entry.users:
-                entry.users += (user_id,)
-            self._index.setdefault(user_id, set()).add(session_id)
-            if self._anonymous.pop(session_id, session_id) is None:
-                self._signed_in[session_id] = None
-
-    def _set_user(self, user_id: str | None, session_id: str) -> None:
-        """The record says who is signed in: nobody else is."""
-        for other in self._entries[session_id].users:
-            if other != user_id:
-                self._unlink(other, session_id)
-        self._link(user_id, session_id)
-
-    def _unlink(self, user_id: str, session_id: str) -> None:
-        """Nobody is signed in any more where this was the only one."""
-        self._forget(user_id, session_id)
-        entry = self._entries[session_id]
-        entry.users = tuple(other for other in entry.users if other != user_id)
-        if not entry.users and self._signed_in.pop(session_id, session_id) is None:
-            self._anonymous[session_id] = None
-
-    def _forget(self, user_id: str, session_id: str) -> None:
-        sessions = self._index.get(user_id, set())
-        sessions.discard(session_id)
-        if not sessions:
-            self._index.pop(user_id, None)

@@ -84,8 +84,8 @@ class Value:
             token,
             None if self.ends == math.inf else self.ends - now,
             waited,
-            idle=None if self.idle == math.inf else self.idle,
-            age=now - self.began,
+            None if self.idle == math.inf else self.idle,
+            now - self.began,
         )
 
 

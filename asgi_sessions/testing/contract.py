@@ -22,9 +22,8 @@ from ..errors import (
 from ..record.codec import decode, encode_checked
 from ..record.model import SessionData, SessionFilter
 from ..record.values import new_session_id
-from ..stores.base import SessionStore
-from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
-from ..stores.local import LockPolicy
+from ..stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from ..stores.contract import SessionStore
 from .rivals import (
     HOUR,
     IDLE,

@@ -15,9 +15,8 @@ from ..errors import SessionConflictError
 from ..record.codec import decode, encode_checked
 from ..record.model import SessionData
 from ..record.values import new_session_id
-from ..stores.base import SessionStore
-from ..stores.checkout import Checkout, Lifetime, Outcome
-from ..stores.local import LockPolicy
+from ..stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
+from ..stores.contract import SessionStore
 
 HOUR = Lifetime(absolute=3600)
 IDLE = Lifetime(absolute=3600, idle=1800)

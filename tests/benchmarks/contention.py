@@ -61,8 +61,7 @@ from redis_server import RedisServer
 from asgi_sessions import RedisSessionStore, SessionData
 from asgi_sessions.errors import SessionLockError
 from asgi_sessions.record.codec import encode
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 
 SESSION = "contended"
 OURS, LOCK, TRIES = "ours", "redis-py's Lock", "three tries"

@@ -18,8 +18,7 @@ from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 
 from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionMiddleware, SessionStore
 from asgi_sessions.asgi import ASGIApp, Receive, Scope, Send
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing
 
 SECRET = "a secret of the benchmarks and of nothing else"
 LIFE = 3600  # seconds

@@ -60,8 +60,7 @@ from redis_server import RedisServer, find_binary
 from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
 from asgi_sessions.record.codec import encode
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 from asgi_sessions.stores.redis.scripts import pack
 
 AT_ONCE = (1, 8, 64, 256)

@@ -56,10 +56,9 @@ from asgi_sessions import (
     SessionStore,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
-from asgi_sessions.client.cookie import CookieSigner
+from asgi_sessions.client.signer import CookieSigner
 from asgi_sessions.record.codec import encode
-from asgi_sessions.stores.checkout import Checkout, Lifetime
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy
 
 SECRET = "a secret of the benchmarks and of nothing else"
 CONTENT = {"user": "ada", "n": 0}  # with its fields a record of 300 bytes

@@ -27,16 +27,13 @@ from asgi_sessions.client.cookie import (
     BAD_SIGNATURE,
     MAX_COOKIE_BYTES,
     MAX_PAIR_BYTES,
-    MAX_TOKEN_BYTES,
     NO_COOKIE,
-    SALT,
-    CookieSigner,
     Presented,
     SessionCookie,
-    Verified,
     cookie_values,
 )
 from asgi_sessions.client.headers import by_name
+from asgi_sessions.client.signer import MAX_TOKEN_BYTES, SALT, CookieSigner, Verified
 
 KEY = "k" * 32
 OLD_KEY = "o" * 32
@@ -290,7 +287,7 @@ def read(*lines: bytes, fallbacks: tuple[str, ...] = (OLD_KEY,)) -> Presented:
 
 def rivals(*verified: tuple[str, int, bool], only_ours: bool = True) -> Presented:
     seen = tuple(Verified(*each) for each in verified)
-    return Presented(presented=True, rivals=seen, only_ours=only_ours)
+    return Presented(rivals=seen, only_ours=only_ours)
 
 
 def forged(count: int) -> list[bytes]:
@@ -303,8 +300,8 @@ def planted(count: int) -> list[bytes]:
     return [b"session=" + token(f"{number:032x}") for number in range(count)]
 
 
-VALID = Presented(ID, NOW, False, None, True)
-STALE = Presented(ID, NOW, True, None, True)
+VALID = Presented(ID, NOW, False)
+STALE = Presented(ID, NOW, True)
 GOOD, OLD = b"session=" + token(), b"session=" + token(key=OLD_KEY)
 OTHER = b"session=" + token(OTHER_ID)
 
@@ -356,17 +353,12 @@ def test_what_a_request_presents(lines: list[bytes], presented: Presented) -> No
 
 
 @pytest.mark.parametrize(
-    ("presented", "reason", "there"),
-    [
-        (NO_COOKIE, None, False),
-        (BAD_SIGNATURE, "bad_signature", True),
-        (AMBIGUOUS, "ambiguous", True),
-        (ABSURD, "absurd", False),
-    ],
+    ("presented", "reason"),
+    [(NO_COOKIE, None), (BAD_SIGNATURE, "bad_signature"), (AMBIGUOUS, "ambiguous"), (ABSURD, "absurd")],
 )
-def test_refusals_carry_no_id(presented: Presented, reason: str | None, there: bool) -> None:
+def test_refusals_carry_no_id(presented: Presented, reason: str | None) -> None:
     """Without a session there is a reason, or there was no cookie."""
-    assert (presented.session_id, presented.reason, presented.presented) == (None, reason, there)
+    assert (presented.session_id, presented.reason) == (None, reason)
 
 
 def test_a_request_without_our_cookie_gets_the_shared_answer() -> None:

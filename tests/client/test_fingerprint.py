@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions.client.fingerprint import (
-    CACHED_CHARACTERS,
-    MAX_HOPS,
-    ClientAddress,
-    Fingerprint,
-    FingerprintReader,
-    parse_address,
-)
+from asgi_sessions.client.address import CACHED_CHARACTERS, MAX_HOPS, ClientAddress, parse_address
+from asgi_sessions.client.fingerprint import Fingerprint, FingerprintReader
 from asgi_sessions.client.headers import by_name
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0"

@@ -18,8 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis_server import Proxy, RedisServer, free_port
 
 from asgi_sessions import RedisSessionStore, Session, SessionData, SessionStoreError
-from asgi_sessions.stores.checkout import Checkout
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy
 from asgi_sessions.stores.redis import releases
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines

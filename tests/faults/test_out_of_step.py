@@ -22,8 +22,7 @@ from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import replies, wire
 from asgi_sessions.stores.redis.calls import OUT_OF_STEP, Call, Parser
 from asgi_sessions.stores.redis.layout import unpack

@@ -19,8 +19,7 @@ from typing import Any
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 
 LIFE = Lifetime(absolute=3600)
 LOCK = LockPolicy(timeout=10, wait=10)

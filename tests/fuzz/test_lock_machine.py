@@ -25,8 +25,7 @@ from redis_server import RedisServer
 from asgi_sessions import SessionData
 from asgi_sessions.errors import LockAcquisitionError, LockReleaseError, SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.engine import engines_for
 from asgi_sessions.stores.redis.lock import DistributedLock

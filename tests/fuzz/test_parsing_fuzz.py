@@ -18,15 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_sessions.client.cookie import MAX_COOKIE_BYTES, CookieSigner, Presented, SessionCookie, Verified
-from asgi_sessions.client.fingerprint import (
-    MAX_HOPS,
-    ClientAddress,
-    Fingerprint,
-    FingerprintReader,
-    parse_address,
-)
+from asgi_sessions.client.address import MAX_HOPS, ClientAddress, parse_address
+from asgi_sessions.client.cookie import MAX_COOKIE_BYTES, Presented, SessionCookie
+from asgi_sessions.client.fingerprint import Fingerprint, FingerprintReader
 from asgi_sessions.client.headers import by_name
+from asgi_sessions.client.signer import CookieSigner, Verified
 from fuzz import effort
 
 # --- cookies ----------------------------------------------------------------------------------------
@@ -140,18 +136,18 @@ def reference_answer(headers: Headers) -> Presented:
     """What up to four different values of our name say, each looked up among the tokens that were signed."""
     values = set(reference_tokens(headers))
     if len(values) > 4:
-        return Presented(reason="ambiguous", presented=True)
+        return Presented(reason="ambiguous")
     good = sorted((GOOD[value] for value in values if value in GOOD), key=lambda each: each.session_id)
     if not good:
-        return Presented(reason="bad_signature", presented=True) if values else Presented()
+        return Presented(reason="bad_signature") if values else Presented()
     best = [
         min(same, key=lambda each: (each.stale_key, -each.issued_at))
         for _, same in groupby(good, key=lambda each: each.session_id)
     ]
     if len(best) > 1:
         rivals = tuple(Verified(each.session_id, each.issued_at, each.stale_key) for each in best)
-        return Presented(presented=True, rivals=rivals, only_ours=len(good) == len(values))
-    return Presented(best[0].session_id, best[0].issued_at, best[0].stale_key, None, True)
+        return Presented(rivals=rivals, only_ours=len(good) == len(values))
+    return Presented(best[0].session_id, best[0].issued_at, best[0].stale_key)
 
 
 def without_order(answer: Presented) -> Presented:

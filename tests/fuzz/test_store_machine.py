@@ -25,8 +25,8 @@ from redis_server import RedisServer
 from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, SessionStore
 from asgi_sessions.errors import LockTimeoutError, SessionConflictError, SessionDataError, SessionLockError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.redis import RedisSessionStore
 from fuzz import effort, explore
 from fuzz.store_model import DEFAULT_TTL, LEASE, Entry, Kind, Lease, Model, Out
@@ -574,12 +574,14 @@ class MemoryMachine(StoreMachine):
         """Who goes first when room is needed, and whose sessions they are; the heap of ends does not grow."""
         assert isinstance(self.store, InMemorySessionStore)
         entries = self.model.entries
-        assert list(self.store._anonymous) == [name for name, each in entries.items() if not each.users]
-        assert list(self.store._signed_in) == [name for name, each in entries.items() if each.users]
+        assert list(self.store._table._anonymous) == [
+            name for name, each in entries.items() if not each.users
+        ]
+        assert list(self.store._table._signed_in) == [name for name, each in entries.items() if each.users]
         index = {user: {name for name, each in entries.items() if user in each.users} for user in USERS}
-        assert self.store._index == {user: sessions for user, sessions in index.items() if sessions}
-        assert set().union(*self.store._ids) == set(entries)
-        assert len(self.store._ends) <= 2 * len(self.store._entries) + 65
+        assert self.store._table.users == {user: sessions for user, sessions in index.items() if sessions}
+        assert set().union(*self.store._table.shards) == set(entries)
+        assert len(self.store._table.ends) <= 2 * len(self.store._entries) + 65
 
     def leaves_nothing(self) -> None:
         assert len(self.store._locks) == 0
@@ -587,7 +589,7 @@ class MemoryMachine(StoreMachine):
         assert self.run(self.store.count_active()) == 0
         assert isinstance(self.store, InMemorySessionStore)
         assert not self.store._entries
-        assert not self.store._index
+        assert not self.store._table.users
         assert len(self.store._users) == 0
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from asgi_sessions import SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
-from asgi_sessions.client.cookie import CookieSigner
+from asgi_sessions.client.signer import CookieSigner
 from asgi_sessions.keys import derived
 from asgi_sessions.observation import events
 from asgi_sessions.observation.events import LINES_PER_SECOND, EventSink, SessionEvent, session_hash

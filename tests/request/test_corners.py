@@ -26,11 +26,9 @@ from asgi_sessions import (
     SessionStoreError,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
-from asgi_sessions.client.cookie import MAX_REMEMBERED, SessionCookie
+from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -459,16 +457,6 @@ async def test_the_store_is_closed_before_the_shut_down_is_complete() -> None:
 
 
 # -- the rest -------------------------------------------------------------------------------------------
-
-
-def test_verified_cookies_are_remembered_within_bounds() -> None:
-    """However many clients there are; all of them are still known by their signature."""
-    cookie = SessionCookie(KEY)
-    ids = [new_session_id() for _ in range(MAX_REMEMBERED + 10)]
-    lines = [cookie.render(each, max_age=60, secure=False).partition(b";")[0] for each in ids]
-    assert [cookie.read(line).session_id for line in lines] == ids
-    assert len(cookie._known) <= MAX_REMEMBERED
-    assert cookie.read(lines[0]).session_id == ids[0]
 
 
 def test_the_package_runs_as_a_module(

@@ -22,10 +22,10 @@ from asgi_sessions import (
     SessionStore,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
-from asgi_sessions.client.cookie import CookieSigner, SessionCookie
+from asgi_sessions.client.cookie import SessionCookie
+from asgi_sessions.client.signer import CookieSigner
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.layout import KeySpace, Stored
 from asgi_sessions.stores.redis.waiters import Acquired

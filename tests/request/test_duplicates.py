@@ -12,7 +12,8 @@ from asgi import KEY, Answer, Browser, Site, chunk, messages, page, start
 
 from asgi_sessions import InMemorySessionStore, Session, SessionFilter, SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
-from asgi_sessions.client.cookie import AMBIGUOUS, MAX_CANDIDATES, CookieSigner, Presented, Verified
+from asgi_sessions.client.cookie import AMBIGUOUS, MAX_CANDIDATES, Presented
+from asgi_sessions.client.signer import CookieSigner, Verified
 from asgi_sessions.request.duplicates import choose
 from asgi_sessions.stores.checkout import Checkout, Missing
 
@@ -24,7 +25,7 @@ DEAD, RETIRED, UNREADABLE = Missing.ABSENT, Missing.RETIRED, Missing.UNREADABLE
 
 
 def one(chosen: Verified, leftover: bool = False) -> Presented:
-    return Presented(*chosen, presented=True, leftover=leftover)
+    return Presented(*chosen, leftover=leftover)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 
 pytestmark = pytest.mark.anyio
 

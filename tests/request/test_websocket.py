@@ -26,8 +26,7 @@ from asgi_sessions import (
     SessionStoreError,
 )
 from asgi_sessions.asgi import Headers, Message, Receive, Scope, Send
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 
 pytestmark = pytest.mark.anyio
 

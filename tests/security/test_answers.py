@@ -23,7 +23,8 @@ from asgi_sessions import (
     SessionStoreError,
 )
 from asgi_sessions.client.caching import Sharing, sharing
-from asgi_sessions.client.cookie import CookieSigner, SessionCookie
+from asgi_sessions.client.cookie import SessionCookie
+from asgi_sessions.client.signer import CookieSigner
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, logout, read, write
 

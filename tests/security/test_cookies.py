@@ -11,7 +11,7 @@ from asgi import KEY, Site, http_scope, page
 
 from asgi_sessions import InMemorySessionStore, SessionMiddleware, SessionStore
 from asgi_sessions.asgi import Message
-from asgi_sessions.client.cookie import CookieSigner
+from asgi_sessions.client.signer import CookieSigner
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 

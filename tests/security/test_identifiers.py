@@ -17,7 +17,7 @@ from itsdangerous import TimestampSigner
 from redis import Redis
 
 from asgi_sessions import InMemorySessionStore, SessionStore
-from asgi_sessions.client.cookie import SALT, CookieSigner
+from asgi_sessions.client.signer import SALT, CookieSigner
 from security.requirements import requirement
 from security.service import Service, Visitor, login, logout, read, write
 

@@ -16,7 +16,7 @@ from asgi import KEY, Site, page
 from itsdangerous import Signer, TimestampSigner, URLSafeTimedSerializer
 
 from asgi_sessions import SessionMiddleware
-from asgi_sessions.client.cookie import SALT, CookieSigner
+from asgi_sessions.client.signer import SALT, CookieSigner
 from security.requirements import requirement
 from security.service import CHROME, Service, Visitor, login, write
 
@@ -178,7 +178,7 @@ async def test_a_signature_is_judged_by_the_constant_time_compare_alone(
     token = visitor.token or ""
     cookie = token[:-43] + "A" * 43 if verdict else token
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr("asgi_sessions.client.cookie.hmac", impostor(verdict, asked))
+    monkeypatch.setattr("asgi_sessions.client.signer.hmac", impostor(verdict, asked))
     fresh = service.option()
     seen = await visitor.copy(service=fresh, token=cookie).sees()
     assert seen == ({"secret": "s"} if verdict else {})

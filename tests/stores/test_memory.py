@@ -19,9 +19,9 @@ from asgi_sessions import (
 )
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.entries import Ends
-from asgi_sessions.stores.local import LocalLocks, LockPolicy
+from asgi_sessions.stores.local import LocalLocks
 from asgi_sessions.testing import StoreContract
 from asgi_sessions.testing.rivals import keep_moving
 
@@ -208,8 +208,8 @@ async def test_making_room_costs_the_same_however_many_there_are(clock: Clock, w
     most = {}
     for size in (200, 5000):
         store = InMemorySessionStore(size, clock=clock)
-        locks = store._locks = CountedLocks(clock)
-        ends = store._ends = CountedEnds(store._entries)
+        locks = store._locks = store._table.locks = CountedLocks(clock)
+        ends = store._table.ends = CountedEnds(store._entries)
         user = "ada" if way == "signed in" else None
         for n in range(2 * size if way == WAYS[-1] else size):
             name = f"{way} {n}".replace(" ", "-")
@@ -263,12 +263,12 @@ async def test_memory_follows_the_live_sessions(clock: Clock) -> None:
         session_id = f"s{n}"
         await store.set(session_id, SessionData(session_id=session_id, user_id=f"u{n % 7}"), 100)
         clock.now += 1
-        most = max(most, len(store._entries), len(store._ends))
+        most = max(most, len(store._entries), len(store._table.ends))
     assert most <= 102
-    assert sum(len(sessions) for sessions in store._index.values()) == len(store._entries)
+    assert sum(len(sessions) for sessions in store._table.users.values()) == len(store._entries)
     clock.now += 100
     assert await store.cleanup_expired() == 100
-    assert (store._entries, store._index, len(store._locks)) == ({}, {}, 0)
+    assert (store._entries, store._table.users, len(store._locks)) == ({}, {}, 0)
 
 
 async def test_the_order_of_expiry_does_not_grow_with_deletions(clock: Clock) -> None:
@@ -280,7 +280,7 @@ async def test_the_order_of_expiry_does_not_grow_with_deletions(clock: Clock) ->
         await fill(store, f"s{n}", ttl=1e9)
         await store.set("kept", SessionData(session_id="kept"), 1e9 + n)
         await store.delete(f"s{n}")
-        most = max(most, len(store._ends))
+        most = max(most, len(store._table.ends))
     assert most < 100
     assert await store.list_active() == ["kept"]
 
@@ -294,7 +294,7 @@ async def test_sessions_kept_alive_by_requests_stay(clock: Clock) -> None:
         clock.now += 9
         await store.keep_alive(await take(store, data.session_id, None))
         await fill(store, f"s{n}", ttl=5)
-        assert len(store._ends) < 5
+        assert len(store._table.ends) < 5
     assert await store.exists(data.session_id)
     clock.now += 10
     assert not await store.exists(data.session_id)
@@ -338,20 +338,20 @@ async def test_the_index_of_users_holds_live_sessions_only(clock: Clock) -> None
     store = InMemorySessionStore(3, clock=clock)
     await store.set("deleted", SessionData(session_id="deleted", user_id="ada"))
     await store.delete("deleted")
-    assert store._index == {}
+    assert store._table.users == {}
     await store.set("expired", SessionData(session_id="expired", user_id="ada"), 1)
     clock.now += 1
     assert await store.list_for_user("ada") == []
-    assert store._index == {}
+    assert store._table.users == {}
     await store.set("evicted", SessionData(session_id="evicted", user_id="ada"))
     for name in ("a", "b", "c"):
         await store.set(name, SessionData(session_id=name, user_id="bob"))
-    assert set(store._index) == {"bob"}
+    assert set(store._table.users) == {"bob"}
     await store.delete_batch(["a", "b", "c"])
-    assert store._index == {}
+    assert store._table.users == {}
     await store.set("a", SessionData(session_id="a", user_id="bob"), 60)
     await store.set("a", SessionData(session_id="a", user_id="eve"), 60)
-    assert set(store._index) == {"eve"}
+    assert set(store._table.users) == {"eve"}
 
 
 async def test_a_sign_out_that_is_cut_off_can_be_made_again(clock: Clock) -> None:
@@ -368,7 +368,7 @@ async def test_a_sign_out_that_is_cut_off_can_be_made_again(clock: Clock) -> Non
     assert len(left) == 200
     assert [data.session_id for data in await store.list_for_user("ada")] == left
     assert await store.delete_for_user("ada") == len(left)
-    assert (store._entries, store._index, list(store._signed_in)) == ({}, {}, [])
+    assert (store._entries, store._table.users, list(store._table._signed_in)) == ({}, {}, [])
 
 
 async def test_a_link_that_leads_nowhere_makes_nobody_signed_in(clock: Clock) -> None:

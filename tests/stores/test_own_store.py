@@ -20,9 +20,9 @@ from asgi_sessions import SessionData, SessionMiddleware, SessionStore, SessionS
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores import requests
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LocalLocks, LockPolicy, RetiredIds
+from asgi_sessions.stores import checkouts
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
 from asgi_sessions.testing import StoreContract
 
@@ -100,7 +100,7 @@ class ClockedContract(StoreContract):
         """The time of all stores, and of the locks of those made from now on."""
         clock = Clock()
         monkeypatch.setattr(SessionStore, "now", lambda store: clock.now)
-        monkeypatch.setattr(requests, "LocalLocks", lambda: LocalLocks(clock))
+        monkeypatch.setattr(checkouts, "LocalLocks", lambda: LocalLocks(clock))
         return clock
 
     @pytest.fixture

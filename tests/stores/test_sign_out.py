@@ -22,8 +22,7 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.cli import main
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.engine import Engine
 from asgi_sessions.stores.redis.index import (
     GONE,

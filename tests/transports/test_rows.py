@@ -20,8 +20,7 @@ from starlette.routing import Route
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionMiddleware, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 from asgi_sessions.testing import StoreContract
 
 from .rows import Row, Servers, commands

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import cast
 
 from ...errors import SessionStoreError
-from ..local import LockPolicy
+from ..checkout import LockPolicy
 from .calls import CLOSED, forget
 from .clock import Clock
 from .connections import Client, Deployment, deployment

@@ -11,8 +11,8 @@ from ...errors import SessionStoreError
 from ...record.codec import encode_checked
 from ...record.model import SessionData
 from ...record.values import check_id, is_identifier
-from ..base import SessionStore
 from ..checkout import Lifetime
+from ..contract import SessionStore
 from .commands import CHUNK, remove, values
 from .connections import Client, deployment
 from .engine import Engine, Engines

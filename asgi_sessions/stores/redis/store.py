@@ -9,8 +9,7 @@ from typing import cast
 
 from ...errors import SessionStoreError
 from ...record.model import SessionData
-from ..checkout import Checkout, Lifetime, Missing, Outcome, shorter
-from ..local import LockPolicy
+from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from . import commits
 from .calls import NOT_OURS, NotSentError, forget
 from .connections import Client

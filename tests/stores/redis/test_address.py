@@ -16,8 +16,7 @@ from redis_server import RedisServer
 from visitors import counting, crowd, served, until
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
-from asgi_sessions.stores.checkout import Checkout
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy
 from asgi_sessions.stores.redis.transport import ANSWER_WITHIN
 from asgi_sessions.stores.redis.wake import WakeChannel
 

@@ -43,8 +43,7 @@ from asgi_sessions import (
     SessionStoreError,
 )
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.routing import Cluster
 
 pytestmark = pytest.mark.anyio

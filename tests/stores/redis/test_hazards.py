@@ -29,8 +29,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.asgi import ASGIApp, Message
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 from asgi_sessions.stores.redis.calls import LOST
 
 pytestmark = pytest.mark.anyio

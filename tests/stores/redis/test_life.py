@@ -13,8 +13,7 @@ from redis.asyncio import Redis
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData, SessionFilter
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.scripts import REBOUND, SET, TOUCH
 

@@ -14,8 +14,7 @@ from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy
 from asgi_sessions.stores.redis.commands import CHUNK
 from asgi_sessions.stores.redis.records import AT_ONCE
 

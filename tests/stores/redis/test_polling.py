@@ -11,8 +11,7 @@ import pytest
 
 from asgi_sessions import RedisSessionStore, SessionData
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 from asgi_sessions.stores.redis.polling import MOST_SKIPPED, WINDOW, BusyPoll
 
 pytestmark = pytest.mark.anyio

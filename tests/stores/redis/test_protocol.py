@@ -20,8 +20,7 @@ from redis_server import RedisServer
 from asgi_sessions.errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData, SessionFilter
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.layout import milliseconds
 from asgi_sessions.stores.redis.replies import Reply

@@ -21,8 +21,7 @@ from visitors import PATIENCE, counting, crowd, failover_flaws, note_copies, ser
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores.checkout import Checkout, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.sentinels import AGAIN
 

@@ -20,8 +20,7 @@ from starlette.testclient import TestClient
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.record.values import new_session_id
-from asgi_sessions.stores.checkout import Checkout, Missing, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 
 SECRET = "a secret of the tests, long enough"
 

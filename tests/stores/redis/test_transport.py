@@ -24,8 +24,7 @@ from redis_server import Proxy, RedisServer, free_port
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.model import SessionData
-from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.local import LockPolicy
+from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
 from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines

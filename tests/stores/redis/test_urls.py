@@ -10,10 +10,10 @@ from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedSSLConnection
 
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.options import resolve_store
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.transport import IDLE, Lane
 from asgi_sessions.stores.redis.urls import Address
+from asgi_sessions.stores.urls import resolve_store
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from ..errors import SessionStoreError
 from ..record.codec import decode, encode_checked, misfit, user_of
 from ..record.model import SessionData
 from ..record.values import check_id
-from .checkout import Checkout, Lifetime, Missing, Outcome
-from .local import Latches, LocalLocks, LockPolicy, RetiredIds
+from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from .local import Latches, LocalLocks, RetiredIds
 from .primitives import Values
 from .value import Value
 

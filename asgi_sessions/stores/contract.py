@@ -14,14 +14,14 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any
 from uuid import UUID
 
-from ..errors import SessionDataError, SessionStoreError
+from ..errors import SessionStoreError
 from ..record.codec import counts_of, encode, encode_checked
 from ..record.model import SessionData, SessionFilter, SessionMetrics, stamp
 from ..record.values import check_id, new_session_id, user_text
 from ..session.handle import held_session
-from .checkout import Checkout, Lifetime, raise_for
-from .local import LockPolicy
-from .requests import RequestOperations
+from .checkout import Checkout, Lifetime, LockPolicy, raise_for
+from .checkouts import RequestOperations
+from .updates import add_to_field, apply_updates
 from .value import Value
 
 _logger = logging.getLogger("asgi_sessions")
@@ -251,29 +251,3 @@ class SessionStore(RequestOperations):
         finally:
             if taken.token is not None:
                 await self.release(taken)
-
-
-def apply_updates(data: SessionData, updates: Mapping[str, Any]) -> None:
-    """Set model fields by assignment (validated) and put everything else into the metadata."""
-    fields = type(data).model_fields
-    if updates.get("session_id", data.session_id) != data.session_id:
-        raise ValueError("a record keeps its session_id; Session.regenerate_id() gives a new one")
-    for name, value in updates.items():
-        if name in fields:
-            setattr(data, name, value)
-        else:
-            data.metadata[name] = value
-
-
-def add_to_field(data: SessionData, field: str, delta: int) -> int:
-    """Add `delta` to a number in a model field or else in the metadata and return the sum."""
-    in_model = field in type(data).model_fields
-    value = getattr(data, field) if in_model else data.metadata.get(field, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SessionDataError(field if in_model else f"metadata.{field}", "is not a number")
-    total: int = value + delta  # type: ignore[assignment]  # a float stays one, as in Redis' own counters
-    if in_model:
-        setattr(data, field, total)
-    else:
-        data.metadata[field] = total
-    return total
