@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 from asgi import PrimitiveStore, Shop, Site
 from redis import Redis
@@ -15,6 +16,9 @@ from asgi_sessions import InMemorySessionStore, SessionData, SessionStore
 from asgi_sessions.stores.redis import scripts
 
 pytest_plugins = ["faults.summary"]
+
+hypothesis.settings.register_profile("patient", deadline=None)  # an example may take long on a busy machine
+hypothesis.settings.load_profile("patient")
 
 SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
 
