@@ -32,8 +32,10 @@ from .errors import (
 )
 from .middleware import SessionMiddleware
 from .observation.events import SessionEvent, session_hash
-from .record.model import SessionData, SessionFilter, SessionMetrics
-from .session.handle import Session, get_session, get_session_data
+from .record.model import SessionData
+from .record.queries import SessionFilter, SessionMetrics
+from .session.access import get_session, get_session_data
+from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
 
@@ -70,8 +72,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .stores.redis import RedisSessionStore
     from .stores.redis.lock import DistributedLock, DistributedLockManager
+    from .stores.redis.store import RedisSessionStore
 
 # What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
 _ON_DEMAND = {

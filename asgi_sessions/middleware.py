@@ -27,8 +27,9 @@ from .request.answers import Answers
 from .request.exchange import HTTPExchange, Settings, WebSocketExchange
 from .request.holding import Rules
 from .request.unit import Unit
+from .session.access import held
 from .session.changes import ROTATE_ON
-from .session.handle import Session, held
+from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.urls import resolve_store
 

@@ -1,51 +1,154 @@
-"""The record as bytes: how it is written, how it reads back, and what is refused because it would not.
+"""A model's records as bytes: how they are written, how they read back.
 
 A record is the JSON of its model's fields under their own names, whatever aliases the model has. Computed
-fields are left out: they come back by themselves.
+fields are left out: they come back by themselves. Start with `Codec`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, ValidationError
+from pydantic_core import SchemaValidator, core_schema, to_json
 
 from ..errors import SessionDataError
-from .writer import STORED_ONLY, writer_of
-
-MAX_METADATA_BYTES = 1_000_000
-MAX_RECORD_BYTES = 2_000_000
-MAX_DEPTH = 100  # levels of dicts and lists in the metadata, itself the first; parsers end at about 200
-_MAX_DIGITS = 4300  # of an integer: Python's own limit and the JSON parser's
-_INTEGERS_END = 10**_MAX_DIGITS
-_INTEGERS_BEGIN = -(10 ** (_MAX_DIGITS - 1))  # older parsers count the sign as a digit
-_ALWAYS_READ_BACK = frozenset({"created_at", "updated_at", "last_activity"})  # a model may set them on load
-_UNSET = object()
+from .lines import WHEN, WHO, Parts, items_of, join, parsed, split
+from .proof import check_same, check_size, explain
+from .writer import compile_writer, has_own_serializer
 
 Record = TypeVar("Record", bound=BaseModel)
 
+Image: TypeAlias = "tuple[tuple[Any, ...], bytes]"
+"""What is compared to see whether typed fields have changed: facts of the first two lines, and the third."""
+
+_FACTS = (*WHO, *WHEN)
+_MOMENT = core_schema.typed_dict_field(core_schema.datetime_schema(tz_constraint=0))
+_MOMENTS = SchemaValidator(
+    core_schema.typed_dict_schema(dict.fromkeys(WHEN, _MOMENT), extra_behavior="forbid")
+)
+
+
+class Who(NamedTuple):
+    """What the first line of a record says."""
+
+    session_id: str
+    user_id: str | None
+    fingerprint: str | None
+    created_at: datetime
+    created_ns: int  # the same in nanoseconds since the epoch
+
+    def __repr__(self) -> str:
+        return "Who()"
+
+
+class Codec(Generic[Record]):
+    """Writes and reads the records of one model; compiled once per model, see `codec_of`.
+
+    A model with serialisers of its own, or with other types in the first two lines, has records of one line.
+    """
+
+    def __init__(self, model: type[Record]) -> None:
+        self.model = model
+        self.has_lines = _fits_lines(model)
+        self.names = names = model.__pydantic_fields__.keys()
+        self._computed = set(model.__pydantic_computed_fields__) or None
+        self._whole = compile_writer(model)
+        if self.has_lines:
+            self._who = compile_writer(model, WHO, extras=False)
+            self._when = compile_writer(model, WHEN, extras=False)
+            self._fields = compile_writer(model, names - {*_FACTS, "metadata"})
+
+    def decode(self, raw: str | bytes) -> Record:
+        """See `decode`."""
+        record: Record = self.model.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
+        return record
+
+    def line(self, data: Record) -> bytes:
+        """The record as JSON in one line, unchecked. Raises `ValueError` where a value has no JSON form."""
+        return self._whole.to_json(data, by_alias=False, warnings=False, exclude=self._computed)
+
+    def tree(self, data: Record) -> dict[str, Any]:
+        """The same as a dict of what JSON has; a value without a JSON form is warned of."""
+        found: dict[str, Any] = self._whole.to_python(
+            data, mode="json", by_alias=False, exclude=self._computed
+        )
+        return found
+
+    def facts(self, data: Record) -> tuple[Any, ...]:
+        """What the first two lines say, as values that nobody can change within."""
+        return tuple(map(data.__dict__.get, _FACTS)) if self.has_lines else ()
+
+    def image(self, data: Record) -> Image:
+        """See `Image`. Raises `ValueError` where a value has no JSON form."""
+        if not self.has_lines:
+            return (), self.line(data)
+        fields = self._fields.to_json(data, by_alias=False, warnings=False, exclude=self._computed)
+        return self.facts(data), fields[1:-1] + b"," if len(fields) > 2 else b""
+
+    def has_same_line(self, one: Image, other: Image) -> bool:
+        """Whether two images have the same first line."""
+        return one[0][: len(WHO)] == other[0][: len(WHO)]
+
+    def write(self, data: Record, who: bytes, fields: bytes, metadata: bytes) -> Parts:
+        """The record of these parts, unchecked; an empty `who` is written as `data` has it."""
+        if not self.has_lines:
+            return Parts(fields, b"", b"", fields, metadata)
+        if not who:
+            who = self._who.to_json(data, by_alias=False, warnings=False)[:-1] + b","
+        when = self._when.to_json(data, by_alias=False, warnings=False)[1:-1] + b","
+        return join(who, when, fields, metadata)
+
+    def prove(self, data: Record, values: dict[str, Any], parts: Parts) -> None:
+        """Raises `SessionDataError`, naming the value, unless this reads back as `data` and `values`."""
+        try:
+            check_size(parts, values)
+            check_same(data, values, parts.metadata, self.decode(parts.record))
+        except SessionDataError:
+            raise
+        except Exception as fault:  # the model's own validators and __eq__ may raise anything
+            raise explain(data, fault) from fault
+
+    def who_of(self, parts: Parts) -> Who | None:
+        """Who a record is of, where the model is certain to read its first three lines as they are.
+
+        None where the model has to decide, and to say what is wrong. What is remembered of a line is found by
+        its bytes.
+        """
+        who = _who(self, parts.who)
+        if who is None or not _are_fields(self, parts.fields):
+            return None
+        updated = _updated(parts.when)
+        return None if updated is None or updated < who.created_at else who
+
+
+def codec_of(model: type[Record]) -> Codec[Record]:
+    """The model's codec."""
+    codec: Codec[Record] = _codec(model, model.__pydantic_serializer__)
+    return codec
+
 
 def encode(data: BaseModel) -> bytes:
-    """The record as JSON, unchecked: for comparing with what was loaded.
+    """The record, unchecked. Raises `ValueError` where a value has no JSON form."""
+    codec = codec_of(type(data))
+    return codec.write(data, b"", codec.image(data)[1], to_json(_values(data))).record
 
-    Raises `ValueError` where a value has no JSON form.
+
+def encode_checked(data: BaseModel) -> bytes:
+    """The record as it is to be stored, proven to read back as it is now.
+
+    A tuple in the metadata reads back as a list, and a field with `exclude=True` not at all. Raises
+    `SessionDataError`, naming the value, for anything else that would be lost or changed.
     """
-    model = type(data)
-    computed = model.__pydantic_computed_fields__
-    return writer_of(model, model.__pydantic_serializer__).to_json(
-        data, by_alias=False, warnings=False, exclude=set(computed) if computed else None
-    )
-
-
-def dump(data: BaseModel) -> dict[str, Any]:
-    """The same as a dict of what JSON has; a value without a JSON form is warned of."""
-    model = type(data)
-    plain: dict[str, Any] = writer_of(model, model.__pydantic_serializer__).to_python(
-        data, mode="json", by_alias=False, exclude=set(model.__pydantic_computed_fields__)
-    )
-    return plain
+    codec = codec_of(type(data))
+    try:
+        values = _values(data)
+        parts = codec.write(data, b"", codec.image(data)[1], to_json(values))
+    except Exception as fault:  # the model's own serialisers may raise anything
+        raise explain(data, fault) from fault
+    codec.prove(data, values, parts)
+    return parts.record
 
 
 def decode(model: type[Record], raw: str | bytes) -> Record:
@@ -54,8 +157,73 @@ def decode(model: type[Record], raw: str | bytes) -> Record:
     Fields that the model has but the record lacks get their defaults; what the record has but the model
     lacks is kept, so that an older release writes it back. Raises `ValueError` where `raw` is no such record.
     """
-    record: Record = model.__pydantic_validator__.validate_json(raw, by_alias=False, by_name=True)
-    return record
+    return codec_of(model).decode(raw)
+
+
+@lru_cache(maxsize=256)
+def _codec(model: type[Any], _serializer: object) -> Codec[Any]:
+    """A model has another serialiser after a rebuild."""
+    return Codec(model)
+
+
+def _fits_lines(model: type[BaseModel]) -> bool:
+    """Whether the first two lines and the metadata are written as the model that defines them has them."""
+    fields = model.__pydantic_fields__
+    decorators = model.__pydantic_decorators__
+    if decorators.field_serializers or decorators.model_serializers or has_own_serializer(model):
+        return False
+    bases = [
+        each.__pydantic_fields__
+        for each in model.__mro__
+        if each is not BaseModel and issubclass(each, BaseModel)
+    ]
+    defined = next((each for each in reversed(bases) if each.keys() >= {*_FACTS, "metadata"}), {})
+    return bool(defined) and all(
+        (fields[name].annotation, fields[name].metadata, fields[name].exclude)
+        == (defined[name].annotation, defined[name].metadata, defined[name].exclude)
+        for name in (*_FACTS, "metadata")
+    )
+
+
+@lru_cache(maxsize=1024)
+def _who(codec: Codec[Any], line: bytes) -> Who | None:
+    found = items_of(line)
+    if not found.keys() >= set(WHO) or found.keys() & (codec.names - set(WHO)):
+        return None
+    try:
+        data = codec.decode(b"%b}" % line[:-1])
+    except ValueError:
+        return None
+    created = data.created_at
+    return Who(data.session_id, data.user_id, data.fingerprint, created, int(created.timestamp() * 1e9))
+
+
+@lru_cache(maxsize=1024)
+def _are_fields(codec: Codec[Any], line: bytes) -> bool:
+    found = items_of(line)
+    if not found or found.keys() & {*_FACTS, "metadata"}:
+        return False
+    try:
+        codec.decode(b'{"session_id":"s",%b}' % line[:-1])
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _updated(line: bytes) -> datetime | None:
+    try:
+        moments = _MOMENTS.validate_json(b"{%b}" % line[:-1])
+    except ValueError:
+        return None
+    updated: datetime = moments["updated_at"]
+    return updated if line[-1:] == b"," else None
+
+
+def _values(data: BaseModel) -> dict[str, Any]:
+    """The metadata as an exact dict, which encodes fastest; a session's own methods do not run."""
+    values: Any = data.__dict__.get("metadata")
+    return dict(dict.items(values)) if isinstance(values, dict) else values
 
 
 def id_of(record: bytes) -> str | None:
@@ -70,22 +238,20 @@ def user_of(record: bytes) -> str | None:
 
 def counts_of(record: bytes) -> tuple[int, bool]:
     """The messages that a record counts and whether it is escalated, whatever its model."""
-    fields = _fields_of(record)
-    messages = fields.get("message_count")
-    return (messages if isinstance(messages, int) else 0), fields.get("escalated") is True
+    parts = split(record)
+    found = items_of(parts.fields) if parts is not None else {}
+    if "message_count" not in found:
+        found = parsed(record)
+    messages = found.get("message_count")
+    return (messages if isinstance(messages, int) else 0), found.get("escalated") is True
 
 
 def _text_of(record: bytes, name: str) -> str | None:
-    text = _fields_of(record).get(name)
+    found = items_of(record[: record.find(b"\n")])
+    if not found.keys() >= set(WHO):
+        found = parsed(record)
+    text = found.get(name)
     return text if isinstance(text, str) else None
-
-
-def _fields_of(record: bytes) -> dict[str, object]:
-    try:
-        fields = from_json(record, cache_strings="keys")  # no id stays behind in pydantic's cache
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 class Misfit(NamedTuple):
@@ -113,192 +279,3 @@ def misfit(model: type[BaseModel], error: ValueError) -> Misfit:
     return Misfit(
         model.__name__, ", ".join(dict.fromkeys(fields)) or "record", ", ".join(problems) or "other"
     )
-
-
-def encode_checked(data: BaseModel) -> bytes:
-    """The record as it is to be stored, proven to read back as it is now.
-
-    A tuple in the metadata reads back as a list, and a field with `exclude=True` not at all. Raises
-    `SessionDataError`, naming the value, for anything else that would be lost or changed.
-    """
-    try:
-        raw = encode(data)
-        _check_size(data, raw)
-        again = decode(type(data), raw)
-        same = again.__dict__ == data.__dict__ and again.__pydantic_extra__ == data.__pydantic_extra__
-        if not same or b"Infinity" in raw:  # infinities are for typed fields only, JSON has none
-            _check_fields(data, again)
-    except SessionDataError:
-        raise
-    except Exception as fault:  # the model's own serialisers, validators and __eq__ may raise anything
-        raise _explain(data, fault) from fault
-    _check_depth(raw, again)
-    return raw
-
-
-def normalise(value: object, path: str) -> JsonValue:
-    """A copy of `value` made of what JSON has: str, bool, int, float, None, list, and dict with str keys.
-
-    Tuples become lists, subclasses (an `OrderedDict`, a member of an `IntEnum`) the plain type they are equal
-    to. `value` is not changed. Raises `SessionDataError` for anything else, with its path below `path`.
-    """
-    try:
-        return _plain(value, 1)
-    except SessionDataError as refused:
-        raise SessionDataError(path + refused.path, refused.reason) from None
-
-
-def check_metadata_size(metadata: object) -> None:
-    """Raises `SessionDataError` where the encoded metadata takes more than `MAX_METADATA_BYTES`."""
-    size = len(to_json(metadata, inf_nan_mode="constants"))
-    if size > MAX_METADATA_BYTES:
-        raise SessionDataError("metadata", f"takes {size} bytes, more than {MAX_METADATA_BYTES}")
-
-
-def _plain(value: object, depth: int) -> JsonValue:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _plain_text(value)
-    if isinstance(value, int):
-        return _plain_integer(value)
-    if isinstance(value, float):
-        return _plain_float(value)
-    if not isinstance(value, (dict, list, tuple)):
-        raise SessionDataError("", f"is of type {type(value).__name__}, which JSON does not have")
-    if depth > MAX_DEPTH:
-        raise SessionDataError("", f"is nested deeper than {MAX_DEPTH} levels, or contains itself")
-    return _plain_dict(value, depth) if isinstance(value, dict) else _plain_list(value, depth)
-
-
-def _plain_text(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise SessionDataError("", "contains a lone surrogate, which UTF-8 does not have") from None
-    return str.__str__(text)
-
-
-def _plain_integer(number: int) -> int:
-    if not _INTEGERS_BEGIN < number < _INTEGERS_END:
-        raise SessionDataError("", f"is an integer of more than {_MAX_DIGITS} digits")
-    return int.__int__(number)
-
-
-def _plain_float(number: float) -> float:
-    if number - number != 0:  # true of NaN and the infinities alone
-        raise SessionDataError("", f"is {float.__float__(number)}, which JSON does not have")
-    return float.__float__(number)
-
-
-def _plain_list(items: Sequence[object], depth: int) -> list[JsonValue]:
-    plain: list[JsonValue] = []
-    try:
-        for item in items:
-            plain.append(_plain(item, depth + 1))
-    except SessionDataError as refused:
-        refused.path = f"[{len(plain)}]{refused.path}"
-        raise
-    return plain
-
-
-def _plain_dict(items: dict[object, object], depth: int) -> dict[str, JsonValue]:
-    plain: dict[str, JsonValue] = {}
-    for key, item in dict.items(items):  # not a subclass's items(), which may note that somebody looked
-        if not isinstance(key, str):
-            raise SessionDataError("", f"has a key of type {type(key).__name__}; keys must be str")
-        try:
-            plain[_plain_text(key)] = _plain(item, depth + 1)
-        except SessionDataError as refused:
-            refused.path = _step(key) + refused.path
-            raise
-    return plain
-
-
-def _step(key: str | int) -> str:
-    """One step of a path: `.cart`, `[3]` or `['last seen']`."""
-    if isinstance(key, str) and key.isidentifier():
-        return f".{key:.60}"
-    return f"[{key!a:.60}]"
-
-
-def _check_size(data: BaseModel, raw: bytes) -> None:
-    if len(raw) > MAX_METADATA_BYTES:
-        check_metadata_size(data.__dict__["metadata"])
-    if len(raw) > MAX_RECORD_BYTES:
-        raise SessionDataError("record", f"takes {len(raw)} bytes, more than {MAX_RECORD_BYTES}")
-
-
-def _check_depth(raw: bytes, again: BaseModel) -> None:
-    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:  # nearly always; no walk is needed then
-        return
-    level: list[object] = [again.__dict__["metadata"]]
-    for _ in range(MAX_DEPTH):
-        level = [child for node in level for child in _children(node) if isinstance(child, (dict, list))]
-        if not level:
-            return
-    normalise(again.__dict__["metadata"], "metadata")  # names the value
-
-
-def _children(node: object) -> Sequence[object]:
-    if isinstance(node, dict):
-        return list(node.values())
-    return node if isinstance(node, list) else ()
-
-
-def _check_fields(data: BaseModel, again: BaseModel) -> None:
-    """Pass what may differ, and name the first field that reads back as something else."""
-    for name, field in type(data).__pydantic_fields__.items():
-        was, reads = data.__dict__.get(name, _UNSET), again.__dict__.get(name, _UNSET)
-        if name == "metadata":
-            was = normalise(was, name)
-        kept = name in STORED_ONLY or not field.exclude
-        if was != reads and kept and name not in _ALWAYS_READ_BACK and not _same(was, reads):
-            raise SessionDataError(name, "would not read back as it is now")
-    _check_extras(data, again)
-
-
-def _check_extras(data: BaseModel, again: BaseModel) -> None:
-    kept, read = data.__pydantic_extra__ or {}, again.__pydantic_extra__ or {}
-    for name in (kept.keys() | read.keys()) - type(data).__pydantic_computed_fields__.keys():
-        was, reads = kept.get(name, _UNSET), read.get(name, _UNSET)
-        if was is _UNSET or (was != reads and normalise(was, name) != reads):
-            raise SessionDataError(name, "would not read back as it is now")
-
-
-def _same(was: object, reads: object) -> bool:
-    """Whether two values hold the same once what a model keeps to itself is set aside.
-
-    That is its private attributes, cached properties and fields with `exclude=True`.
-    """
-    if type(was) is not type(reads):
-        return False
-    if isinstance(was, BaseModel) and isinstance(reads, BaseModel):
-        kept = [name for name, field in type(was).__pydantic_fields__.items() if not field.exclude]
-        return was.__pydantic_extra__ == reads.__pydantic_extra__ and all(
-            _same(was.__dict__.get(name), reads.__dict__.get(name)) for name in kept
-        )
-    if isinstance(was, dict) and isinstance(reads, dict):
-        return was.keys() == reads.keys() and all(_same(was[key], reads[key]) for key in was)
-    if isinstance(was, (list, tuple)) and isinstance(reads, (list, tuple)):
-        return len(was) == len(reads) and all(map(_same, was, reads))
-    return bool(was == reads)
-
-
-def _explain(data: BaseModel, fault: Exception) -> SessionDataError:
-    """Which value is to blame for `fault`, met while the record was written and read back."""
-    try:
-        normalise(data.__dict__.get("metadata"), "metadata")
-    except SessionDataError as refused:
-        return refused
-    if isinstance(fault, ValidationError):
-        first = fault.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = "".join(map(_step, first["loc"])).removeprefix(".")
-        return SessionDataError(path or "record", f"would not read back: {first['msg']}")
-    for name in [*data.__dict__, *(data.__pydantic_extra__ or ())]:
-        try:
-            data.__pydantic_serializer__.to_json(data, by_alias=False, warnings=False, include={name})
-        except Exception:
-            return SessionDataError(name, f"cannot be written as JSON ({type(fault).__name__})")
-    return SessionDataError("record", f"cannot be written and read back ({type(fault).__name__})")

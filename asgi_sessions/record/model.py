@@ -1,7 +1,4 @@
-"""The typed record of a session, and what is asked of many of them.
-
-`encode`, `encode_checked` and `decode` are the way between a record and what a store holds.
-"""
+"""The typed record of a session: its fields, what they may be, and how a change to them is announced."""
 
 from __future__ import annotations
 
@@ -11,22 +8,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from .codec import decode, dump, encode, encode_checked
+from .codec import codec_of
 from .values import (
     HexHash,
     Identifier,
-    LiveMetadata,
     Metadata,
     Moment,
     SessionId,
     UserId,
     check_metadata,
-    is_identifier,
-    new_session_id,
     to_utc,
     utc_now,
 )
@@ -35,22 +29,19 @@ from .writer import STORED_ONLY
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself from Python 3.11
 
-__all__ = [
-    "LiveMetadata",
-    "SessionData",
-    "SessionFilter",
-    "SessionMetrics",
-    "decode",
-    "encode",
-    "encode_checked",
-    "is_identifier",
-    "new_session_id",
-    "stamp",
-]
-
 _MOMENTS = ("created_at", "updated_at", "last_activity")
 _LATER_MOMENTS = frozenset(_MOMENTS[1:])
 _ANY_MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
+
+
+class Owner(Protocol):
+    """What a record asks of a dict that is its metadata and something else too: a session's handle."""
+
+    def before_change(self) -> None:
+        """Called before a field of the record is assigned; may raise to prevent it."""
+
+    def replace_all(self, values: Mapping[str, Any]) -> None:
+        """Have these values and no others, without another announcement."""
 
 
 class SessionData(BaseModel):
@@ -115,21 +106,23 @@ class SessionData(BaseModel):
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """The record that `to_json` wrote, checked like any other input. Raises `ValueError`."""
-        record = decode(cls, text)
+        record = codec_of(cls).decode(text)
         check_metadata(record.metadata)
         return record
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them, by their own names; times are ISO 8601 strings."""
-        return dump(self)
+        return codec_of(type(self)).tree(self)
 
     def to_json(self) -> str:
         """The record as a JSON text. Raises `ValueError` where a value has no JSON form."""
-        return encode(self).decode()
+        return codec_of(type(self)).line(self).decode()
 
     def update_activity(self) -> None:
         """Note that the session is used now."""
-        self._before_change()
+        owner = _owner_of(self)
+        if owner is not None:
+            owner.before_change()
         stamp(self)
 
     def increment_message_count(self, delta: int = 1) -> int:
@@ -163,24 +156,19 @@ class SessionData(BaseModel):
                 )
 
     def _assign(self, name: str, value: object) -> None:
-        before = self.__dict__
-        live = before.get("metadata")
-        if name == "session_id" and isinstance(live, LiveMetadata) and value != self.session_id:
-            raise ValueError("a session keeps its session_id; Session.regenerate_id() gives a new one")
-        self._before_change()
+        before, owner = self.__dict__, _owner_of(self)
+        if owner is not None:
+            if name == "session_id" and value != self.session_id:
+                raise ValueError("a session keeps its session_id; Session.regenerate_id() gives a new one")
+            owner.before_change()
         try:
             super().__setattr__(name, value)
         except Exception:
             object.__setattr__(self, "__dict__", before)  # pydantic assigns before it runs "after" validators
             raise
-        if name == "metadata" and isinstance(live, LiveMetadata):
-            _refill(live, self.__dict__[name])
-            vars(self)[name] = live
-
-    def _before_change(self) -> None:
-        live = self.__dict__.get("metadata")
-        if isinstance(live, LiveMetadata):
-            live.before_change()
+        if name == "metadata" and owner is not None:
+            owner.replace_all(self.__dict__[name])
+            vars(self)[name] = owner
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What `repr` shows: crash reporters print locals, and a session's id is a password."""
@@ -192,7 +180,7 @@ class SessionData(BaseModel):
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
-        if isinstance(self.metadata, LiveMetadata):
+        if _owner_of(self) is not None:
             vars(copied)["metadata"] = dict(self.metadata)  # or the copy would change the session
         return copied
 
@@ -216,10 +204,10 @@ def stamp(data: SessionData, now: datetime | None = None) -> None:
     data.__pydantic_fields_set__.update(("updated_at", "last_activity"))
 
 
-def _refill(live: LiveMetadata, values: dict[str, Any]) -> None:
-    """Replace the content by the plain dict's ways, so that the handle's own do not run."""
-    dict.clear(live)
-    dict.update(live, values)
+def _owner_of(data: SessionData) -> Owner | None:
+    """Whose metadata these are; None for a record of its own, whose metadata are a plain dict."""
+    metadata: Any = data.__dict__.get("metadata")
+    return metadata if hasattr(metadata, "before_change") else None
 
 
 def _fingerprint(ip_address: str, user_agent: str) -> str:
@@ -232,55 +220,3 @@ def _is_moment(value: object) -> bool:
     except ValueError:
         return False
     return True
-
-
-class SessionMetrics(BaseModel):
-    """Figures over the active sessions."""
-
-    total_messages: Annotated[int, Field(ge=0)] = 0
-    avg_response_time: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # seconds
-    escalation_rate: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0  # share of the sessions
-    active_sessions: Annotated[int, Field(ge=0)] = 0
-
-
-_Bound = Annotated[datetime, AfterValidator(to_utc)]
-
-
-class SessionFilter(BaseModel):
-    """Which sessions are meant: those that meet every criterion given. Bounds are part of the range.
-
-    Naive times are read as UTC. Raises pydantic's `ValidationError` for bounds that cross and for criteria
-    that do not exist.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    user_id: str | None = None
-    escalated: bool | None = None
-    created_after: _Bound | None = None
-    created_before: _Bound | None = None
-    min_messages: Annotated[int, Field(ge=0)] | None = None
-    max_messages: Annotated[int, Field(ge=0)] | None = None
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> Self:
-        if self.created_after and self.created_before and self.created_before < self.created_after:
-            raise ValueError("created_before must not be before created_after")
-        if (
-            self.min_messages is not None
-            and self.max_messages is not None
-            and self.max_messages < self.min_messages
-        ):
-            raise ValueError("max_messages must not be below min_messages")
-        return self
-
-    def matches(self, data: SessionData) -> bool:
-        """Whether `data` meets every criterion given; a filter without any means all sessions."""
-        return (
-            self.user_id in (None, data.user_id)
-            and self.escalated in (None, data.escalated)
-            and (self.created_after is None or self.created_after <= data.created_at)
-            and (self.created_before is None or data.created_at <= self.created_before)
-            and (self.min_messages is None or self.min_messages <= data.message_count)
-            and (self.max_messages is None or data.message_count <= self.max_messages)
-        )

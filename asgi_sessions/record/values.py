@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import secrets
 from datetime import datetime, timezone
@@ -13,7 +12,7 @@ from pydantic import AfterValidator, GetCoreSchemaHandler, StringConstraints, Va
 from pydantic_core import CoreSchema, core_schema
 
 from ..errors import SessionDataError
-from .codec import check_metadata_size, normalise
+from .json import check_metadata_size, normalise
 
 _FORBIDDEN = re.compile(r"""[ '"`;]|--|/\*|\*/""")
 _STATEMENT = re.compile(r"(?:drop|delete)(?!\w)", re.IGNORECASE)
@@ -156,27 +155,3 @@ Moment = Annotated[
 ]
 Metadata = Annotated[dict[str, Any], _MetadataSchema]
 HexHash = Annotated[str, StringConstraints(pattern=_HEX_HASH, to_lower=True)]
-
-
-class LiveMetadata(dict[str, Any]):
-    """A dict that is a record's metadata and something else too: a session's handle.
-
-    Copies and pickles of it are plain dicts.
-    """
-
-    __slots__ = ()
-
-    def before_change(self) -> None:
-        """Called before a field of the record is assigned; may raise to prevent it."""
-
-    def __copy__(self) -> dict[str, Any]:
-        return dict(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        memo[id(self)] = plain  # first, for it may contain itself
-        plain.update((key, copy.deepcopy(value, memo)) for key, value in self.items())
-        return plain
-
-    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
-        return dict, (dict(self),)

@@ -1,13 +1,13 @@
-"""How a model is written to a store: as pydantic writes it for everybody, and with what is for stores only.
+"""The serialisers of a model's records, compiled once.
 
 Whatever a framework does with a record that a handler returns (`model_dump`, a response model, a field of
-another model) ends in the model's own serialiser. So that one leaves out what no client may see, and records
-are written by another one, which is compiled once per model.
+another model) ends in the model's own serialiser. That one leaves out what no client may see, so records are
+written by others, which are made here of the same schema.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,24 +19,42 @@ STORED_ONLY = frozenset({"session_id", "fingerprint"})
 _Schema = dict[str, Any]
 
 
-@lru_cache(maxsize=256)
-def writer_of(model: type[BaseModel], public: SchemaSerializer) -> SchemaSerializer:
-    """The serialiser of a model's records; `public` is the model's own, another one after a rebuild."""
-    schema: _Schema = dict(model.__pydantic_core_schema__)
-    definitions: list[_Schema] = schema["definitions"] if schema["type"] == "definitions" else []
-    node = _find("model", schema, definitions)
-    fields = _find("model-fields", node["schema"], definitions)
-    stored = {
+def compile_writer(
+    model: type[BaseModel], names: Collection[str] | None = None, *, extras: bool = True
+) -> SchemaSerializer:
+    """The serialiser of these fields of a model's records, or of all; with `extras` of unknown ones too.
+
+    Computed fields are left out: they come back by themselves.
+    """
+    node, definitions = _node_of(model)
+    inner = _find("model-fields", node["schema"], definitions)
+    fields = {
         name: {key: value for key, value in field.items() if key != "serialization_exclude"}
         if name in STORED_ONLY
         else field
-        for name, field in fields["fields"].items()
+        for name, field in inner["fields"].items()
+        if names is None or name in names
     }
+    inner = {**inner, "fields": fields, "computed_fields": []}
+    config: Any = dict(node.get("config", {}))
+    if not extras:
+        config["extra_fields_behavior"] = "ignore"
     # under another class than its own, or pydantic-core takes the serialiser that the class has already
-    changed = {**node, "cls": BaseModel, "schema": {**fields, "fields": stored}}
+    changed = {**node, "cls": BaseModel, "schema": inner, "config": config}
     changed.pop("ref", None)
     whole: Any = {"type": "definitions", "schema": changed, "definitions": definitions}
-    return SchemaSerializer(whole, node.get("config"))
+    return SchemaSerializer(whole, config)
+
+
+def has_own_serializer(model: type[BaseModel]) -> bool:
+    """Whether the model as a whole is written by a function, not field by field."""
+    return "serialization" in _node_of(model)[0]
+
+
+def _node_of(model: type[BaseModel]) -> tuple[_Schema, list[_Schema]]:
+    schema: _Schema = dict(model.__pydantic_core_schema__)
+    definitions: list[_Schema] = schema["definitions"] if schema["type"] == "definitions" else []
+    return _find("model", schema, definitions), definitions
 
 
 def _find(kind: str, schema: _Schema, definitions: list[_Schema]) -> _Schema:

@@ -290,8 +290,9 @@ class Holding:
         session, rules, begins_anew = self.session, self.rules, self._wish is _END
         lifetime = None if self._wish is Fate.MOVE else rules.lifetime
         if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1: it ends as it begins
+            sealed = self._seal()
             await self._end(taken)
-            self._adopt(None, self._seal())
+            self._adopt(None, sealed)
             return _STORED
         sealed = await self._seal_new(renamed=not begins_anew)
         lock = None if release else rules.lock

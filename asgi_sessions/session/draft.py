@@ -1,111 +1,162 @@
-"""What a session holds: a dict that is a record, and becomes typed when somebody looks at it."""
+"""The draft of a record: what a request would store, typed when somebody looks at it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from ..errors import SessionStoreError
-from ..record.codec import decode, encode, encode_checked, misfit
+from ..record.codec import Image, Who, codec_of, encode, encode_checked, misfit
+from ..record.json import MAX_METADATA_BYTES
+from ..record.lines import Parts, join, split, when_line
 from ..record.model import SessionData, stamp
-from ..record.plain import PlainRecord, parse_plain
-from ..record.values import LiveMetadata, new_session_id
+from ..record.proof import holds, same
+from ..record.values import new_session_id
 
+_ATOMS = (str, int, float, bool, type(None))
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
 
-class Content(LiveMetadata):
-    """A dict that is the metadata of a record, and the record with it.
+class _Encoded(NamedTuple):
+    """What was encoded to decide whether the session has changed: for who seals next."""
 
-    A plain `SessionData` record stays as it is until its typed form is asked for: a handle that is used as a
-    dict then costs half. A model with fields of its own is typed from the start, for only it can tell
-    whether the record still fits. Once typed it stays one object: what an app does to it is never lost.
+    values: dict[str, Any]
+    json: bytes
+    image: Image | None
+
+    def __repr__(self) -> str:
+        return "_Encoded()"
+
+
+def _encoded(live: dict[str, Any], image: Image | None = None) -> _Encoded:
+    values = dict(
+        dict.items(live)
+    )  # an exact dict encodes fastest, and the handle does not note a look at it
+    return _Encoded(values, to_json(values), image)
+
+
+class _Sealed(NamedTuple):
+    """A record that is being stored, and what to compare with once it is."""
+
+    parts: Parts
+    values: dict[str, Any]
+    image: Image | None
+
+    def __repr__(self) -> str:
+        return "_Sealed()"
+
+
+class Draft:
+    """What the store has of a session, and the typed record that takes its place.
+
+    The free values are the handle's, a dict that each method is given: the record and the dict are one thing,
+    yet neither keeps the other alive. A `SessionData` record stays in its lines until somebody looks at its
+    fields: a handle that is used as a dict then costs half. A model of the app's own is typed when it is
+    loaded, for only it can tell whether the record still fits. Once typed it stays one object: what an app
+    does to it is never lost.
     """
 
-    __slots__ = ("_data", "_model", "_plain", "_pristine", "client", "loaded", "stored_user")
-    __hash__ = None  # type: ignore[assignment]  # as any dict
+    stored: Parts | None = None  # what the store has, as it was loaded or last committed
+    stored_user: str | None = None  # who is signed in in it
+    _data: SessionData | None = None
+    _who: Who | None = None  # of the stored record, until it is typed
+    _read: dict[str, Any]  # the stored values; may share nested ones with the handle
+    _as_read: Image | None = None  # of the typed fields as the store has them, once somebody has looked
+    _is_looked_at = False  # an app has the typed record
+    _encoded: _Encoded | None = None
+    _sealed: _Sealed | None = None  # for as long as it is not known whether the store has it
+    _pristine = b""  # a record without content: as it was made or emptied
 
-    def __init__(self, values: Any, model: type[SessionData], client: str | None) -> None:
-        if values:
-            super().__init__(values)
+    def __init__(self, model: type[SessionData], client: str | None) -> None:
         self._model = model
-        self.client = client  # the fingerprint of fresh records
-        self._plain: PlainRecord | None = None  # the loaded record, until it is typed
-        self._data: SessionData | None = None
-        self._pristine = b""  # a record without content: as it was made or emptied
-        self.loaded: bytes | None = None  # the stored record as it was loaded or last committed
-        self.stored_user: str | None = None  # who is signed in in it
+        self._client = client  # the fingerprint of fresh records
+        self._codec = codec_of(model)
 
-    def load(self, record: bytes) -> None:
+    # -- what the store has -----------------------------------------------------------------------------
+
+    def load(self, record: bytes, live: dict[str, Any]) -> None:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
-        lazy = self._model is SessionData and self._data is None
-        plain = parse_plain(record) if lazy else None
-        if plain is None:
-            data = decode(self._model, record)
-            self._bind(data)
-            self.stored_user = data.user_id
-        else:
-            dict.clear(self)
-            dict.update(self, plain.metadata)
-            self._plain = plain
-            self.stored_user = plain.user_id
-        self.loaded = record
+        parts = split(record)
+        if parts is None or not self._load_lines(parts, live):
+            data = self._codec.decode(record)
+            self._read, self.stored_user = data.metadata, data.user_id
+            if parts is None or not self._codec.has_lines or data.__pydantic_extra__:  # extras: on any line
+                parts = Parts(record, b"", b"", record, to_json(data.metadata))
+            self._become(data, live)
+            self._as_read = self._codec.image(data) if self._is_looked_at else None
+        self.stored, self._encoded, self._sealed = parts, None, None
 
     def committed(self, record: bytes, user_id: str | None) -> None:
         """Take note that the store holds `record`, which was sealed last, with this user in it.
 
         What the app has changed since then is a change still.
         """
-        self.loaded, self.stored_user = record, user_id
-        if self._plain is not None:
-            self._plain.committed(record)
+        assert self._sealed is not None  # noqa: S101  # nothing is stored that was not sealed
+        assert self._sealed.parts.record is record  # noqa: S101  # and one commit is under way at a time
+        self.stored, self._read, image = self._sealed
+        self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
+        self._sealed = None
+        self.stored_user = user_id
 
-    def forget(self) -> None:
+    def detach(self) -> None:
+        """Have no stored record: what is here would be a new one."""
+        self.stored = self.stored_user = self._as_read = self._encoded = self._sealed = None
+
+    def forget(self, live: dict[str, Any]) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
-        dict.clear(self)
-        self._plain = self.loaded = self.stored_user = None
+        dict.clear(live)
+        self.detach()
+        self._who = None
         if self._data is not None:
-            self._bind(self._fresh())
+            self._become(self._fresh(), live)
 
-    def typed(self) -> SessionData:
-        """The typed record, a fresh one where there is none. Its metadata is the handle."""
-        if self._data is None:
-            plain = self._plain
-            self._data = self._fresh() if plain is None else self._typed_from(plain.sealed or self.loaded)
-            vars(self._data)["metadata"] = self
-            self._plain = None
-        return self._data
+    def stored_values(self, names: Collection[str]) -> dict[str, Any]:
+        """What the store has under these names, whatever the app did to the values; {} where it has none."""
+        if self.stored is None:
+            return {}
+        found = {name: self._read[name] for name in names if name in self._read}
+        if any(type(value) not in _ATOMS for value in found.values()):  # the app may have changed it within
+            found = from_json(self.stored.metadata)
+        return found
 
-    def stored_values(self) -> dict[str, Any]:
-        """The values as the store has them, whatever the app did to them; {} where it has none."""
-        if self._plain is not None:
-            return self._plain.stored_values()
-        return {} if self.loaded is None else from_json(self.loaded).get("metadata") or {}
-
-    def as_read_back(self, names: Iterable[str]) -> dict[str, Any]:
+    def read_back(self, live: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
         """These values as the store will give them back, a tuple as a list; as they are where it cannot."""
-        values = {name: dict.__getitem__(self, name) for name in names}
+        values = {name: dict.__getitem__(live, name) for name in names}
         try:
             return from_json(to_json(values))  # type: ignore[no-any-return]  # a dict comes back as one
         except ValueError:
             return values
 
-    def identity(self) -> PlainRecord | SessionData:
+    # -- the record -------------------------------------------------------------------------------------
+
+    def typed(self, live: dict[str, Any]) -> SessionData:
+        """The typed record, a fresh one where there is none. Its metadata is the handle."""
+        data = self._data
+        if data is None:
+            parts = self.stored if self._sealed is None else self._sealed.parts
+            data = self._data = self._fresh() if parts is None else self._decoded(parts.record)
+            vars(data)["metadata"] = live
+            self._who = None
+        self._is_looked_at = True
+        if self._as_read is None and self.stored is not None:
+            self._as_read = self._codec.image(data)
+        return data
+
+    def identity(self, live: dict[str, Any]) -> Who | SessionData:
         """What has `session_id`, `user_id` and `fingerprint` as they are now, without typing for it."""
-        return self._plain if self._plain is not None else self.typed()
+        if self._who is not None:
+            return self._who
+        return self._data if self._data is not None else self.typed(live)
 
-    def rename(self, session_id: str) -> None:
-        """Put the record under another id."""
-        vars(self.typed())["session_id"] = session_id
-
-    def empty(self, session_id: str | None) -> None:
+    def empty(self, live: dict[str, Any], session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
-        dict.clear(self)
-        if self.loaded is None and self._data is None:
+        dict.clear(live)
+        if self.stored is None and self._data is None:
             return
-        data = self.typed()
+        data = self.typed(live)
         fresh = self._model(session_id=session_id or data.session_id)
         if session_id is not None:
             self._mark(fresh)
@@ -115,55 +166,113 @@ class Content(LiveMetadata):
             data.__pydantic_extra__.clear()
         self._pristine = encode(data)
 
-    def is_blank(self) -> bool:
-        """Whether nothing but the defaults is in it."""
-        if dict.__len__(self):
-            return False
-        if self._data is None and self._plain is None:
-            return True
-        if self._data is not None and not self._differs_from(self._pristine):
-            return True
-        data = self.typed()
-        fields, pristine = type(data).model_fields, self._pristine
-        fresh = decode(self._model, pristine) if pristine else self._model(session_id=data.session_id)
-        return all(getattr(data, name) == getattr(fresh, name) for name in fields if name not in _STAMPS)
+    def snapshot(self, live: dict[str, Any]) -> bytes:
+        """The record as it is now, for `restore`; `SessionDataError` where it could not be stored."""
+        return encode_checked(self.typed(live))
 
-    def is_changed(self, flagged: bool) -> bool:
+    def restore(self, snapshot: bytes, live: dict[str, Any]) -> None:
+        """Become what a snapshot says."""
+        self._become(self._codec.decode(snapshot), live)
+
+    # -- deciding, and what is stored then --------------------------------------------------------------
+
+    def is_blank(self, live: dict[str, Any]) -> bool:
+        """Whether nothing but the defaults is in it."""
+        if dict.__len__(live):
+            return False
+        if self._data is None and self.stored is None:
+            return True
+        now, pristine = vars(self.typed(live)), self._pristine
+        fresh = self._codec.decode(pristine) if pristine else self._model(session_id=now["session_id"])
+        names = type(fresh).__pydantic_fields__.keys() - _STAMPS
+        return all(same(now.get(name), vars(fresh).get(name)) for name in names)
+
+    def is_changed(self, live: dict[str, Any], flagged: bool) -> bool:
         """Whether it says something else than the record that was loaded.
 
-        New defaults of a release are no change, unless the app is known (`flagged`) to have made one.
+        New defaults of a release are no change, unless the app is known (`flagged`) to have made one. What is
+        encoded here is taken by the next `seal`, which has to follow before the app runs again.
         """
-        assert self.loaded is not None  # noqa: S101  # asked of a loaded record only
-        if self._plain is None:
-            return self._differs_from(self.loaded) and (flagged or self._differs_from(self._as_read()))
+        stored = self.stored
+        assert stored is not None  # noqa: S101  # asked of a loaded record only
+        self._encoded = None
         try:
-            return self._plain.differs(self._values())
+            image = self._codec.image(self._data) if self._data is not None and self._as_read else None
+            values, json, _ = self._encoded = _encoded(live, image)
         except ValueError:  # not storable, so it was changed; sealing says what is wrong
             return True
+        if image is not None and (image != self._as_read or (flagged and image[1] != stored.fields)):
+            return True
+        if json == stored.metadata:
+            return False
+        # nested values may be the same objects, and other programs write otherwise
+        return self._read != values or json != to_json(from_json(stored.metadata))
 
-    def snapshot(self) -> bytes:
-        """The record as it is now, for `restore`; `SessionDataError` where it could not be stored."""
-        return encode_checked(self.typed())
-
-    def restore(self, snapshot: bytes) -> None:
-        """Become what a snapshot says."""
-        self._bind(decode(self._model, snapshot))
-
-    def seal(self) -> bytes:
+    def seal(self, live: dict[str, Any]) -> bytes:
         """The record as it is to be stored, with the time of this change; `SessionDataError` if it cannot be.
 
-        What is returned has been proven to read back as it is.
+        What is returned has been proven to read back as it is. What did not change is there byte by byte.
         """
-        if self._plain is not None:
+        encoded, self._encoded = self._encoded, None
+        sealed = self._seal_lines(live, encoded) if self._who is not None else None
+        if sealed is None:
+            data = self.typed(live)
+            stamp(data)
             try:
-                record = self._plain.seal(self._values)
+                sealed = self._seal_typed(data, live, encoded)
             except ValueError:
-                record = None  # the typed way says which value it was
-            if record is not None:
-                return record
-        data = self.typed()
-        stamp(data)
-        return encode_checked(data)
+                encode_checked(data)  # names the value
+                raise
+            self._codec.prove(data, sealed.values, sealed.parts)
+        self._sealed = sealed
+        return sealed.parts.record
+
+    def _seal_lines(self, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed | None:
+        """The record with other values; None where these are not storable beyond doubt."""
+        stored, who = self.stored, self._who
+        assert stored is not None  # noqa: S101  # a record that has lines was loaded
+        assert who is not None  # noqa: S101  # the same
+        try:
+            values, json, _ = encoded or _encoded(live)
+            if len(json) > MAX_METADATA_BYTES or not holds(values, json, from_json(json)):
+                return None
+        except ValueError:
+            return None
+        now = time.time_ns()
+        if now < who.created_ns:  # the clock has stepped back
+            return None
+        return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None)
+
+    def _seal_typed(self, data: SessionData, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed:
+        """The record with this typed data, unchecked; `ValueError` where a value has no JSON form."""
+        codec, stored, as_read = self._codec, self.stored, self._as_read
+        values, json, image = encoded or _encoded(live)
+        if image is None or not codec.has_lines:  # one line has the time of this change in it
+            image = codec.image(data)
+        now = codec.facts(data), image[1]  # the id may be another one since
+        who, fields = b"", image[1]
+        if stored is not None and as_read is not None and stored.who:
+            who = stored.who if codec.has_same_line(now, as_read) else b""
+            fields = stored.fields if fields == as_read[1] else fields
+        return _Sealed(codec.write(data, who, fields, json), values, now)
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _load_lines(self, parts: Parts, live: dict[str, Any]) -> bool:
+        """Read the metadata alone; False where the model has to read the record."""
+        if self._model is not SessionData or self._data is not None:
+            return False
+        who = self._codec.who_of(parts)
+        if who is None:
+            return False
+        try:
+            self._read = from_json(parts.metadata)
+        except ValueError:
+            return False  # the model says what is wrong
+        dict.clear(live)
+        dict.update(live, self._read)
+        self._who, self.stored_user = who, who.user_id
+        return True
 
     def _fresh(self) -> SessionData:
         fresh = self._model(session_id=new_session_id())
@@ -172,42 +281,23 @@ class Content(LiveMetadata):
         return fresh
 
     def _mark(self, fresh: SessionData) -> None:
-        if self.client is not None:
-            vars(fresh)["fingerprint"] = self.client
+        if self._client is not None:
+            vars(fresh)["fingerprint"] = self._client
 
-    def _typed_from(self, record: bytes | None) -> SessionData:
+    def _decoded(self, record: bytes) -> SessionData:
         try:
-            return decode(self._model, record or b"")
+            return self._codec.decode(record)
         except ValueError as error:
             raise SessionStoreError(str(misfit(self._model, error))) from error
 
-    def _bind(self, data: SessionData) -> None:
-        dict.clear(self)
-        dict.update(self, vars(data)["metadata"])
-        vars(data)["metadata"] = self
-        self._plain = None
+    def _become(self, data: SessionData, live: dict[str, Any]) -> None:
+        """Have this typed record, under the identity of the one that an app may hold."""
+        dict.clear(live)
+        dict.update(live, vars(data)["metadata"])
+        vars(data)["metadata"] = live
+        self._who = None
         if self._data is None:
             self._data = data
-        else:
-            _become(self._data, data)
-
-    def _values(self) -> dict[str, Any]:
-        """The values as an exact dict, which encodes fastest; other ways ask the handle's own methods."""
-        return dict(dict.items(self))
-
-    def _as_read(self) -> bytes:
-        """The loaded record as this release would write it."""
-        return encode(decode(self._model, self.loaded or b""))
-
-    def _differs_from(self, record: bytes) -> bool:
-        try:
-            now = encode(self.typed())
-        except ValueError:  # not storable, so it was changed; the commit will say what is wrong
-            return True
-        return now != record
-
-
-def _become(record: SessionData, other: SessionData) -> None:
-    """Give the record the content of another, which is not used any more."""
-    for part in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__"):
-        object.__setattr__(record, part, getattr(other, part))
+            return
+        for part in ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__"):
+            object.__setattr__(self._data, part, getattr(data, part))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 from ..errors import ReadOnlySessionError, SessionClosedError
+from ..record.codec import Who
 from ..record.model import SessionData
 from ..record.values import new_session_id, user_text
 from .changes import Change, Fate, fate_of
+from .draft import Draft
 from .tracking import TrackedDict
-
-T = TypeVar("T", bound=SessionData)
 
 
 class Mode(enum.Enum):
@@ -72,7 +71,7 @@ class Session(TrackedDict):
     `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_client_changed", "_is_new", "fate", "mode", "rotate_on", "unit")
+    __slots__ = ("_client_changed", "_draft", "_is_new", "fate", "mode", "rotate_on", "unit")
 
     def __init__(
         self,
@@ -83,7 +82,8 @@ class Session(TrackedDict):
         client: str | None = None,
         rotate_on: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(values, model, client)
+        super().__init__(values)
+        self._draft = Draft(model, client)
         self.accessed = self.modified = False
         self._is_new = True
         self._client_changed = False
@@ -98,7 +98,7 @@ class Session(TrackedDict):
     def data(self) -> SessionData:
         """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
         self.accessed = True
-        return self.typed()
+        return self._draft.typed(self)
 
     @property
     def session_id(self) -> str:
@@ -117,6 +117,14 @@ class Session(TrackedDict):
         """Whether the fingerprint differs from the record's and `on_mismatch="report"` serves it anyway."""
         self.accessed = True
         return self._client_changed
+
+    def clear(self) -> None:
+        """Empty the session: the values, and the record's fields go back to their defaults.
+
+        A session that is left empty ends, as in Starlette: record deleted, cookie removed.
+        """
+        self.mark_modified()
+        self._draft.empty(self, None)
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
@@ -147,7 +155,7 @@ class Session(TrackedDict):
         if not text:
             raise ValueError("login() needs the id of a user; logout() signs out")
         self.mark_modified()
-        self.typed().user_id = text
+        self._draft.typed(self).user_id = text
         self._sign_in()
 
     def logout(self) -> None:
@@ -160,7 +168,7 @@ class Session(TrackedDict):
         What is put in afterwards starts a new session under a new id.
         """
         self.mark_modified()
-        self.empty(new_session_id())
+        self._draft.empty(self, new_session_id())
         self.fate = Fate.END
 
     # -- storing before the response ----------------------------------------------------------------------
@@ -194,15 +202,25 @@ class Session(TrackedDict):
         known, self._client_changed = self._client_changed, True
         return not known
 
+    @property
+    def loaded(self) -> bytes | None:
+        """The stored record, as it was loaded or last committed; None where there is none."""
+        stored = self._draft.stored
+        return None if stored is None else stored.record
+
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
-        super().load(record)
+        self._draft.load(record, self)
         self.fate = _KEEP
         self._is_new = False
 
+    def committed(self, record: bytes, user_id: str | None) -> None:
+        """Take note that the store holds `record`, which was sealed last, with this user in it."""
+        self._draft.committed(record, user_id)
+
     def forget(self) -> None:
         """Become a fresh session without a record: the loaded one is gone, or was never ours to show."""
-        super().forget()
+        self._draft.forget(self)
         self.fate = _KEEP
         self._is_new = True
         self._client_changed = False
@@ -213,8 +231,24 @@ class Session(TrackedDict):
             self.forget()
             return
         self.rename(new_session_id())
-        self.loaded = self.stored_user = None
+        self._draft.detach()
         self._is_new = True
+
+    def identity(self) -> Who | SessionData:
+        """What has `session_id`, `user_id` and `fingerprint` as they are now."""
+        return self._draft.identity(self)
+
+    def rename(self, session_id: str) -> None:
+        """Put the record under another id."""
+        vars(self._draft.typed(self))["session_id"] = session_id
+
+    def is_blank(self) -> bool:
+        """Whether nothing but the defaults is in it."""
+        return self._draft.is_blank(self)
+
+    def seal(self) -> bytes:
+        """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be."""
+        return self._draft.seal(self)
 
     def is_still(self, store: object, session_id: str) -> bool:
         """Whether it is this session of this store: its app has not ended it, nor has it a new id."""
@@ -252,14 +286,14 @@ class Session(TrackedDict):
 
         A sign-in that is found among the values is noted in `fate`; nothing else changes.
         """
-        if self.loaded is None:
+        if self._draft.stored is None:
             if self.is_blank():
                 return _NOTHING
             self._notice_sign_in()
             return Change.CREATE
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
-        if not self.accessed or not self.is_changed(self.modified):
+        if not self.accessed or not self._draft.is_changed(self, self.modified):
             return _NOTHING if self.fate is _KEEP else Change.MOVE
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
@@ -272,15 +306,16 @@ class Session(TrackedDict):
 
         Nothing is brought back where `is_void` says so.
         """
-        before, loaded = self.snapshot(), self.loaded
+        draft = self._draft
+        before, stored = draft.snapshot(self), draft.stored
         fate, modified = self.fate, self.modified
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
             if is_void is not None and is_void():
                 raise
-            if self.loaded is loaded:
-                self.restore(before)
+            if draft.stored is stored:
+                draft.restore(before, self)
                 self.fate = fate
             else:  # stored under another id perhaps, or ended: the old record must not come back
                 self._return_to_stored()
@@ -300,22 +335,22 @@ class Session(TrackedDict):
             return
         there = names & dict.keys(self)
         if there:
-            stored = self.stored_values()
+            stored = self._draft.stored_values(there)
             fate = fate_of(stored, self, there)
             if fate is not _KEEP:  # a tuple is the list as which it was stored
-                fate = fate_of(stored, self.as_read_back(there), there)
+                fate = fate_of(stored, self._draft.read_back(self, there), there)
             if fate is not _KEEP:
                 self.fate = fate
         user_id = self.identity().user_id
-        if user_id is not None and user_id != self.stored_user and "user_id" in names:
+        if user_id is not None and user_id != self._draft.stored_user and "user_id" in names:
             self.fate = _SIGN_IN
 
     def _return_to_stored(self) -> None:
-        is_new = self._is_new
-        if self.loaded is None:
+        is_new, record = self._is_new, self.loaded
+        if record is None:
             self.forget()
         else:
-            self.load(self.loaded)
+            self.load(record)
             self._is_new = is_new
 
     def _work(self) -> UnitOfWork:
@@ -323,37 +358,3 @@ class Session(TrackedDict):
             raise SessionClosedError("this session belongs to no request")
         self.unit.session = self
         return self.unit
-
-
-held: ContextVar[tuple[Session, ...]] = ContextVar("asgi_sessions_held", default=())
-"""The sessions whose requests run in this context, innermost last."""
-
-
-def held_session(store: object, session_id: str) -> Session | None:
-    """The handle of the running request that holds this session of this store, if one does."""
-    for session in reversed(held.get()):
-        unit = session.unit
-        if unit is not None and unit.holds(store, session_id):
-            return session
-    return None
-
-
-def get_session(connection: Any) -> Session:
-    """The session of a request or WebSocket of any framework, or of a bare ASGI scope.
-
-    `RuntimeError` where the middleware is not installed or excluded the path.
-    """
-    scope = connection if isinstance(connection, dict) else connection.scope
-    session = scope.get("session")
-    if not isinstance(session, Session):
-        raise RuntimeError("no session here: add asgi_sessions.SessionMiddleware, or see its `exclude`")
-    session.mark_accessed()
-    return session
-
-
-def get_session_data(connection: Any, model: type[T]) -> T:
-    """The typed record of a connection's session; `TypeError` where the middleware has another model."""
-    data = get_session(connection).data
-    if not isinstance(data, model):
-        raise TypeError(f"the middleware's model is {type(data).__name__}: pass it model={model.__name__}")
-    return data

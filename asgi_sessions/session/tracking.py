@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from .draft import Content
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing itself from Python 3.11
 
 
-class TrackedDict(Content):
+class TrackedDict(dict[str, Any]):
     """A dict that knows whether it was `accessed` and `modified`, as Starlette's session does.
 
     Every way of reading counts as access, so that an answer that depends on it says `Vary: Cookie`: text and
     copies of it too. What reads a dict below Python's surface is not seen: `json.dumps` of an empty session,
     and encoders such as orjson. After those call `mark_accessed()` (Starlette's `request.session` does).
+    Copies and pickles of it are plain dicts.
     """
 
     __slots__ = ("accessed", "modified")
@@ -34,13 +37,14 @@ class TrackedDict(Content):
         """Called by the record when one of its fields is assigned."""
         self.mark_modified()
 
-    def clear(self) -> None:
-        """Empty the session: the values, and the record's fields go back to their defaults.
+    def replace_all(self, values: Mapping[str, Any]) -> None:
+        """Have these values and no others. The change was announced by `before_change`."""
+        dict.clear(self)
+        dict.update(self, values)
 
-        A session that is left empty ends, as in Starlette: record deleted, cookie removed.
-        """
+    def clear(self) -> None:
         self.mark_modified()
-        self.empty(None)
+        dict.clear(self)
 
     def __getitem__(self, key: str) -> Any:
         self.accessed = True
@@ -87,8 +91,7 @@ class TrackedDict(Content):
         return dict.__ror__(self, other)
 
     def copy(self) -> dict[str, Any]:
-        self.accessed = True
-        return dict.copy(self)
+        return self.__copy__()
 
     def keys(self) -> Any:
         self.accessed = True
@@ -129,7 +132,22 @@ class TrackedDict(Content):
         self.mark_modified()
         dict.update(self, *args, **values)
 
-    def __ior__(self, other: Any, /) -> TrackedDict:  # type: ignore[override]  # as Starlette's
+    def __ior__(self, other: Any, /) -> Self:  # type: ignore[override]  # as Starlette's
         self.mark_modified()
         dict.update(self, other)
         return self
+
+    def __copy__(self) -> dict[str, Any]:
+        self.accessed = True
+        return dict(dict.items(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        self.accessed = True
+        plain: dict[str, Any] = {}
+        memo[id(self)] = plain  # first, for it may contain itself
+        plain.update((key, copy.deepcopy(value, memo)) for key, value in dict.items(self))
+        return plain
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        self.accessed = True
+        return dict, (dict(dict.items(self)),)

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from ..errors import SessionStoreError
 from ..record.codec import counts_of, encode, encode_checked
-from ..record.model import SessionData, SessionFilter, SessionMetrics, stamp
+from ..record.model import SessionData, stamp
+from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
-from ..session.handle import held_session
+from ..session.access import held_session
 from .checkout import Checkout, Lifetime, LockPolicy, raise_for
 from .checkouts import RequestOperations
 from .updates import add_to_field, apply_updates
@@ -239,9 +240,9 @@ class SessionStore(RequestOperations):
             if active and taken.idle is not None:
                 await self.keep_alive(taken)
             data = self.read(taken.record)
-            user_id = data.user_id
+            user_id, before = data.user_id, encode(data)
             yield data
-            if encode(data) != taken.record:
+            if encode(data) != before:
                 self.check(session_id, data, None)  # under another's id it could not be read any more
                 stamp(data)
                 record = encode_checked(data)

@@ -43,6 +43,6 @@ def _made(store: str, prefix: str) -> SessionStore:
         known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
         what = f"unknown store scheme {scheme!r}" if slashes else "not a URL"  # which may hold a password
         raise ValueError(f"{what}: a store's URL begins with one of {known}")
-    from .redis import RedisSessionStore  # here, because redis is an optional dependency
+    from .redis.store import RedisSessionStore
 
     return RedisSessionStore(store, prefix)

@@ -20,7 +20,8 @@ from ..errors import (
     TooManyWaitersError,
 )
 from ..record.codec import decode, encode_checked
-from ..record.model import SessionData, SessionFilter
+from ..record.model import SessionData
+from ..record.queries import SessionFilter
 from ..record.values import new_session_id
 from ..stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from ..stores.contract import SessionStore

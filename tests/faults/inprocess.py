@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from asgi_sessions import SessionData, SessionMiddleware
 from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 PATIENCE = 10.0  # seconds for what must come
 

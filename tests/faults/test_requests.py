@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from asgi_sessions import Session, SessionClosedError, SessionMiddleware
 from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 from .inprocess import Browser, process_at
 

@@ -26,9 +26,9 @@ from asgi_sessions import SessionData
 from asgi_sessions.errors import LockAcquisitionError, LockReleaseError, SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.engine import engines_for
 from asgi_sessions.stores.redis.lock import DistributedLock
+from asgi_sessions.stores.redis.store import RedisSessionStore
 from fuzz import effort, explore
 
 POLICY = LockPolicy(timeout=30, wait=60)

@@ -27,7 +27,7 @@ from asgi_sessions.errors import LockTimeoutError, SessionConflictError, Session
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, RetiredIds
-from asgi_sessions.stores.redis import RedisSessionStore
+from asgi_sessions.stores.redis.store import RedisSessionStore
 from fuzz import effort, explore
 from fuzz.store_model import DEFAULT_TTL, LEASE, Entry, Kind, Lease, Model, Out
 

@@ -49,7 +49,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
-from asgi_sessions.session.handle import held
+from asgi_sessions.session.access import held
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.entries import Ends
 from asgi_sessions.stores.local import LocalLocks
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 from asgi_sessions.testing.rivals import keep_moving
 
 pytestmark = pytest.mark.anyio

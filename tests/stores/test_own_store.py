@@ -24,7 +24,7 @@ from asgi_sessions.stores import checkouts
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 

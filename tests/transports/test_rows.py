@@ -21,7 +21,7 @@ from starlette.routing import Route
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionMiddleware, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
-from asgi_sessions.testing import StoreContract
+from asgi_sessions.testing.contract import StoreContract
 
 from .rows import Row, Servers, commands
 

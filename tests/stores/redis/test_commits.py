@@ -14,8 +14,9 @@ from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, raise_for
-from asgi_sessions.stores.redis import RedisSessionStore, commits
+from asgi_sessions.stores.redis import commits
 from asgi_sessions.stores.redis.scripts import COMMIT
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
 

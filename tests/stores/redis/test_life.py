@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.record.model import SessionData, SessionFilter
+from asgi_sessions.record.model import SessionData
+from asgi_sessions.record.queries import SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.scripts import REBOUND, SET, TOUCH
+from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
 

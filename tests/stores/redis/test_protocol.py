@@ -19,9 +19,9 @@ from redis_server import RedisServer
 
 from asgi_sessions.errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from asgi_sessions.record.codec import decode, encode_checked
-from asgi_sessions.record.model import SessionData, SessionFilter
+from asgi_sessions.record.model import SessionData
+from asgi_sessions.record.queries import SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.layout import milliseconds
 from asgi_sessions.stores.redis.replies import Reply
 from asgi_sessions.stores.redis.scripts import (
@@ -35,6 +35,7 @@ from asgi_sessions.stores.redis.scripts import (
     TAKE_AND_TELL,
     Script,
 )
+from asgi_sessions.stores.redis.store import RedisSessionStore
 from asgi_sessions.stores.redis.terms import Terms
 
 pytestmark = pytest.mark.anyio

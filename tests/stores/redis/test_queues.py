@@ -15,10 +15,10 @@ from asgi_sessions.errors import LockTimeoutError, SessionStoreError, TooManyWai
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.calls import CLOSED
 from asgi_sessions.stores.redis.leases import Lease
 from asgi_sessions.stores.redis.queue import TURNS
+from asgi_sessions.stores.redis.store import RedisSessionStore
 from asgi_sessions.stores.redis.terms import NO_CHANNEL
 from asgi_sessions.stores.redis.waiters import Acquired
 

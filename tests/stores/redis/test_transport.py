@@ -25,10 +25,10 @@ from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
-from asgi_sessions.stores.redis import RedisSessionStore
 from asgi_sessions.stores.redis.connections import deployment
 from asgi_sessions.stores.redis.engine import Engine, Engines
 from asgi_sessions.stores.redis.scripts import RENEW, SET, Keys, pack, pack_args
+from asgi_sessions.stores.redis.store import RedisSessionStore
 from asgi_sessions.stores.redis.terms import Terms
 from asgi_sessions.stores.redis.transport import Lane
 

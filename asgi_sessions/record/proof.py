@@ -1,0 +1,134 @@
+"""The proof that a record reads back as it is, and the name of the value that would not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import SessionDataError
+from .json import MAX_DEPTH, MAX_METADATA_BYTES, MAX_RECORD_BYTES, check_metadata_size, normalise, step
+from .lines import Parts
+from .writer import STORED_ONLY
+
+_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+_NOT_COMPARED = frozenset(
+    {"metadata", "created_at", "updated_at", "last_activity"}
+)  # times may be set on load
+_UNSET = object()
+
+
+def check_size(parts: Parts, values: object) -> None:
+    """Raises `SessionDataError` where the record or its metadata take too many bytes."""
+    if len(parts.metadata) > MAX_METADATA_BYTES:
+        check_metadata_size(values)
+    if len(parts.record) > MAX_RECORD_BYTES:
+        raise SessionDataError("record", f"takes {len(parts.record)} bytes, more than {MAX_RECORD_BYTES}")
+
+
+def holds(values: dict[str, Any], json: bytes, again: object) -> bool:
+    """Whether metadata, encoded as `json` and read back as `again`, are stored without loss for certain.
+
+    An infinity would read back, yet JSON has none; what is nested too deep would not be read by all.
+    """
+    return again == values and b"Infinity" not in json and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
+
+
+def check_same(data: BaseModel, values: dict[str, Any], json: bytes, again: BaseModel) -> None:
+    """Raises `SessionDataError`, naming the value, where `again` is not what `data` with `values` is."""
+    was, reads = data.__dict__, again.__dict__
+    for name in _kept(type(data), data.__pydantic_serializer__):
+        if name not in _NOT_COMPARED and not same(was.get(name, _UNSET), reads.get(name, _UNSET)):
+            raise SessionDataError(name, "would not read back as it is now")
+    if data.__pydantic_extra__ or again.__pydantic_extra__:
+        _check_extras(data, again)
+    if holds(values, json, reads["metadata"]):
+        return
+    if reads["metadata"] != values or b"Infinity" in json or _is_deep(values):
+        normalised = normalise(values, "metadata")  # names what JSON cannot hold
+        if reads["metadata"] != normalised:
+            raise SessionDataError("metadata", "would not read back as it is now")
+
+
+def same(was: object, reads: object) -> bool:
+    """Whether two values hold the same once what a model keeps to itself is set aside.
+
+    That is its private attributes, cached properties and fields with `exclude=True`. Models are compared by
+    their `__eq__` only where they have one of their own.
+    """
+    if was is reads:
+        return True
+    kind = type(was)
+    if kind in _ATOMS:
+        return was == reads
+    if isinstance(was, BaseModel) and isinstance(reads, BaseModel):
+        return kind is type(reads) and _same_models(was, reads)
+    if isinstance(was, dict) and isinstance(reads, dict):
+        return was.keys() == reads.keys() and all(same(was[key], reads[key]) for key in was)
+    for sequence in (list, tuple):
+        if isinstance(was, sequence) and isinstance(reads, sequence):
+            return len(was) == len(reads) and all(map(same, was, reads))
+    return bool(was == reads)
+
+
+def explain(data: BaseModel, fault: Exception) -> SessionDataError:
+    """Which value is to blame for `fault`, met while the record was written and read back."""
+    try:
+        normalise(data.__dict__.get("metadata"), "metadata")
+    except SessionDataError as refused:
+        return refused
+    if isinstance(fault, ValidationError):
+        first = fault.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = "".join(map(step, first["loc"])).removeprefix(".")
+        return SessionDataError(path or "record", f"would not read back: {first['msg']}")
+    for name in [*data.__dict__, *(data.__pydantic_extra__ or ())]:
+        try:
+            data.__pydantic_serializer__.to_json(data, by_alias=False, warnings=False, include={name})
+        except Exception:
+            return SessionDataError(name, f"cannot be written as JSON ({type(fault).__name__})")
+    return SessionDataError("record", f"cannot be written and read back ({type(fault).__name__})")
+
+
+@lru_cache(maxsize=1024)
+def _kept(model: type[BaseModel], _serializer: object) -> tuple[str, ...]:
+    """The fields of a model that are stored; it has another serialiser after a rebuild."""
+    fields = model.__pydantic_fields__.items()
+    return tuple(name for name, field in fields if name in STORED_ONLY or not field.exclude)
+
+
+def _same_models(was: BaseModel, reads: BaseModel) -> bool:
+    if type(was).__eq__ is not BaseModel.__eq__:
+        return bool(was == reads)
+    before, after = was.__dict__, reads.__dict__
+    for name in _kept(type(was), was.__pydantic_serializer__):
+        if not same(before.get(name), after.get(name)):
+            return False
+    return was.__pydantic_extra__ == reads.__pydantic_extra__
+
+
+def _check_extras(data: BaseModel, again: BaseModel) -> None:
+    kept, read = data.__pydantic_extra__ or {}, again.__pydantic_extra__ or {}
+    for name in (kept.keys() | read.keys()) - type(data).__pydantic_computed_fields__.keys():
+        was, reads = kept.get(name, _UNSET), read.get(name, _UNSET)
+        if was is _UNSET or (was != reads and normalise(was, name) != reads):
+            raise SessionDataError(name, "would not read back as it is now")
+
+
+def _is_deep(values: object) -> bool:
+    """Whether values are nested deeper than `MAX_DEPTH` levels."""
+    level: list[object] = [values]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child for node in level for child in _children(node) if isinstance(child, (dict, list, tuple))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _children(node: object) -> Sequence[object]:
+    if isinstance(node, dict):
+        return list(node.values())
+    return node if isinstance(node, (list, tuple)) else ()
