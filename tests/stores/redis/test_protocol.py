@@ -132,7 +132,7 @@ async def test_a_record_is_a_header_and_the_json(store: RedisSessionStore, raw: 
     record = _record(a=1)
     await store.create("s", record, Lifetime(absolute=60, idle=30), None)
     value = await _text(raw, _RECORD)
-    match = re.fullmatch(r"asgi2:([0-9a-f]{16}):([0-9]{13}):([0-9]{13}):([0-9]{13})\n(.*)", value)
+    match = re.fullmatch(r"asgi2:([0-9a-f]{16}):([0-9]{13}):([0-9]{13}):([0-9]{13})\n(.*)", value, re.DOTALL)
     assert match is not None
     now = (await raw.time())[0] * 1000
     assert 58_000 < int(match[2]) - now < 61_000
