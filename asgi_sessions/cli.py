@@ -19,7 +19,7 @@ SECRET_KEY = "ASGI_SESSIONS_SECRET_KEY"  # noqa: S105  # the variable's name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit status 0, 1 where the store is not healthy or failed, 2 for wrong usage."""
+    """Run one command. Exit status: 0; 1 where the store failed or is not healthy; 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     if options.command == "key":
         print(secrets.token_hex(32))
@@ -81,7 +81,7 @@ async def _sessions(store: SessionStore, options: argparse.Namespace) -> int:
 
 
 def _in_the_log(session_id: str) -> str:
-    """The session's hash in logs and events; nothing where the key that it depends on is not known."""
+    """The session's hash in logs and events; nothing where the secret key is not in the environment."""
     key = os.environ.get(SECRET_KEY)
     return f"session={session_hash(session_id, key)}  " if key else ""
 

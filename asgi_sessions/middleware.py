@@ -1,4 +1,4 @@
-"""The walk of a request: `SessionMiddleware` knows the settings, an exchange knows one request."""
+"""The walk of a request: `SessionMiddleware` knows the settings, a unit of work knows one request."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ from .options import (
 )
 from .record.model import SessionData
 from .request.answers import Answers
-from .request.exchange import HTTPExchange, Settings, WebSocketExchange
-from .request.holding import Rules
-from .request.unit import Unit
+from .request.http import HTTPRequest
+from .request.settings import Settings
+from .request.unit import UnitOfWork
+from .request.websocket import WebSocket
 from .session.access import held
 from .session.changes import ROTATE_ON
 from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.urls import resolve_store
 
-_EXCHANGES: dict[str, type[HTTPExchange] | type[WebSocketExchange]] = {
-    "http": HTTPExchange,
-    "websocket": WebSocketExchange,
-}
+_KINDS: dict[str, type[HTTPRequest] | type[WebSocket]] = {"http": HTTPRequest, "websocket": WebSocket}
 
 
 class SessionMiddleware:
@@ -98,23 +96,21 @@ class SessionMiddleware:
         client = resolve_client(fingerprint, trusted_proxies, self._events)
         self._answers = Answers(error_response, self._events)
         self._settings = Settings(
-            rules=Rules(
-                self.store,
-                resolve_model(model),
-                lifetime,
-                policy if lock else None,
-                policy,
-                session_cookie,
-                self._events,
-                fingerprint is not None and fingerprint.on_mismatch == "report",
-            ),
+            store=self.store,
+            model=resolve_model(model),
+            lifetime=lifetime,
+            lock=policy if lock else None,
+            lock_to_transact=policy,
             cookie=cookie,
-            client=client,
-            answers=self._answers,
+            cookie_name=session_cookie,
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
             rotate_on=resolve_names(rotate_on),
+            client=client,
+            reports_mismatch=fingerprint is not None and fingerprint.on_mismatch == "report",
+            answers=self._answers,
+            events=self._events,
         )
         self._excluded = resolve_routes("exclude", exclude)
         self._read_only = resolve_routes("read_only", read_only)
@@ -123,7 +119,7 @@ class SessionMiddleware:
         self.store.bind(model, policy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = _EXCHANGES.get(scope["type"])
+        kind = _KINDS.get(scope["type"])
         if kind is None or self._passes_through(scope):
             call = self._hand_on(scope, receive, send)
             del scope  # as below
@@ -132,23 +128,23 @@ class SessionMiddleware:
         presented = self._settings.cookie.read(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
-        exchange = kind(self._settings, scope, headers, send, presented)
-        current = held.set((*held.get(), exchange.session))
+        unit = kind(self._settings, scope, headers, send, presented)
+        current = held.set((*held.get(), unit.session))
         try:
-            await exchange.open(
+            await unit.open(
                 read_only=self._read_only is not None and self._read_only(scope),
                 passive=self._passive is not None and self._passive(scope),
             )
-            scope["session"] = exchange.session
-            call = self.app(scope, receive, exchange.send)
+            scope["session"] = unit.session
+            call = self.app(scope, receive, unit.send)
             del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
             await call
-            await exchange.finish()
+            await unit.finish()
         except Exception as error:
-            await exchange.fail(error, receive)
+            await unit.fail(error, receive)
         finally:
             held.reset(current)
-            await exchange.close()
+            await unit.close()
         return None
 
     def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -189,9 +185,9 @@ class SessionMiddleware:
         if around is None:
             return False
         unit = around.unit if isinstance(around, Session) else None
-        if not isinstance(unit, Unit) or unit.rules.cookie_name != self._settings.rules.cookie_name:
+        if not isinstance(unit, UnitOfWork) or unit.settings.cookie_name != self._settings.cookie_name:
             return False
-        if unit.rules.store is not self.store:
+        if unit.settings.store is not self.store:
             unit.shares_name = True
             return False
         return True

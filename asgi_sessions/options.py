@@ -1,4 +1,4 @@
-"""The middleware's keyword arguments, checked once: what is wrong fails here, with the remedy."""
+"""The middleware's arguments, checked once. A wrong one fails here, and the error says what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Routes: TypeAlias = "Iterable[Pattern] | Callable[[Scope], bool] | Pattern"
 
 
 def resolve_model(model: type[SessionData]) -> type[SessionData]:
-    """The model, if a session can begin with nothing but an id."""
+    """The model. ValueError where a session cannot begin with an id alone."""
     if not (isinstance(model, type) and issubclass(model, SessionData)):
         raise TypeError("model is a subclass of asgi_sessions.SessionData")
     try:
@@ -39,7 +39,7 @@ def resolve_model(model: type[SessionData]) -> type[SessionData]:
 def resolve_client(
     fingerprint: Fingerprint | None, trusted_proxies: Iterable[TrustedProxy], events: EventSink
 ) -> FingerprintReader | None:
-    """What tells clients apart; None where fingerprints are off. The proxies are checked all the same."""
+    """The reader of fingerprints; None where they are off. The proxies are checked in either case."""
     if fingerprint is not None and not isinstance(fingerprint, Fingerprint):
         remedy = "None turns it off" if fingerprint is False else "write fingerprint=Fingerprint(...) or None"
         raise TypeError(f"fingerprint={fingerprint!r} is no Fingerprint: {remedy}")
@@ -59,10 +59,10 @@ _PROXIES = (
 def resolve_lifetime(
     max_age: float | None, idle_timeout: float | None, rolling: bool, store: SessionStore
 ) -> Lifetime:
-    """The store's rule. Rolling sessions have no absolute bound: `max_age` is an idle timeout then.
+    """How long records live. With `rolling` there is no absolute bound: `max_age` is an idle timeout.
 
-    A browser-session cookie (`max_age=None`) without an idle timeout lives `store.default_ttl` seconds after
-    its last request: the browser never tells that it was closed.
+    The session of a browser-session cookie (`max_age=None`) without an idle timeout ends `store.default_ttl`
+    seconds after its last request: no browser says that it was closed.
     """
     given = {"max_age": max_age, "idle_timeout": idle_timeout}
     _require_numbers(**{name: seconds for name, seconds in given.items() if seconds is not None})
@@ -78,7 +78,7 @@ def resolve_lifetime(
 
 
 def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float) -> LockPolicy:
-    """The lock's times (seconds) and bounds."""
+    """The lock's times, in seconds, and its bounds."""
     _require_numbers(lock_timeout=timeout, lock_wait=wait, max_waiters=max_waiters, lock_max_hold=max_hold)
     if not timeout > 0:
         raise ValueError("lock_timeout is the lease in seconds and above 0; lock=False turns locking off")
@@ -94,7 +94,7 @@ def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float)
 def resolve_routes(name: str, routes: Routes) -> Callable[[Scope], bool] | None:
     """A predicate of the scope, from one or from path patterns (`/static/*`, or compiled expressions).
 
-    A pattern is matched against the path below `root_path`, so it is the same under a mount. None where there
+    A pattern is matched against the path below `root_path`, so that a mount changes nothing. None where there
     are no patterns.
     """
     if callable(routes):
@@ -118,7 +118,7 @@ def _matches(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
 
 
 def resolve_names(rotate_on: Iterable[str]) -> frozenset[str]:
-    """The values that say who is signed in."""
+    """The names of the values that say who is signed in."""
     if isinstance(rotate_on, str):
         raise ValueError(f"rotate_on is a collection of names: [{rotate_on!r}]; () turns it off")
     names = frozenset(rotate_on)
@@ -129,7 +129,7 @@ def resolve_names(rotate_on: Iterable[str]) -> frozenset[str]:
 
 
 def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
-    """Exact origins as browsers send them (RFC 6454 §6.2): lower case, no path, no trailing slash."""
+    """Exact origins as browsers send them (RFC 6454 section 6.2): lower case, no path, no final slash."""
     if origins is None:
         return None
     if isinstance(origins, str):
@@ -144,13 +144,13 @@ def resolve_origins(origins: Iterable[str] | None) -> frozenset[bytes] | None:
 
 
 def check_flags(**given: object) -> None:
-    """Refuse texts: "false" and "0" count as yes wherever Python asks."""
+    """TypeError for a text: "false" and "0" are true in Python."""
     for name, value in given.items():
         if isinstance(value, str):
             raise TypeError(f"{name} is True or False, not the text {value!r}, which would count as yes")
 
 
-_LARGEST = 10**9  # seconds: 31 years; more does not fit into every store
+_LARGEST = 10**9  # seconds, 31 years: not every store can hold more
 
 
 def _require_numbers(**given: object) -> None:

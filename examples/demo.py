@@ -59,7 +59,7 @@ class Item(BaseModel):
 
 
 class ShopSession(SessionData):
-    """What this shop keeps of a visitor, typed; every field has a default, for a session begins empty."""
+    """What this shop keeps of a visitor. Every field has a default, because a session begins empty."""
 
     cart: list[Item] = Field(default_factory=list)
     clicks: int = 0
@@ -69,7 +69,7 @@ class ShopSession(SessionData):
 
 
 class Product(NamedTuple):
-    """Something on the shelf."""
+    """A product."""
 
     name: str
     note: str
@@ -110,7 +110,7 @@ async def home(request: Request) -> Response:
 
 
 async def sign_in(request: Request) -> Response:
-    """Sign in by name alone (it is a demo). The id changes, so one planted before is worth nothing."""
+    """Sign in by name alone (it is a demo). The id changes, so an id that was planted before is useless."""
     session = get_session(request)
     data = get_session_data(request, ShopSession)
     before = "" if session.is_new else short(request, session.session_id)
@@ -158,7 +158,7 @@ async def cart(request: Request) -> Response:
 
 
 async def add_to_cart(request: Request) -> Response:
-    """One more of a product. Nested changes are noticed; nothing has to be flagged or assigned back."""
+    """Add a product to the cart. Nested changes are noticed; no flag is needed."""
     data = get_session_data(request, ShopSession)
     sku = await field(request, "sku")
     if sku not in PRODUCTS:
@@ -173,7 +173,7 @@ async def add_to_cart(request: Request) -> Response:
 
 
 async def remove_from_cart(request: Request) -> Response:
-    """A product is taken out of the cart."""
+    """Take a product out of the cart."""
     data = get_session_data(request, ShopSession)
     sku = await field(request, "sku")
     data.cart = [item for item in data.cart if item.sku != sku]
@@ -193,7 +193,7 @@ async def chat(request: Request) -> Response:
 
 
 async def stream(session: Session, words: Sequence[str], pause: float) -> AsyncIterator[str]:
-    """The words, then the new count, which is stored before it is told. Who hangs up is not counted."""
+    """The words, then the new count, which is stored before it is sent."""
     for word in words:
         yield f"event: word\ndata: {word}\n\n"
         await asyncio.sleep(pause)
@@ -214,7 +214,7 @@ def answer_to(question: str, earlier: int) -> str:
 
 
 async def socket(websocket: WebSocket) -> None:
-    """Count the visitor's clicks. A connection may last for hours, so each change takes its own turn."""
+    """Count the visitor's clicks. A connection may last for hours, so each change takes the lock anew."""
     session = get_session(websocket)
     async with session.transaction():  # before the accept, on which a new visitor's cookie rides
         get_session_data(websocket, ShopSession).sockets += 1
@@ -235,7 +235,7 @@ async def socket(websocket: WebSocket) -> None:
 
 
 async def run_race(request: Request) -> Response:
-    """All racers at once, at one session: this app as it is, then the same counter in other middlewares."""
+    """Many requests at once to one session: in this app, then in the same counter with other middlewares."""
     store = store_of(request)
     secret = request.app.state.secret
     unlocked = SessionMiddleware(Counter, secret, store=store, model=ShopSession, lock=False)
@@ -253,14 +253,14 @@ async def run_race(request: Request) -> Response:
 
 
 def page(request: Request, part: str, title: str, status: int = 200, **values: object) -> Response:
-    """A whole page, with what the session says now at its top."""
+    """A whole page, with the session's facts at the top."""
     body = fill(part, **values)
     markup = fill("layout", title=title, body=body, store=request.app.state.store_name, **facts(request))
     return HTMLResponse(markup, status, {"cache-control": "no-store"})  # Back shows no signed-out page
 
 
 def short(connection: HTTPConnection, session_id: str) -> str:
-    """How the log names the session; the id itself is a key and is shown to nobody."""
+    """The session's name in the log. The id itself is a secret."""
     return session_hash(session_id, connection.app.state.secret)
 
 
@@ -278,7 +278,7 @@ def facts(connection: HTTPConnection) -> dict[str, str]:
 
 
 async def session_facts(request: Request) -> Response:
-    """The strip's facts, fetched anew by the pages' scripts."""
+    """The facts for the strip, which the pages' scripts fetch again and again."""
     return JSONResponse(facts(request))
 
 
@@ -288,7 +288,7 @@ async def chat_page(request: Request) -> Response:
 
 
 async def socket_page(request: Request) -> Response:
-    """The button behind which there is a WebSocket."""
+    """The page with the WebSocket button."""
     return page(request, "socket", "Socket", clicks=get_session_data(request, ShopSession).clicks)
 
 
@@ -354,7 +354,7 @@ def build(store: SessionStore, secret: str, store_name: str = "memory", pause: f
 
 
 def redis_store(url: str) -> SessionStore:
-    """The store at this URL, once it has answered; ends the program with the reason where it does not."""
+    """The store at this URL, once it has answered. Where it does not, the program ends with the reason."""
 
     async def health() -> dict[str, object]:
         try:

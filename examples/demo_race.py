@@ -1,4 +1,4 @@
-"""Many requests at once at one session, and what the session middleware makes of them."""
+"""Many requests at once to one session, and what each session middleware makes of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Counter(HTTPEndpoint):
 
 
 class LastWriterWins:
-    """Load, run the app, store: a session middleware without a lock. Here to lose the race, not for use."""
+    """A session middleware without a lock: load, run the app, store. It is here to lose the race."""
 
     def __init__(self, app: ASGIApp, store: SessionStore) -> None:
         self.app = app
@@ -62,7 +62,7 @@ class LastWriterWins:
 
 
 async def race(app: ASGIApp) -> dict[str, int]:
-    """What became of `RACERS` simultaneous increments of a fresh session; `lost` were acknowledged."""
+    """The result of `RACERS` simultaneous increments; `lost` ones were acknowledged and are not there."""
     cookie = (await call(app, "PUT")).cookie
     started = time.perf_counter()
     answers = await asyncio.gather(*(call(app, "POST", cookie) for _ in range(RACERS)))
@@ -80,7 +80,7 @@ async def race(app: ASGIApp) -> dict[str, int]:
 
 
 class Answer(NamedTuple):
-    """What an in-process request was answered with."""
+    """The answer to an in-process request."""
 
     status: int
     cookie: bytes

@@ -19,7 +19,7 @@ from asgi_sessions import SessionStore, SessionStoreError
 
 
 class FileStore(SessionStore):
-    """Sessions in files. `cleanup_expired()`, once an hour say, removes those that have ended."""
+    """Sessions in files. Call `cleanup_expired()` now and then, to remove those that have ended."""
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class FileStore(SessionStore):
                 yield found[0]
 
     def _path(self, session_id: str) -> Path:
-        """An id has up to 255 characters of any script, dots and slashes too: its hash is a safe name."""
+        """An id may have 255 characters of any kind, dots and slashes too; its hash is a safe file name."""
         return self._folder / hashlib.sha256(session_id.encode()).hexdigest()
 
 

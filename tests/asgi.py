@@ -312,7 +312,7 @@ class Site:
         else:
             assert isinstance(store, PrimitiveStore)
             values = {name: Value.unpack(value) for name, value in store._values.items()}
-            names = [name for name, value in values.items() if value is not None and value.left(now) > 0]
+            names = [name for name, value in values.items() if value is not None and value.ends > now]
         return [store.read(self.raw(name)) for name in names]
 
     def raw(self, session_id: str) -> bytes:

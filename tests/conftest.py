@@ -13,14 +13,16 @@ from redis import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import InMemorySessionStore, SessionData, SessionStore
-from asgi_sessions.stores.redis import scripts
+from asgi_sessions.stores.redis.commands import scripts
+from asgi_sessions.stores.redis.connection import seam
+from asgi_sessions.stores.redis.connection.script import Script
 
 pytest_plugins = ["faults.summary"]
 
 hypothesis.settings.register_profile("patient", deadline=None)  # an example may take long on a busy machine
 hypothesis.settings.load_profile("patient")
 
-SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, scripts.Script)]
+SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, Script)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +38,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--browser", action="store_true", help="fail where the tests in a real Chromium cannot run"
     )
+    group.addoption(
+        "--public-redis", action="store_true", help="use redis-py by its public coroutines, take nothing over"
+    )
     group.addoption("--figures", metavar="FILE", help="save the table of faults there (.json, else Markdown)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `--public-redis` every connection looks as that of a redis-py that has other private parts."""
+    if config.getoption("--public-redis"):
+        seam.PRIVATE = (*seam.PRIVATE, "_of_another_release")
 
 
 @pytest.hookimpl(optionalhook=True)

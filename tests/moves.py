@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from asgi_sessions import RedisSessionStore
 from asgi_sessions.stores.checkout import Checkout, Outcome
-from asgi_sessions.stores.redis.layout import RETIRED_MS
+from asgi_sessions.stores.redis.commands.header import RETIRED_MS
 
 
 async def retire(store: RedisSessionStore, taken: Checkout) -> Outcome:
     """Remove a checked-out record as a move does that has stored its successor; what became of that."""
-    return await store._discard(await store._engines.get(), taken, RETIRED_MS)
+    return await (await store._states.get()).checkouts.discard(taken, RETIRED_MS)

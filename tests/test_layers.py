@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "asgi", "keys"),
 )
 
+# The floors within `stores.redis`, likewise.
+REDIS_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("",),  # what is public
+    ("store", "lock"),
+    ("event_loop",),  # builds the parts of one event loop, and closes them
+    ("locking", "records"),  # who has a session's lock, who waits; records and a user's sessions
+    ("commands",),  # what is asked of Redis: scripts, keys, headers
+    ("connection",),  # pipelines, and the seam to redis-py's private parts
+)
+
 # Where an outside library may be named: in these modules and below them.
 HOMES = {
     "itsdangerous": {"client.signer"},
@@ -52,22 +63,16 @@ LATE_IMPORTS = {
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 
-FOR_TYPES_ONLY = {
-    ("stores.redis.waiters", "stores.redis.engine"),  # the engine makes the channel, which calls back
-    ("stores.redis.queues", "stores.redis.engine"),  # the same
-}
-
 LONG_FUNCTIONS = {
     "SessionMiddleware.__init__",  # one line for each argument
 }
 
 
 class Import(NamedTuple):
-    """Who imports what, and whether only a type checker sees it."""
+    """Who imports what, and in which function."""
 
     module: str
     target: str
-    types_only: bool
     function: str | None
 
 
@@ -93,27 +98,24 @@ def targets_of(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
     return ["." + ".".join([*base, alias.name]) for alias in node.names]
 
 
-def imports_of(
-    module: str, tree: ast.AST, types_only: bool = False, function: str | None = None
-) -> Iterator[Import]:
+def imports_of(module: str, tree: ast.AST, function: str | None = None) -> Iterator[Import]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for target in targets_of(module, node):
-                yield Import(module, target, types_only, function)
+                yield Import(module, target, function)
             continue
         within = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
-        guard = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        yield from imports_of(module, node, types_only or guard, within)
+        yield from imports_of(module, node, within)
 
 
 IMPORTS = [found for module, tree in MODULES.items() for found in imports_of(module, tree)]
 OWN = [found._replace(target=found.target[1:]) for found in IMPORTS if found.target.startswith(".")]
 
 
-def room_of(module: str) -> tuple[int, str]:
+def room_of(module: str, floors: tuple[tuple[str, ...], ...] = FLOORS) -> tuple[int, str]:
     """The floor of a module, 0 the highest, and its room there."""
     first = module.partition(".")[0]
-    for floor, rooms in enumerate(FLOORS):
+    for floor, rooms in enumerate(floors):
         if first in rooms:
             return floor, first
     pytest.fail(f"the module {module!r} has no floor: say in FLOORS where it belongs")
@@ -129,12 +131,37 @@ def test_imports_run_one_way(module: str) -> None:
             assert below > floor or other == room, f"{module} imports {found.target}"
 
 
+def test_imports_of_the_redis_store_run_one_way() -> None:
+    """The same within `stores.redis`."""
+    for found in OWN:
+        module, target = (_within_redis(name) for name in (found.module, found.target))
+        if module is not None and target is not None:
+            (floor, room), (below, other) = room_of(module, REDIS_FLOORS), room_of(target, REDIS_FLOORS)
+            assert below > floor or other == room, f"{found.module} imports {found.target}"
+
+
+def _within_redis(module: str) -> str | None:
+    """The rest of a module's name; None where it lies elsewhere."""
+    return (
+        module.partition("stores.redis")[2].lstrip(".") if f"{module}.".startswith("stores.redis.") else None
+    )
+
+
+def test_readme_has_the_map() -> None:
+    """The table under "Development" has the same rooms on the same floors."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    table = re.search(r"^\| rooms, .*\n\|-.*\n((?:\|.*\n)+)", readme, re.MULTILINE)
+    assert table is not None, "README has no table of the rooms"
+    rows = [line.split("|")[1] for line in table[1].splitlines()]
+    rooms = [re.findall(r"`(\w+)/?`", row.replace("`__init__`", "``")) or [""] for row in rows]
+    assert [set(row) for row in rooms] == [set(floor) for floor in FLOORS]
+
+
 def test_there_are_no_circles() -> None:
     """Not within a room either, and not for types: what calls back gets a protocol or a function."""
     graph: dict[str, set[str]] = {}
     for found in OWN:
-        if (found.module, found.target) not in FOR_TYPES_ONLY:
-            graph.setdefault(found.module, set()).add(found.target)
+        graph.setdefault(found.module, set()).add(found.target)
     TopologicalSorter(graph).prepare()
 
 

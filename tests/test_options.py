@@ -249,7 +249,7 @@ def test_the_added_arguments_are_by_name_only() -> None:
 def test_times_make_one_rule_for_the_store(options: dict[str, Any], rule: Lifetime) -> None:
     """`max_age` is absolute unless rolling, `idle_timeout` counts from the last request."""
     middleware = SessionMiddleware(app, KEY, **options)
-    assert middleware._settings.rules.lifetime == rule
+    assert middleware._settings.lifetime == rule
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -276,7 +276,8 @@ async def seen_at(path: str, root_path: str = "", **options: Any) -> str | None:
 
     async def look(scope: Scope, receive: Receive, send: Send) -> None:
         session = scope.get("session")
-        seen.append(None if session is None else "passive" if session.unit.passive else session.mode.value)
+        unit = None if session is None else session.unit
+        seen.append(unit and ("passive" if unit.passive else unit.state.value))
 
     async def receive() -> Message:
         return {"type": "http.request"}
@@ -295,7 +296,7 @@ async def seen_at(path: str, root_path: str = "", **options: Any) -> str | None:
 async def test_excluded_paths_have_no_session(routes: Any, matching: list[str], others: list[str]) -> None:
     """By string, glob, compiled expression or predicate; everything else has one."""
     assert [await seen_at(path, exclude=routes) for path in matching] == [None] * len(matching)
-    assert [await seen_at(path, exclude=routes) for path in others] == ["open"] * len(others)
+    assert [await seen_at(path, exclude=routes) for path in others] == ["fresh"] * len(others)
 
 
 @pytest.mark.anyio
@@ -303,7 +304,7 @@ async def test_excluded_paths_have_no_session(routes: Any, matching: list[str], 
 async def test_read_only_paths_are_marked(routes: Any, matching: list[str], others: list[str]) -> None:
     """The same patterns give a session that is loaded without its lock and cannot be written to."""
     assert [await seen_at(path, read_only=routes) for path in matching] == ["read-only"] * len(matching)
-    assert [await seen_at(path, read_only=routes) for path in others] == ["open"] * len(others)
+    assert [await seen_at(path, read_only=routes) for path in others] == ["fresh"] * len(others)
 
 
 @pytest.mark.anyio
@@ -311,7 +312,7 @@ async def test_read_only_paths_are_marked(routes: Any, matching: list[str], othe
 async def test_passive_paths_are_marked(routes: Any, matching: list[str], others: list[str]) -> None:
     """The same patterns mark requests that do not count as activity, such as polls."""
     assert [await seen_at(path, passive=routes) for path in matching] == ["passive"] * len(matching)
-    assert [await seen_at(path, passive=routes) for path in others] == ["open"] * len(others)
+    assert [await seen_at(path, passive=routes) for path in others] == ["fresh"] * len(others)
 
 
 @pytest.mark.anyio
@@ -330,7 +331,7 @@ async def test_passive_paths_are_marked(routes: Any, matching: list[str], others
 async def test_patterns_match_below_a_mount(option: str, path: str, root: str, matches: bool) -> None:
     """A pattern is the same whether the app is served alone, mounted, or behind a proxy's prefix."""
     options: dict[str, Any] = {option: ["/static/*"]}
-    assert (await seen_at(path, root, **options) != "open") is matches
+    assert (await seen_at(path, root, **options) != "fresh") is matches
 
 
 @pytest.mark.anyio

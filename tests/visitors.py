@@ -22,7 +22,7 @@ from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionMiddleware
 from asgi_sessions.asgi import Message, Receive, Scope, Send
-from asgi_sessions.stores.redis.connections import Client
+from asgi_sessions.stores.redis.connection.deployment import Client
 
 PATIENCE = 30.0  # seconds for what must come at last
 _FILLER = "x" * 2000  # makes a record longer than one would write in one piece

@@ -1,6 +1,6 @@
-"""What happens to sessions, told to the log and to the app's `on_event`, without any secret.
+"""What happens to sessions, for the log and for the app's `on_event`, without any secret.
 
-An event never carries an id, a cookie or a header value: whoever reads logs must not be able to take over a
+An event never has an id, a cookie or a header value in it: who reads the log must not be able to take over a
 session (OWASP Session Management: Logging Sessions Life Cycle).
 """
 
@@ -21,32 +21,32 @@ from ..keys import derived, key_bytes
 SESSION_CREATED = "session_created"  # a record was stored for the first time
 SESSION_REGENERATED = "session_regenerated"  # a new id, the data kept
 SESSION_ENDED = "session_ended"  # invalidated by the app
-BAD_SIGNATURE = "bad_signature"  # a cookie of our name that no key of ours signed
-AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two live sessions in one request, or more cookies than are looked at
-ABSURD_COOKIE = "absurd_cookie"  # more cookie bytes than any browser sends; answered with 400
+BAD_SIGNATURE = "bad_signature"  # none of our keys signed the cookie
+AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two live sessions in one request, or too many cookies of our name
+ABSURD_COOKIE = "absurd_cookie"  # more bytes of cookies than any browser sends; answered with 400
 UNKNOWN_SESSION = "unknown_session"  # a signed id whose record is absent
-RETIRED_SESSION = "retired_session"  # an id that was just replaced
-UNREADABLE_RECORD = "unreadable_record"  # what lies in the store is not a record of ours
-FINGERPRINT_MISMATCH = "fingerprint_mismatch"  # another client than the one that the record was made for
-LOCK_TIMEOUT = "lock_timeout"  # the wait for others was over; answered with 503
+RETIRED_SESSION = "retired_session"  # an id that was replaced within the last minute
+UNREADABLE_RECORD = "unreadable_record"  # what the store has under the id is no record of ours
+FINGERPRINT_MISMATCH = "fingerprint_mismatch"  # not the client that the record was made for
+LOCK_TIMEOUT = "lock_timeout"  # the wait for the lock was too long; answered with 503
 TOO_MANY_WAITERS = "too_many_waiters"  # answered with 503
 LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
-CONFLICT = "conflict"  # the version moved; answered with 409
+CONFLICT = "conflict"  # another writer changed the record; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
 UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
-UNCAUGHT_ERROR = "uncaught_error"  # one of ours, which closed a WebSocket whose app did not catch it
+UNCAUGHT_ERROR = "uncaught_error"  # an error of this package that a WebSocket app did not catch
 ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
-COOKIE_CLASH = "cookie_clash"  # somebody inside sets a cookie of our name; told once
-UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, and no proxy is trusted; told once
+COOKIE_CLASH = "cookie_clash"  # the app sets a cookie of our name; told once
+UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, but no proxy is trusted; told once
 
 Detail: TypeAlias = str | int | float
 
-LINES_PER_SECOND = 10  # of one event name; an attack must not fill the disk
+LINES_PER_SECOND = 10  # in the log, of one event name: an attack must not fill the disk
 MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
-_PURPOSE = b"asgi_sessions.log"  # of the key that log hashes are made with
-# Ids, lock tokens and fingerprints all look like this; an exception's text may quote one.
+_PURPOSE = b"asgi_sessions.log"  # of the key for hashes of ids
+# Ids, lock tokens and fingerprints look like this, and the text of an exception may quote one.
 _SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
 
 
@@ -54,8 +54,8 @@ _SECRET = re.compile(r"[0-9A-Fa-f]{32,}")
 class SessionEvent:
     """One thing that happened: `name` is a constant of this module, `details` are its facts.
 
-    `session` is a short hash of the id (`session_hash`), so that the events of one session can be told from
-    another's, over all workers with the same `secret_key`; None where no session is concerned.
+    `session` is a short hash of the id (`session_hash`), the same in all workers with the same `secret_key`.
+    It shows which events belong to one session; None where the event is about no session.
     """
 
     name: str
@@ -64,11 +64,10 @@ class SessionEvent:
 
 
 def session_hash(session_id: str, secret_key: object) -> str:
-    """12 hexadecimal digits that stand for the id in logs, events, and wherever else people look at sessions.
+    """12 hexadecimal digits that stand for the id in logs and events, and wherever else people see sessions.
 
-    They are the same for the same id in every process with this `secret_key` (not its fallbacks: after a
-    rotation the same session has another hash). Without the key nobody finds the id that belongs to a hash,
-    or the hash that belongs to an id.
+    One id has one hash in every process with this `secret_key`. Fallbacks do not count: with a new key the
+    same session has another hash. Without the key nobody can tell which id and which hash belong together.
     """
     return _hash(session_id, derived(key_bytes(secret_key, "secret_key"), _PURPOSE))
 
@@ -80,10 +79,10 @@ def _hash(session_id: str, key: bytes) -> str:
 class EventSink:
     """Hands events to the log ``asgi_sessions`` and to `on_event`; costs next to nothing if nobody listens.
 
-    `on_event` is called at once, in the event loop, so it must not block; what it raises is logged once per
-    event name and never reaches the request. TypeError for one that cannot be called or is a coroutine
-    function. Sessions are named as `session_hash` names them with this `secret_key`; without one the names
-    hold for this object alone. `clock` gives seconds and is for the log's limit only.
+    `on_event` is called at once, in the event loop, so it must not block. What it raises is logged, once for
+    each event name, and never reaches the request. TypeError where it is no plain function. Events name a
+    session by its `session_hash` with this `secret_key`; without a key the names are good for this object
+    only. `clock` gives seconds, for the log's limit.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class EventSink:
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
     ) -> None:
-        """Tells the listeners. Never raises; ids are taken out of the details, control characters escaped."""
+        """Tell the listeners. Never raises; removes ids from the details and escapes control characters."""
         logged = _logger.isEnabledFor(level)
         if self._on_event is None and not logged:
             return
@@ -118,18 +117,18 @@ class EventSink:
             self._call(self._on_event, event)
 
     def is_first(self, *kind: str) -> bool:
-        """Whether this was not asked of the same kind before. Kinds are few: names in the app's code."""
+        """Whether this is the first call with this kind. Kinds are few: names in the app's code."""
         known = kind in self._kinds
         self._kinds.add(kind)
         return not known
 
     def warn_once(self, name: str, remedy: str) -> None:
-        """`emit` as a warning, the first time only: for what is wrong with the set-up and stays so."""
+        """Emit a warning, the first time only: for a mistake in the set-up."""
         if self.is_first(name):
             self.emit(name, level=logging.WARNING, remedy=remedy)
 
     def flush(self) -> None:
-        """Logs how many lines were left out so far; for the shut-down."""
+        """Log how many lines were left out so far. Called at the shut-down."""
         for name, window in self._windows.items():
             window.report(name)
 
@@ -157,7 +156,7 @@ class EventSink:
 
 @dataclass(slots=True)
 class _Window:
-    """The second that one event name's log lines are counted in."""
+    """The log lines of one event name within one second."""
 
     start: float = float("-inf")
     lines: int = 0
@@ -189,11 +188,11 @@ def _clean(value: Detail, session_id: str | None) -> Detail:
 
 
 def _visible(character: str) -> str:
-    """The character, or its escape where it could end a line or change how a terminal shows it."""
+    """The character, or its escape where it could end the line or control a terminal."""
     return character if character.isprintable() else repr(character)[1:-1]
 
 
 def _line(event: SessionEvent) -> str:
-    """The event on one line: `repr` escapes control characters and keeps a text from posing as a detail."""
+    """The event on one line. `repr` keeps a text from looking like another detail."""
     session = "" if event.session is None else f" session={event.session}"
     return event.name + session + "".join(f" {key}={value!r}" for key, value in event.details.items())

@@ -1,132 +1,331 @@
-"""One request's unit of work: what the handle asks of the store, alone and from several tasks."""
+"""One request's unit of work: it loads the session, stores what the app made of it, and lets it go."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from contextvars import ContextVar
+import hmac
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from logging import INFO, WARNING
 
 import anyio
 
-from ..errors import LockTimeoutError, SessionClosedError, SessionConflictError, SessionError
+from ..asgi import Message, Scope, Send
+from ..client.cookie import Presented
+from ..client.headers import ByName
+from ..errors import (
+    ReadOnlySessionError,
+    SessionClosedError,
+    SessionConflictError,
+    SessionError,
+    SessionStoreError,
+)
+from ..observation.events import (
+    AMBIGUOUS_COOKIE,
+    BAD_SIGNATURE,
+    FINGERPRINT_MISMATCH,
+    RETIRED_SESSION,
+    UNKNOWN_SESSION,
+    UNREADABLE_RECORD,
+)
+from ..record.codec import misfit
 from ..record.model import SessionData
-from ..session.changes import Change
-from ..session.handle import Mode, Session
-from ..stores.checkout import Missing, Outcome, raise_for
-from .holding import Holding
+from ..session.changes import Change, Fate
+from ..session.handle import Session
+from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
+from .commit import Commit, let_go, remaining
+from .duplicates import settle
+from .settings import Settings
+from .state import FOLLOWS_RECORD, IS_OVER, READ_ONLY, REFUSED, RELEASED, News, State, state_of
+from .transaction import Block, inside, transacting
 
+_EVENTS = {
+    "bad_signature": BAD_SIGNATURE,  # what is absurd was not let in
+    "ambiguous": AMBIGUOUS_COOKIE,
+    Missing.ABSENT: UNKNOWN_SESSION,
+    Missing.RETIRED: RETIRED_SESSION,
+    Missing.UNREADABLE: UNREADABLE_RECORD,
+}
+_OLD_RECORDS = "let the model read old records: a validator (mode='before') or another name for what changed"
 _NOBODY = Session()
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_NOTHING, _END = Change.NOTHING, Fate.END
+_STORED, _GONE = Outcome.STORED, Outcome.GONE
+_TOLD = News.TOLD
 
 
-class _Turn:
-    """The right to transact, which the tasks of one request take one after the other.
+class UnitOfWork:
+    """What one request does with its session. `state` says what it may do, `news` what its client must learn.
 
-    The outermost belongs to the unit; each transaction has one for those that begin inside its block.
+    The tasks of a request share its handle. One of them at a time commits or transacts. What the others
+    change during a transaction is refused, so that a roll-back takes back the block's own changes and nothing
+    else. A cancelled request lets its lock go too.
     """
 
-    __slots__ = ("has_ended", "lock", "outer", "pending", "unit")
+    state = State.FRESH
+    below: State | None = None  # the request's own state, if it is not the one of the transaction under way
+    record: Checkout | Missing = Missing.ABSENT  # what the store gave, or why it gave nothing
+    news: News | str = News.NOTHING
+    refusal = _GONE  # of the commit that made the state REFUSED
+    committing: Commit | None = None  # the commit under way
+    block: Block | None = None  # the innermost transaction under way
+    outermost: Block | None = None  # around all transactions; made with the first of them
+    is_clients = True  # the client's cookie leads, or led, to the record
+    client_ended = False  # this request ended the session to which it led
+    tried: str | None = None  # a new id; whether a record was stored under it is not known
+    passive = False  # this request does not count as activity
+    shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
+    save_failed = False  # the app's last `save` or `release` was not stored
+    error: SessionError | None = None  # what the last of these or of the transactions raised
 
-    def __init__(self, unit: Unit, outer: _Turn | None = None) -> None:
-        self.unit = unit
-        self.outer = outer
-        self.lock: anyio.Lock | None = None
-        self.has_ended = False
-        self.pending = False  # the handle held changes that were not stored when the block began
+    def __init__(
+        self, settings: Settings, scope: Scope, headers: ByName, send: Send, presented: Presented
+    ) -> None:
+        self.began = self.held_since = time.monotonic()
+        self.settings = settings
+        self.scope = scope
+        self.to_client = send
+        self.presented = presented
+        reader = settings.client
+        self.client = None if reader is None else reader.of(scope, headers)  # a fingerprint
+        self.session = Session(model=settings.model, client=self.client, rotate_on=settings.rotate_on)
+        self.session.unit = self
 
-    def is_over(self) -> bool:
-        """Whether the block has ended, or one that it stands in: it is void then."""
-        return self.has_ended or (self.outer is not None and self.outer.is_over())
+    # -- opening ------------------------------------------------------------------------------------------
 
+    async def open(self, *, read_only: bool, passive: bool = False) -> None:
+        """Load the session that the cookie names; a request without one gets a fresh session, for free."""
+        assert self.state is State.FRESH  # noqa: S101  # a unit of work serves one request
+        settings, presented = self.settings, self.presented
+        self.passive = passive
+        if presented.rivals:
+            presented = self.presented = await settle(presented, settings.store, settings.lifetime)
+        if presented.reason is not None:
+            settings.events.emit(_EVENTS[presented.reason])
+        if presented.session_id is not None:
+            missing = await self._load(presented.session_id, None if read_only else settings.lock)
+            if missing is not None:
+                settings.events.emit(_EVENTS[missing], presented.session_id)
+            elif settings.refreshes(presented) and isinstance(self.record, Checkout):
+                self.news = News.REFRESH
+        if read_only:
+            self.state = READ_ONLY
 
-_inside: ContextVar[_Turn | None] = ContextVar("asgi_sessions_transaction", default=None)
-# the block that this code runs in, as its task, a child of it or a thread
+    async def _load(self, session_id: str, lock: LockPolicy | None) -> Missing | None:
+        """Check the session out. What is absent, or not for this client, leaves a fresh session."""
+        settings = self.settings
+        taken = await settings.store.checkout(session_id, lock, settings.lifetime, passive=self.passive)
+        if not isinstance(taken, Checkout):
+            self._forget(taken)
+            return taken
+        self.hold(taken)
+        if not self._admits(taken):
+            self._forget(Missing.ABSENT)
+            with anyio.CancelScope(shield=True):
+                await let_go(settings, taken)
+        elif taken.idle is not None and not self.passive:
+            await settings.store.keep_alive(taken)
+        return None
 
+    def _admits(self, taken: Checkout) -> bool:
+        """Load the handle, and say whether this client may see it."""
+        session, settings, emit = self.session, self.settings, self.settings.events.emit
+        try:
+            session.load(taken.record)
+            identity = session.identity()
+            session_id, bound_to = identity.session_id, identity.fingerprint
+        except ValueError as error:
+            why = misfit(settings.model, error)
+            first = settings.events.is_first(UNREADABLE_RECORD, why.model, why.field)
+            level = WARNING if first else INFO  # each such user is signed out, so one warning is enough
+            emit(UNREADABLE_RECORD, taken.session_id, level=level, **why._asdict(), remedy=_OLD_RECORDS)
+            return False
+        if session_id != taken.session_id:
+            emit(UNREADABLE_RECORD, taken.session_id)
+            return False
+        if self.client is None or bound_to is None or _same(bound_to, self.client):
+            return True
+        if not settings.reports_mismatch or session.note_client_change():
+            emit(FINGERPRINT_MISMATCH, session_id)
+        return settings.reports_mismatch
 
-def _under_way(turn: _Turn) -> _Turn | None:
-    """This block, or the first around it that is not over; None outside of all.
+    def _forget(self, why: Missing) -> None:
+        """There is no record any more: what begins now is another session."""
+        self.session.forget()
+        self.hold(why)
+        self.tell(None)
 
-    A task may outlive the block that it began in.
-    """
-    while turn.outer is not None and turn.is_over():
-        turn = turn.outer
-    return None if turn.outer is None else turn
+    # -- what may be changed ------------------------------------------------------------------------------
 
+    def require_writable(self) -> None:
+        """Raise the error that says why a change made here could not be stored; nothing where it can."""
+        elsewhere = self.block is not None and not self.is_inside()
+        if self.state is READ_ONLY or elsewhere:
+            raise ReadOnlySessionError(
+                "this session was loaded without its lock; change it in `async with session.transaction()`"
+            )
+        if self.state is RELEASED or (self.committing is not None and self.committing.releases):
+            raise SessionClosedError(
+                "the session is committed and its lock released, so this change would be lost;"
+                " make it in `async with session.transaction()`"
+            )
 
-class Unit(Holding):
-    """What a session's handle calls: `save`, `release`, `transaction`.
+    def refuse_unseen_change(self) -> None:
+        """Raise where a read-only session was changed within a value: it would be lost without a word."""
+        if self.state is READ_ONLY and self.session.change() is not _NOTHING:
+            self.require_writable()
 
-    The tasks of a request share its handle. One of them at a time transacts, whether the request holds the
-    lock or not; what the others change meanwhile is refused, so that a roll-back takes back the block's own
-    changes and nothing else. `refused` says that the app's last `save` or `release` failed; `refusal` is what
-    the last of them or of its transactions raised.
-    """
+    @property
+    def is_open(self) -> bool:
+        """Whether the request can change the session: at once, or when a transaction of its own is over."""
+        return (self.below or self.state) not in IS_OVER
 
-    refused = False
-    refusal: SessionError | None = None
-    _turns: _Turn | None = None  # the outermost, of transactions that stand in no other
-    _block: _Turn | None = None  # the innermost transaction under way
-    _below = Mode.OPEN  # what the request may do when no transaction is under way
+    @property
+    def keeps_record(self) -> bool:
+        """Whether later changes of this request can still be stored: there is a record to commit to."""
+        taken = self.record
+        return isinstance(taken, Checkout) and (taken.token is not None or self.settings.lock is None)
 
     def holds(self, store: object, session_id: str) -> bool:
         """Whether this session of this store is the unit's record, and this code may change it there."""
-        taken = self._checkout
-        if taken is None or store is not self.rules.store or taken.session_id != session_id:
+        taken = self.record
+        if (
+            not isinstance(taken, Checkout)
+            or store is not self.settings.store
+            or taken.session_id != session_id
+        ):
             return False
         return self.is_open or self._block_here() is not None
 
     async def keep_alive(self) -> None:
         """Restart the record's idle timeout, also where the request itself does not count as activity."""
-        if self._checkout is not None and self._checkout.idle is not None:
-            await self.rules.store.keep_alive(self._checkout)
+        if isinstance(self.record, Checkout) and self.record.idle is not None:
+            await self.settings.store.keep_alive(self.record)
 
-    def is_inside(self) -> bool:
-        """Whether this code runs in the block of the innermost transaction under way."""
-        return self._block is not None and _inside.get() is self._block
+    def hold(self, record: Checkout | Missing) -> None:
+        """From now on this is the record of the session, or why there is none."""
+        self.record, self.held_since = record, time.monotonic()
+        if self.state in FOLLOWS_RECORD:
+            self.state = state_of(record)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the request can change the session: at once, or when a transaction of its own is over."""
-        return (self.session.mode if self._block is None else self._below) is Mode.OPEN
+    def tell(self, new_id: str | None) -> None:
+        """Have the client learn this id, or that its session has ended; if the headers have not left."""
+        if self.news is not _TOLD:
+            self.news = new_id or (News.REMOVE if self.client_ended else News.NOTHING)
 
-    def end(self) -> None:
-        """The request changes nothing more; a transaction under way goes on and stores its own."""
-        if self._block is None:
-            self.session.mode = Mode.CLOSED
-        else:
-            self._below = Mode.CLOSED
+    # -- storing ------------------------------------------------------------------------------------------
 
     async def commit(self, *, release: bool) -> None:
         """Store what changed now, or raise why it is not stored."""
-        self.refused = True
+        self.save_failed = True
         with self._noted():
             raise_for(await self.store_changes(release=release))
-        self.refused = False
+        self.save_failed = False
         if release:
             self.end()
             if self.is_inside():
-                self.session.mode = Mode.CLOSED
+                self.state = RELEASED
 
     async def store_changes(self, *, release: bool) -> Outcome:
-        """As `Holding` has it. What a transaction of another task changes is that transaction's to store.
+        """Bring the store up to date in as few trips as there are; STORED also when there was nothing to do.
 
-        What the handle held before that began has to wait for its end.
+        With `release` nobody can change the session any more from when the commit begins: it would be lost.
+        Without, what the app changes meanwhile is left for the next commit. What a transaction of another
+        task changes is that transaction's to store; what the handle held before it began waits for its end.
         """
-        if self._block is None or self.is_inside():
-            return await super().store_changes(release=release)
-        if not self._has_pending():
-            return Outcome.STORED
-        async with self._one_at_a_time(self._turn_here()):
-            return await super().store_changes(release=release)
+        if self.block is not None and not self.is_inside():
+            return await self._store_after(self.block, release)
+        if self.committing is not None:
+            await self.commit_is_over()
+        session = self.session
+        change = session.change()
+        if change is _NOTHING:
+            if release:
+                self._is_released()
+                if isinstance(self.record, Checkout):
+                    await let_go(self.settings, self.record)
+            return _STORED
+        self.require_writable()
+        if self.state is REFUSED and session.fate is not _END:
+            return self.refusal
+        outcome = await self._carry_out(change, release)
+        if outcome is not _STORED:
+            outcome = self.refusal = await self._why_gone() if outcome is _GONE else outcome
+            if self.state is not RELEASED:
+                self.state = REFUSED
+        return outcome
 
-    async def roll_back(self) -> None:
-        """As `Holding` has it. A transaction of another task goes on unless it stands on what is undone."""
-        if self._block is None or self.is_inside():
-            await super().roll_back()
-        else:
-            self._is_over = True
-            self.end()
+    async def _store_after(self, block: Block, release: bool) -> Outcome:
+        if not any(block.pending for block in block.chain()):
+            return _STORED
+        async with self._around().turn():
+            return await self.store_changes(release=release)
 
-    # -- transactions ---------------------------------------------------------------------------------------
+    async def _carry_out(self, change: Change, release: bool) -> Outcome:
+        commit = self.committing = Commit(
+            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried
+        )
+        try:
+            outcome = await commit.carry_out(change, self.record, self.held_since)
+        finally:
+            self.committing = None
+            self._learn(commit)
+            if self.state is RELEASED:  # the request has ended meanwhile: nobody else lets go
+                await self.abandon()
+        if release and outcome is _STORED:
+            self._is_released()
+        return outcome
+
+    def _learn(self, commit: Commit) -> None:
+        """Take over what has come of a commit."""
+        self.tried = commit.tried
+        if commit.has_ended and self.is_clients:
+            self.client_ended = True
+        if commit.has_begun:
+            self.is_clients = False
+        if commit.record is not None:
+            self.hold(commit.record)
+            self.tell(commit.new_id)
+        elif commit.has_ended and not isinstance(self.news, str):
+            self.tell(None)
+        if commit.intent is not Fate.KEEP:
+            self.session.want(commit.intent)
+        if commit.is_over is not None:
+            commit.is_over.set()
+
+    async def commit_is_over(self) -> None:
+        """Wait for the commit of another task of the request."""
+        while (commit := self.committing) is not None:
+            commit.is_over = commit.is_over or anyio.Event()
+            await commit.is_over.wait()
+
+    async def _why_gone(self) -> Outcome:
+        """The record has ended, or has moved to a new id, whose cookie the client gets."""
+        if not isinstance(self.record, Checkout):
+            return _GONE
+        await let_go(self.settings, self.record)
+        found = await self.settings.store.checkout(self.record.session_id, None, None, passive=True)
+        if found is not Missing.RETIRED:
+            return _GONE
+        self.is_clients = False
+        return Outcome.CONFLICT
+
+    def _is_released(self) -> None:
+        if self.block is None and self.state is not READ_ONLY:
+            self.state = RELEASED
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Remember why the app was refused: a framework may make an answer of its own of the error."""
+        try:
+            yield
+        except SessionError as error:
+            self.error = error
+            raise
+        self.error = None
+
+    # -- transactions -------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def transaction(self, session: Session, *, store: bool = True) -> AsyncIterator[SessionData]:
@@ -135,196 +334,124 @@ class Unit(Holding):
         Without `store` the changes are left to the request, which holds the lock.
         """
         with self._noted():
-            async with self._transacting(session, store) as data:
+            async with transacting(self, session, self._around(), store) as data:
                 yield data
 
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Remember why the app was refused: a framework may make an answer of its own of the error."""
-        try:
-            yield
-        except SessionError as error:
-            self.refusal = error
-            raise
-        self.refusal = None
+    def is_inside(self) -> bool:
+        """Whether this code runs in the block of the innermost transaction under way."""
+        return self.block is not None and inside.get() is self.block
 
-    @asynccontextmanager
-    async def _transacting(self, session: Session, store: bool) -> AsyncIterator[SessionData]:
-        self.session = session
-        around, outer = _inside.get(), self._turn_here()
-        async with self._one_at_a_time(outer):
-            await self._commit_is_over()  # which may change what the request may do, or its id
-            self.session = session
-            block = _Turn(self, outer)
-            if self._block is None:
-                self._below = session.mode
-            self._block = block
-            _inside.set(block)
-            try:
-                async with self._kind_of(block, store) as data:
-                    yield data
-            finally:
-                _inside.set(around)
-                block.has_ended = True
-                if self._block is not None and self._block.is_over():
-                    self._block = _under_way(outer)
-                    if self._block is None:
-                        await self._after_blocks()
+    def _block_here(self) -> Block | None:
+        """The transaction of this unit that this code runs in."""
+        block = inside.get()
+        return block.under_way() if block is not None and block.owner is self else None
 
-    def _kind_of(self, block: _Turn, store: bool) -> AbstractAsyncContextManager[SessionData]:
-        if block.outer is not self._turns:
-            return self._within_another(block)
-        if self._below is Mode.OPEN:
-            return self._under_the_requests_lock(block, store)
-        return self._under_its_own_lock(block)
+    def _around(self) -> Block:
+        """The block in which a transaction that begins here is nested."""
+        block = self._block_here()
+        if block is None:
+            block = self.outermost = self.outermost or Block(self, self.settings.lock_to_transact.wait)
+        return block
 
-    @asynccontextmanager
-    async def _within_another(self, block: _Turn) -> AsyncIterator[SessionData]:
-        """A part of another transaction, whose end stores it too, or rolls it back."""
-        async with self._savepoint(block.is_over) as data:
-            yield data
-            await self._nested_are_over(block)
-            if block.is_over():
-                raise SessionClosedError("the transaction that this one is a part of was rolled back")
-
-    @asynccontextmanager
-    async def _under_the_requests_lock(self, block: _Turn, store: bool) -> AsyncIterator[SessionData]:
-        """Commit what is there when the block ends; the request keeps its lock, if it is still under way.
-
-        A fault of the store undoes the block, so that it may be tried again. A refused change stays, and the
-        answer is refused for it.
-        """
-        block.pending = self.session.change() is not Change.NOTHING
-        refusal = self._refusal
-        self.session.mode = Mode.TRANSACTION
-        async with self._savepoint(lambda: self._refusal is not refusal) as data:
-            yield data
-            await self._nested_are_over(block)
-            if self._is_over and block.pending:
-                raise SessionClosedError("the request that this transaction is a part of was rolled back")
-            if store or self._below is not Mode.OPEN:
-                await self.commit(release=self._below is not Mode.OPEN)
-
-    @asynccontextmanager
-    async def _under_its_own_lock(self, block: _Turn) -> AsyncIterator[SessionData]:
-        """Lock and load anew for one block, commit and release after it."""
+    async def load_anew(self) -> None:
+        """Let a transaction have a record and a state of its own: it checks out again, under the lock."""
         self.refuse_unseen_change()
-        await self._retake()
-        self.session.mode = Mode.TRANSACTION
-        try:
-            yield self.session.data
-            await self._nested_are_over(block)
-            raise_for(await self.store_changes(release=True))
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._commit_is_over()
-            if self._checkout is None or self._refusal is Outcome.GONE:
-                self._forget_record()  # what begins now is another session
-                self._refusal = None
-            else:
-                self.session.load(self._checkout.record)
-            raise
-        finally:
-            await self.abandon()
+        self.below, self.state = self.state, state_of(self.record)
+        if isinstance(self.record, Checkout):
+            await self._load(self.record.session_id, self.settings.lock_to_transact)
+            if not isinstance(self.record, Checkout):
+                raise SessionConflictError("the session has ended since it was loaded")
+        elif self.news is _TOLD:
+            raise SessionClosedError(
+                "this client has no session, and its cookie can no longer be sent:"
+                " begin the session before the response starts or the WebSocket is accepted"
+            )
 
-    @asynccontextmanager
-    async def _savepoint(self, is_void: Callable[[], bool]) -> AsyncIterator[SessionData]:
-        """See `Session.savepoint`; no commit of another task is under way when it is used."""
-        with self.session.savepoint(is_void) as data:
-            try:
-                yield data
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._commit_is_over()
-                raise
-
-    async def _nested_are_over(self, block: _Turn) -> None:
-        """Wait for those that tasks of the block have begun in it: what they do is a part of it."""
-        if block.lock is not None:
-            async with self._one_at_a_time(block):
-                pass
-
-    async def _after_blocks(self) -> None:
-        """The request goes on as before its transactions, or has ended meanwhile."""
-        self.session.mode = self._below
-        if self._below is Mode.CLOSED:
-            await self.abandon()
-
-    def _turn_here(self) -> _Turn:
-        """Whose turn a transaction that begins here has to wait for: the block around it, or the unit."""
-        turn = self._block_here()
-        if turn is None:
-            turn = self._turns = self._turns or _Turn(self)
-        return turn
-
-    def _block_here(self) -> _Turn | None:
-        """The transaction that this code runs in, None outside of all of this unit."""
-        around = _inside.get()
-        return _under_way(around) if around is not None and around.unit is self else None
-
-    def refuse_unseen_change(self) -> None:
-        """Raise where a read-only session was changed within a value: it would be lost without a word."""
-        if self.session.mode is Mode.READ_ONLY and self.session.change() is not Change.NOTHING:
-            self.session.require_open()
-
-    @asynccontextmanager
-    async def _one_at_a_time(self, turn: _Turn) -> AsyncIterator[None]:
-        """Let the tasks of this request transact in turn: they share the handle."""
-        lock = turn.lock = turn.lock or anyio.Lock()
-        try:
-            lock.acquire_nowait()
-        except anyio.WouldBlock:
-            wait = self.rules.lock_to_transact.wait
-            with anyio.move_on_after(wait) as waiting:
-                await lock.acquire()
-            if waiting.cancelled_caught:
-                raise LockTimeoutError(wait) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    async def _retake(self) -> None:
-        """Check the record out again, under the lock; nothing where this session never had a record."""
-        if self._checkout is None:
-            if not self.deliverable:
-                raise SessionClosedError(
-                    "this client has no session, and its cookie can no longer be sent:"
-                    " begin the session before the response starts or the WebSocket is accepted"
-                )
-            return
-        store, rules, session_id = self.rules.store, self.rules, self._checkout.session_id
-        taken = await store.checkout(session_id, rules.lock_to_transact, rules.lifetime, passive=self.passive)
-        if isinstance(taken, Missing):
-            self._retired = taken is Missing.RETIRED
-            self._forget_record()
+    def undo(self) -> None:
+        """Bring back what such a transaction has loaded; nothing where that has ended."""
+        if not isinstance(self.record, Checkout):
+            self._forget(self.record)
+        elif self.state is REFUSED and self.refusal is _GONE:
+            self._forget(Missing.ABSENT)
         else:
-            refusal = self._show(taken)
-            if refusal is not None:
-                await self._refuse(refusal, taken)
-            elif taken.idle is not None and not self.passive:
-                await store.keep_alive(taken)
-        if self._checkout is None:
-            raise SessionConflictError("the session has ended since it was loaded")
+            self.session.load(self.record.record)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is held and nobody transacts."""
-        return self._block is None and (self._checkout is None or self._checkout.token is None)
+    # -- letting go ---------------------------------------------------------------------------------------
 
-    def detach(self) -> None:
-        """The request is over: without this reference its objects go at once, not with the next collection.
+    def max_age(self) -> float | None:
+        """Seconds that the client may keep the cookie; None where there is no absolute bound."""
+        if not isinstance(self.record, Checkout) or self.record.expires_in is None:
+            return self.settings.max_age
+        return math.ceil(self.record.expires_in - (time.monotonic() - self.held_since))
 
-        A handle that is used later comes back by itself (`Session.transaction` in a task that lives on).
+    async def prolong(self) -> bool:
+        """Whether the store still has the record under its id, so that its cookie may be sent again.
+
+        False too where it cannot tell. The link to its user is renewed with the cookie.
         """
-        if self._block is None and not self._storing:
+        taken, store, user_id = self.record, self.settings.store, self.session.stored_user
+        if not isinstance(taken, Checkout):
+            return False
+        try:
+            found = await store.checkout(taken.session_id, None, None, passive=True)
+            if isinstance(found, Checkout) and user_id is not None:
+                left = remaining(self.settings, taken, self.held_since)
+                await store.link_user(user_id, taken.session_id, left)
+        except SessionStoreError:
+            return False
+        return isinstance(found, Checkout)
+
+    def end(self) -> None:
+        """The request changes nothing more; a transaction under way goes on and stores its own."""
+        if self.block is None:
+            self.state = RELEASED
+        else:
+            self.below = RELEASED
+
+    async def roll_back(self) -> None:
+        """Let go without storing what is not stored yet.
+
+        A transaction of another task goes on, unless it stands on what is undone.
+        """
+        self.end()
+        if self.block is None or self.is_inside():
+            self.state = RELEASED
+            await self.abandon()
+            return
+        for block in self.block.chain():
+            block.is_void = block.pending
+
+    async def close(self) -> None:
+        """Let go of what is still held, whatever happened, and of all that belongs to the request.
+
+        Its objects are freed at once then, without a garbage collection. The handle may live on and transact.
+        """
+        if self.block is not None or self._keeps_token():
+            await self.roll_back()
+        else:
+            self.state = RELEASED
+        self.settings.store.note_response(time.monotonic() - self.began)
+        self.scope, self.to_client = {}, _nowhere
+        if self.block is None and self.committing is None:
             self.session = _NOBODY
 
-    def _has_pending(self) -> bool:
-        """Whether the transaction under way began with changes that the request has not stored."""
-        block = self._block
-        while block is not None:
-            if block.pending:
-                return True
-            block = block.outer
+    async def abandon(self) -> None:
+        """Let the lock go if it is still held, even while the request is being cancelled."""
+        if isinstance(self.record, Checkout) and self._keeps_token():
+            with anyio.CancelScope(shield=True):
+                await let_go(self.settings, self.record)
+
+    def _keeps_token(self) -> bool:
+        return isinstance(self.record, Checkout) and self.record.token is not None
+
+
+async def _nowhere(message: Message) -> None:
+    """The request is over: its client hears nothing more."""
+
+
+def _same(bound_to: str, client: str) -> bool:
+    """Compare in constant time: a fingerprint is a hash of what another client sends."""
+    try:
+        return hmac.compare_digest(bound_to, client)
+    except TypeError:  # not ASCII, so not one of ours
         return False

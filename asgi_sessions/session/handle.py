@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID
 
-from ..errors import ReadOnlySessionError, SessionClosedError
+from ..errors import SessionClosedError
 from ..record.codec import Who
 from ..record.model import SessionData
 from ..record.values import new_session_id, user_text
@@ -16,18 +15,7 @@ from .changes import Change, Fate, fate_of
 from .draft import Draft
 from .tracking import TrackedDict
 
-
-class Mode(enum.Enum):
-    """What the handle lets an app do now."""
-
-    OPEN = "open"
-    READ_ONLY = "read-only"  # loaded without a lock
-    TRANSACTION = "transaction"  # open to the block of a transaction, read-only to everybody else
-    CLOSED = "closed"  # nothing stores a change any more
-
-
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_OPEN, _TRANSACTION = Mode.OPEN, Mode.TRANSACTION
 _KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 _BY_STRENGTH = tuple(Fate).index
@@ -40,9 +28,9 @@ class UnitOfWork(Protocol):
 
     def holds(self, store: object, session_id: str) -> bool: ...
 
-    async def keep_alive(self) -> None: ...
+    def require_writable(self) -> None: ...
 
-    def is_inside(self) -> bool: ...
+    async def keep_alive(self) -> None: ...
 
     async def commit(self, *, release: bool) -> None: ...
 
@@ -71,7 +59,7 @@ class Session(TrackedDict):
     `ReadOnlySessionError`.
     """
 
-    __slots__ = ("_client_changed", "_draft", "_is_new", "fate", "mode", "rotate_on", "unit")
+    __slots__ = ("_client_changed", "_draft", "_is_new", "fate", "rotate_on", "unit")
 
     def __init__(
         self,
@@ -88,7 +76,6 @@ class Session(TrackedDict):
         self._is_new = True
         self._client_changed = False
         self.unit: UnitOfWork | None = None  # what stores it; None for a handle that belongs to no request
-        self.mode = _OPEN  # what an app may do now
         self.fate = _KEEP  # what the app wants to become of the id
         self.rotate_on = rotate_on  # the values that say who is signed in
 
@@ -128,8 +115,8 @@ class Session(TrackedDict):
 
     def mark_modified(self) -> None:
         """Note a change. Not needed for one to be stored; raises where it could not be."""
-        if self.mode is not _OPEN:
-            self.require_open()
+        if self.unit is not None:
+            self.unit.require_writable()
         self.accessed = True
         self.modified = True
 
@@ -208,6 +195,11 @@ class Session(TrackedDict):
         stored = self._draft.stored
         return None if stored is None else stored.record
 
+    @property
+    def stored_user(self) -> str | None:
+        """Who is signed in in the stored record."""
+        return self._draft.stored_user
+
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         self._draft.load(record, self)
@@ -261,25 +253,6 @@ class Session(TrackedDict):
     def want(self, fate: Fate) -> None:
         """Want again what a commit did not do; the stronger wish counts if there has been one since."""
         self.fate = max(self.fate, fate, key=_BY_STRENGTH)
-
-    def is_open(self) -> bool:
-        """Whether a change made here is stored: by the request, or by the transaction around it."""
-        if self.mode is _TRANSACTION:
-            return self.unit is not None and self.unit.is_inside()
-        return self.mode is _OPEN
-
-    def require_open(self) -> None:
-        """Raise the error that says why a change could not be stored; nothing where it can."""
-        if self.is_open():
-            return
-        if self.mode is not Mode.CLOSED:
-            raise ReadOnlySessionError(
-                "this session was loaded without its lock; change it in `async with session.transaction()`"
-            )
-        raise SessionClosedError(
-            "the session is committed and its lock released, so this change would be lost;"
-            " make it in `async with session.transaction()`"
-        )
 
     def change(self) -> Change:
         """What a commit has to do: the table of the whole product's writing.

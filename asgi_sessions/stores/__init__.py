@@ -1,1 +1,9 @@
-"""Where records live: `base` says what a store promises, the others keep the promise."""
+"""Where records live: what a store promises, the store in memory, and Redis in a room of its own.
+
+Imports `session`, `record` and what is below them; `redis/` may import this folder, but nothing else here
+may import `redis/` (`urls` loads it when a URL asks for it). Start with `checkout`, which has the values that
+pass between a store and a request, then `contract`, which has the published class.
+
+`checkouts` keeps the promises on four primitives of somebody else's store, with `primitives`, `value` and
+`local`. `memory` keeps them on a `table` of `entries`.
+"""

@@ -1,4 +1,4 @@
-"""What passes between a store and a request: a record's life, what was taken out, what became of it."""
+"""The values that pass between a store and a request: lifetime, lock settings, checkout, outcome."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..errors import LockLostError, SessionConflictError, SessionStoreError
 class Lifetime:
     """How long a record lives, in seconds of the store's clock.
 
-    `absolute` counts from creation and never moves (OWASP: absolute timeout); `idle` restarts at each
-    request (OWASP: idle timeout). The earlier end counts; None is no such bound. At least one is set.
+    `absolute` counts from creation or sign-in and never moves (OWASP: absolute timeout); `idle` restarts at
+    each request (OWASP: idle timeout). The earlier end counts; None is no bound. At least one is set.
     """
 
     absolute: float | None = None
     idle: float | None = None
 
     def ttl(self) -> float:
-        """Seconds that a record created now lives if no request touches it."""
+        """Seconds that a record lives which is created now and never used."""
         return min(bound for bound in (self.absolute, self.idle) if bound is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class LockPolicy:
-    """How a request takes and keeps the lock of a session; all times in seconds."""
+    """How a request takes and keeps the lock of a session. All times are in seconds."""
 
     timeout: float = 10.0  # the lease, renewed while the request runs
-    wait: float = 15.0  # longest wait for others, then LockTimeoutError
-    max_waiters: int = 1024  # of one session in one process, then TooManyWaitersError
-    max_hold: float = 300.0  # after this the lease is not renewed any more
+    wait: float = 15.0  # the longest wait for others, then LockTimeoutError
+    max_waiters: int = 1024  # for one session in one process; one more gets TooManyWaitersError
+    max_hold: float = 300.0  # after that the lease is no longer renewed
 
 
 class Missing(enum.Enum):
@@ -39,32 +39,31 @@ class Missing(enum.Enum):
 
     ABSENT = "absent"  # never stored, deleted or expired
     RETIRED = "retired"  # its id was replaced (login, regenerate) within the last minute
-    UNREADABLE = "unreadable"  # what lies at the key is not a record of ours; it is left alone
+    UNREADABLE = "unreadable"  # what is stored there is no record of ours; it is left alone
 
 
 class Outcome(enum.Enum):
-    """What became of a commit. Of this call only STORED wrote anything."""
+    """What became of a commit. Only STORED means that this call wrote something."""
 
     STORED = "stored"
     GONE = "gone"  # the record was deleted or expired since it was checked out
-    CONFLICT = "conflict"  # the record was changed by somebody who did not wait
-    LOST = "lost"  # the lease ended, and another has taken the lock
-    UNSURE = "unsure"  # refused, but an earlier try of this request may have been stored, and changed since
+    CONFLICT = "conflict"  # a writer that did not wait for the lock changed the record
+    LOST = "lost"  # the lease ended, and somebody else took the lock
+    UNSURE = "unsure"  # refused, but an earlier try may have been stored, and changed by others since
 
 
 @dataclass(slots=True)
 class Checkout:
-    """A record taken out for a request: what it said, which version, and the lease on its lock.
+    """A record as it was loaded for a request, its version, and the lease on its lock.
 
-    `token` is the lease's unguessable name, None where no lock was taken or it was let go. `expires_in` is
-    what is left of the absolute bound in seconds at the time of the checkout, None where there is none.
-    `waited` is how long the lock was waited for, in seconds. `seal` belongs to the store.
+    `token` names the lease and cannot be guessed; None where no lock is held. All times are in seconds and as
+    they were at the checkout: `expires_in` is the rest of the absolute bound and `idle` the idle timeout,
+    None where there is none; `waited` is how long the request waited for the lock; `age` is how long ago the
+    record's life began (creation or sign-in), None where the record does not say so.
 
-    `idle` is the record's idle timeout in seconds, None where it has none. `age` is how many seconds ago its
-    life began (creation or sign-in) at the time of the checkout, None where the record does not say so.
-    `unsure` names the versions, with spaces between, that commits wrote, or did not: their outcome is not
-    known. `successor` is the record that a move has stored under a new id; set before the old record is
-    removed, so that whoever meets a fault after that still knows where the session is.
+    `seal` belongs to the store. `unsure` has the versions of commits with an unknown outcome, separated by
+    spaces. `successor` is the record that a move has stored under a new id. It is set before the old record
+    is removed, so that the session can be found after any fault.
     """
 
     session_id: str = field(repr=False)
@@ -81,11 +80,10 @@ class Checkout:
 
 
 def shorter(rule: Lifetime, taken: Checkout) -> Lifetime | None:
-    """The bounds that a record gets which was stored under a longer rule; None where its own are no longer.
+    """The new bounds of a record that was stored under a longer rule; None where its bounds are not longer.
 
-    `absolute` is in seconds from now, 0 or less where the record has ended by the rule. Who shortens
-    `max_age` or `idle_timeout` means the sessions that are there too (OWASP: session timeouts are enforced by
-    the server).
+    `absolute` is in seconds from now; 0 or less means that the record has ended by the rule. A shorter
+    `max_age` or `idle_timeout` so binds older sessions too (OWASP: the server enforces timeouts).
     """
     absolute, idle = taken.expires_in, taken.idle
     if rule.absolute is not None and taken.age is not None:
@@ -102,14 +100,14 @@ def shorter(rule: Lifetime, taken: Checkout) -> Lifetime | None:
 _TOLERANCE = 0.01  # seconds; stores count in milliseconds
 
 RETIRED_FOR = 60.0
-"""Seconds for which a replaced id is remembered: longer than any request that was under way then."""
+"""Seconds for which a replaced id is remembered: longer than a request takes that still uses it."""
 
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
 def raise_for(outcome: Outcome) -> None:
-    """Raise the error that tells an app that its change was not stored; nothing for STORED."""
+    """Raise the error that tells the app why its change was not stored; nothing for STORED."""
     if outcome is _STORED:
         return
     if outcome is Outcome.LOST:

@@ -1,4 +1,4 @@
-"""The request operations, as any store has them by its primitives: what the middleware calls."""
+"""The request operations of a store, on four primitives: what the middleware calls."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 
 
 class RequestOperations:
-    """Check out, create, commit, move, discard, release: locked within the process, compared before written.
+    """Check out, create, commit, move, discard, release: locked and compared within the process.
 
-    Built on four primitives, `read_value`, `write_value`, `delete_value` and `iter_ids`, which are all that a
-    store has to implement. Each operation holds its session while it reads, compares and writes, so that no
-    change of this process comes between. Stores for more than one process override all of this with atomic
-    operations.
+    Stands on four primitives, all that a store has to implement: `read_value`, `write_value`, `delete_value`
+    and `iter_ids`. Each operation holds its session while it reads, compares and writes, so that no other
+    task of this process comes between. Stores for several processes override the operations with atomic ones.
+
+    A base class, not an object of its own: a store may override any single operation, and the others call it.
     """
 
     model: type[SessionData] = SessionData
     default_ttl: float = 3600
     lock_policy: LockPolicy | None = None
-    shared = False  # made from a URL, or by default, for every middleware of this process that says the same
-    openers = 0  # middlewares whose apps have started and not yet shut down
+    shared = False  # by all middlewares of this process that were given the same URL, or none
+    openers = 0  # middlewares whose apps are between start-up and shut-down
 
     # -- life of the store itself -----------------------------------------------------------------------
 
@@ -40,33 +41,33 @@ class RequestOperations:
         self._locks = LocalLocks()
         self._retired = RetiredIds()
         self._primitives = Values(self)
-        self._users = Latches()  # of users who are being signed out, or whose session gets a new id
+        self._users = Latches()  # of users who sign out, or whose session gets a new id
         self._responses = 0
         self._response_seconds = 0.0
 
     def now(self) -> float:
-        """The store's clock, which alone decides what has expired: seconds since the epoch."""
+        """The store's clock, in seconds since the epoch. It alone decides what has expired."""
         return time.time()
 
     # -- what a store implements ------------------------------------------------------------------------
 
     async def read_value(self, session_id: str) -> bytes | None:
-        """What was written under this id, None where nothing is; raise `SessionStoreError` on a fault."""
+        """What is stored under this id, None for nothing. Raises `SessionStoreError` on a fault."""
         raise AssertionError("checked in the constructor")
 
     async def write_value(self, session_id: str, value: bytes, ttl: float) -> None:
-        """Write the value under this id, whatever lies there; it may be forgotten after `ttl` seconds.
+        """Write the value under this id, over any other; it may be forgotten after `ttl` seconds.
 
-        Not cancelled once it has begun, so bound what the backend may take.
+        Is never cancelled once it has begun, so it needs a time limit of its own.
         """
         raise AssertionError("checked in the constructor")
 
     async def delete_value(self, session_id: str) -> None:
-        """Delete what lies under this id; nothing where nothing does. Not cancelled once it has begun."""
+        """Delete what is stored under this id, if anything. Is never cancelled once it has begun."""
         raise AssertionError("checked in the constructor")
 
     def iter_ids(self) -> AsyncGenerator[str, None]:
-        """Every id that has a value, in any order; one that comes or goes meanwhile may be missing."""
+        """Every id that has a value, in any order. One that comes or goes meanwhile may be missing."""
         raise AssertionError("checked in the constructor")
 
     def _check_primitives(self) -> None:
@@ -82,7 +83,7 @@ class RequestOperations:
     async def get(self, session_id: str) -> SessionData | None:
         """The record, None where it is absent. Takes no lock and does not count as activity.
 
-        `SessionStoreError` where something else lies there.
+        `SessionStoreError` where something else is stored there.
         """
         check_id(session_id)
         found = await self._primitives.find(session_id)
@@ -95,11 +96,11 @@ class RequestOperations:
     async def set(
         self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
     ) -> bool:
-        """Store the record whoever holds it; True when stored.
+        """Store the record, also while a request holds the session; True when stored.
 
-        Without `ttl` (seconds) an existing record keeps its remaining time and a new one gets `default_ttl`.
-        Never waits for a request: one that holds the session finds its commit refused. `create=False` never
-        brings back a record that has ended: False then. `ValueError` for ttl ≤ 0 or another session's data,
+        Without `ttl` (seconds) an existing record keeps its remaining time, and a new one gets `default_ttl`.
+        Never waits: the commit of a request that holds the session is then refused. With `create=False` a
+        record that has ended stays so: False. `ValueError` for ttl ≤ 0 or another session's data,
         `SessionDataError` for what cannot be stored.
         """
         self.check(session_id, data, ttl)
@@ -111,7 +112,7 @@ class RequestOperations:
             if isinstance(found, Value):
                 found.rewrite(record)
                 if ttl is not None:
-                    found.ends = self.now() + ttl
+                    found.expires = self.now() + ttl
                     found.touch(self.now())
             elif not create:
                 return False
@@ -121,7 +122,7 @@ class RequestOperations:
         return True
 
     async def delete(self, session_id: str) -> bool:
-        """Delete the record; False where it was absent. Never waits; a holder's commit is then refused."""
+        """Delete the record; False where it was absent. Never waits: a holder's commit is then refused."""
         check_id(session_id)
         async with self._primitives.hold(session_id):
             found = await self._primitives.find(session_id)
@@ -138,9 +139,9 @@ class RequestOperations:
         return isinstance(await self._primitives.find(session_id), Value)
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids of the records that are not absent, one after the other, in any order.
+        """The ids of the records that are not absent, in any order.
 
-        Wrap it in `contextlib.aclosing` where you may stop before the end.
+        Use it within `contextlib.aclosing` where you may stop before the end.
         """
         async with aclosing(self.iter_ids()) as known:
             async for session_id in known:
@@ -148,13 +149,12 @@ class RequestOperations:
                     yield session_id
 
     async def cleanup_expired(self) -> int:
-        """Drop expired records now and say how many; 0 where the backend does so by itself."""
-        return sum(
-            [await self._primitives.drop_expired(known) for known in [each async for each in self.iter_ids()]]
-        )
+        """Drop expired records now and return how many; 0 where the backend does so by itself."""
+        known = [session_id async for session_id in self.iter_ids()]
+        return sum([await self._primitives.drop_expired(session_id) for session_id in known])
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
-        """See `SessionStore.delete_for_user`: no session of this user's gets a new id meanwhile."""
+        """See `SessionStore.delete_for_user`. Meanwhile no session of this user gets a new id."""
         async with self._users.hold(user):
             known = [session_id async for session_id in self.iter_ids() if session_id != keep]
             return sum([await self._end_if_of(user, session_id) for session_id in known])
@@ -177,13 +177,13 @@ class RequestOperations:
         *,
         passive: bool = False,
     ) -> Checkout | Missing:
-        """Lock (unless `lock` is None) and load.
+        """Lock the session, unless `lock` is None, and load its record.
 
         `lifetime` is the caller's rule: a record with longer bounds gets these, and one that has ended by
-        them is absent; None leaves its bounds alone. The idle timeout does not restart (see `keep_alive`),
-        but a request that has to wait counts from its arrival, unless it is `passive`. Waits for others at
-        most `lock.wait` seconds, then `LockTimeoutError`; behind `lock.max_waiters` others
-        `TooManyWaitersError` at once. A cancelled checkout leaves nothing behind.
+        them is absent; None leaves the bounds as they are. `LockTimeoutError` after `lock.wait` seconds,
+        `TooManyWaitersError` at once behind `lock.max_waiters` others. The idle timeout does not restart here
+        (see `keep_alive`), except for a request that has to wait and is not `passive`. A cancelled checkout
+        leaves nothing behind.
         """
         token, waited = None, 0.0
         if lock is not None:
@@ -204,7 +204,7 @@ class RequestOperations:
         return Missing.RETIRED if found is Missing.ABSENT and session_id in self._retired else found
 
     async def keep_alive(self, checkout: Checkout) -> None:
-        """Note that a request came, from the client that the record is for: the idle timeout restarts."""
+        """Restart the idle timeout: the client that the record is for sent a request."""
         await self._primitives.touch(checkout.session_id)
 
     async def create(
@@ -217,7 +217,7 @@ class RequestOperations:
     ) -> Checkout | None:
         """Store a new record, and lock it for the caller unless `lock` is None; None where the id exists.
 
-        `user` is who is signed in in it: a store with an index of users enters it there.
+        `user` is who is signed in, for a store with an index of users.
         """
         async with self._primitives.hold(session_id):
             if await self._primitives.find(session_id) is not Missing.ABSENT:
@@ -228,12 +228,12 @@ class RequestOperations:
             return created.checkout(session_id, created.began, token)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
-        """Write the record if the lease, the version and the record are still what was checked out.
+        """Write the record if nobody else has taken the lock, changed the record or ended it.
 
-        The bounds are kept. A lease that has run out does no harm where nobody has taken the lock since: the
-        version tells. With `release` the lock is let go in the same trip, whatever the outcome. When stored,
-        `checkout` describes the new version. On a fault whether it is stored is not known, and the caller may
-        commit again: a version that was written by such a try counts as the one loaded.
+        The bounds stay. A lease that has run out does no harm where nobody took the lock since. `release`
+        releases the lock in the same call, whatever the outcome. When stored, `checkout` describes the new
+        version. After a fault it is not known whether the record is stored, and the caller may commit again:
+        a version that an earlier try wrote counts as the one that was loaded.
         """
         try:
             async with self._primitives.hold(checkout.session_id):
@@ -262,11 +262,11 @@ class RequestOperations:
     ) -> Outcome:
         """Store `record` under a new id that nobody knows, then retire the checked-out one.
 
-        `was` is the user of the old record and `user` that of the new one; a sign-out of `was` that is under
-        way ends the session: GONE. `lifetime` None keeps the old record's bounds. STORED: the new record is
-        `checkout.successor`, the old id is remembered for `RETIRED_FOR` seconds. Any other outcome leaves
-        nothing of the new one. On a fault `successor` is set if the old record may be gone: the session is
-        there then. Whoever dies on the way leaves the old session whole, or a record whose id nobody knows.
+        `was` is the user of the old record, `user` that of the new one. GONE where a sign-out of `was` is
+        under way. With `lifetime` None the old record's bounds stay. When stored, the new record is
+        `checkout.successor`, and the old id is remembered for `RETIRED_FOR` seconds. Any other outcome leaves
+        nothing of the new record. After a fault the session is at `successor`, where that is set. A process
+        that dies on the way leaves the old session whole, or a record whose id nobody knows.
         """
         try:
             async with self._unless_ending(was), self._primitives.hold(checkout.session_id):
@@ -292,9 +292,7 @@ class RequestOperations:
         lock: LockPolicy | None,
     ) -> None:
         now = self.now()
-        new = Value.new(record, lifetime or Lifetime(), now)
-        if lifetime is None:
-            new.began, new.ends, new.idle, new.until = old.began, old.ends, old.idle, now + old.idle
+        new = old.renewed(record, now) if lifetime is None else Value.new(record, lifetime, now)
         await self._primitives.write(session_id, new)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
         checkout.successor = new.checkout(session_id, now, token)
@@ -302,9 +300,9 @@ class RequestOperations:
         await self._primitives.erase(checkout.session_id)
 
     async def discard(self, checkout: Checkout) -> Outcome:
-        """Delete the checked-out record if lease and version still hold, and let the lock go.
+        """Delete the checked-out record if lease and version still hold, and release the lock.
 
-        STORED when the record is gone by this call, GONE where it was absent already.
+        STORED where this call deleted the record, GONE where it was absent already.
         """
         try:
             async with self._primitives.hold(checkout.session_id):
@@ -317,31 +315,30 @@ class RequestOperations:
             await self.release(checkout)
 
     async def release(self, checkout: Checkout) -> None:
-        """Let the lock go, to the next in the queue; nothing where it is not held any more.
+        """Release the lock, to the next in the queue; nothing where it is not held any more.
 
-        Returns when the release is on its way: it is not waited for, and its failure ends with the lease.
+        Does not wait for the backend's answer. A release that fails ends with the lease.
         """
         self._locks.release(checkout.session_id, checkout.token)
         checkout.token = None
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
-        """Prolong the leases; False for each that was lost."""
+        """Renew the leases; False for each that was lost."""
         return [self._locks.owns(checkout.session_id, checkout.token) for checkout in checkouts]
 
     async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
-        """Note that the session belongs to this user, for a store with an index.
+        """Note that the session belongs to this user, for a store with an index of users.
 
-        Called before the commit of a change of user under one id, and when a rolling session is prolonged.
-
-        A link may outlive its session, and never undoes a sign-out: the records are believed.
+        Called before a commit that changes the user without a new id, and when a rolling session is renewed.
+        A link may outlive its session and never undoes a sign-out: the record decides.
         """
 
     # -- life of the store itself -----------------------------------------------------------------------
 
     def bind(self, model: type[SessionData], lock_policy: LockPolicy) -> None:
-        """Take model and lock settings from the middleware, where the store was given none of its own.
+        """Take the middleware's model and lock settings where the store has none of its own.
 
-        A shared store goes by the latest middleware, but keeps a model that is the more special one.
+        A shared store takes those of the latest middleware, but keeps its model where that is a subclass.
         """
         if not hasattr(self, "_locks"):
             raise TypeError(f"{type(self).__name__}.__init__ has to call super().__init__()")
@@ -351,10 +348,10 @@ class RequestOperations:
             self.lock_policy = lock_policy
 
     async def open(self) -> None:
-        """Make ready for the first request; a backend that is down is no error yet."""
+        """Get ready for the first request. A backend that is down is no error yet."""
 
     async def aclose(self) -> None:
-        """Let go of connections; a later call opens them again."""
+        """Close the connections. A later call opens them again."""
 
     def read(self, record: bytes) -> SessionData:
         """The record as this store's model; `SessionStoreError` where it does not parse."""
@@ -369,7 +366,7 @@ class RequestOperations:
         self._response_seconds += seconds
 
     def check(self, session_id: str, data: SessionData, ttl: float | None) -> None:
-        """What `set` has to refuse first: `ValueError` for a bad id, another session's data, a ttl ≤ 0."""
+        """`ValueError` for what `set` refuses: a bad id, another session's data, a ttl ≤ 0."""
         check_id(session_id)
         if data.session_id != session_id:
             raise ValueError("the data belong to another session: data.session_id differs from the id")
@@ -377,7 +374,7 @@ class RequestOperations:
             raise ValueError("ttl is a number of seconds above 0; use delete() to end a session")
 
     async def _changeable(self, checkout: Checkout) -> Value | Outcome:
-        """The record that a checkout may change, or why it may not."""
+        """The record that the checkout may change, or why it may not."""
         if checkout.token is not None and self._locks.is_taken_over(checkout.session_id, checkout.token):
             return Outcome.LOST if checkout.unsure is None else Outcome.UNSURE
         found = await self._primitives.find(checkout.session_id)

@@ -1,9 +1,8 @@
-"""What a store promises: the record operations that users call and the request operations of the walk.
+"""What a store promises: `SessionStore`, with the operations on records that users call.
 
-A record lives under a session id. It is *absent* when it was never stored, was deleted or has expired; the
-store's clock alone decides expiry. `create` never overwrites and `commit` never creates. Absence is a value,
-a fault of the backend is a `SessionStoreError`. What a store returns is never shared with it: changing it
-changes nothing.
+A record is stored under a session id. It is *absent* where it was never stored, was deleted or has expired;
+the store's clock alone decides that. `create` never overwrites, and `commit` never creates. Absence is a
+value; a fault of the backend is a `SessionStoreError`. To change what a store returns changes nothing in it.
 """
 
 from __future__ import annotations
@@ -31,16 +30,14 @@ _logger = logging.getLogger("asgi_sessions")
 class SessionStore(RequestOperations):
     """Keeps session records. A store of your own implements four primitives and calls `super().__init__()`.
 
-    `read_value`, `write_value` and `delete_value` move bytes whose content is the package's own, `iter_ids`
-    names what is there. All else comes with this class: sessions are then locked within the process, no
-    acknowledged change of this process is lost, and what has ended does not come back. Stores for more than
-    one process override the request operations with atomic ones.
+    `read_value`, `write_value` and `delete_value` move bytes that only this package reads; `iter_ids` lists
+    the ids. This class does the rest: sessions are locked within the process, no acknowledged change of this
+    process is lost, and what has ended does not come back. Stores for several processes override the request
+    operations with atomic ones.
     """
 
-    # -- record operations: derived -------------------------------------------------------------------
-
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
-        """The ids of the records that are not absent, in sorted order; `limit=0` gives none."""
+        """The ids of the records that are not absent, sorted; `limit=0` gives none."""
         found = sorted([session_id async for session_id in self.iter_active()])
         return found[offset : None if limit is None else offset + limit]
 
@@ -54,8 +51,8 @@ class SessionStore(RequestOperations):
     async def update(self, session_id: str, updates: Mapping[str, Any], atomic: bool = False) -> bool:
         """Change some values and keep the TTL; False where the record is absent.
 
-        Names of model fields set fields (validated), all others go to the metadata. Takes its turn like a
-        request, so it is atomic whatever `atomic` says; all updates are stored or none.
+        The name of a model field sets that field, which is validated; any other goes to the metadata. All
+        updates are stored or none. Takes the lock as a request does: atomic, whatever `atomic` says.
         """
         async with self.transaction(session_id) as data:
             if data is not None:
@@ -63,10 +60,10 @@ class SessionStore(RequestOperations):
         return data is not None
 
     async def increment_counter(self, session_id: str, field: str, delta: int = 1) -> int:
-        """Add to a number and return it, atomically against every other writer.
+        """Add to a number, atomically against every other writer, and return the sum.
 
-        A name that is no model field counts in the metadata, from 0. Where the record is absent: 0, and one
-        warning in the log. `SessionDataError` where the field is not a number.
+        A name that is no model field counts in the metadata, from 0. `SessionDataError` where the field is no
+        number. Where the record is absent: 0, and a warning in the log.
         """
         async with self.transaction(session_id) as data:
             if data is not None:
@@ -75,7 +72,7 @@ class SessionStore(RequestOperations):
         return 0
 
     async def touch(self, session_id: str) -> bool:
-        """Note activity now: `last_activity` is set, an idle timeout restarts. False where absent."""
+        """Set `last_activity` to now and restart the idle timeout; False where absent."""
         async with self._turn(session_id, active=True) as data:
             if data is not None:
                 data.update_activity()
@@ -87,7 +84,7 @@ class SessionStore(RequestOperations):
         factory: Callable[[str], SessionData] | None = None,
         ttl: float | None = None,
     ) -> SessionData:
-        """The record, made by `factory(session_id)` where it is absent; callers at once get the same one."""
+        """The record, made by `factory(session_id)` where absent. Concurrent callers get the same one."""
         while True:
             existing = await self.get(session_id)
             if existing is not None:
@@ -105,20 +102,20 @@ class SessionStore(RequestOperations):
     async def set_batch(
         self, records: Mapping[str, SessionData], ttl: float | None = None
     ) -> dict[str, bool]:
-        """`set` for many; whether each was stored. Nothing is stored where one of them cannot be."""
+        """`set` for many: whether each was stored. Where one of them cannot be, none is."""
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
             encode_checked(data)
         return {session_id: await self.set(session_id, data, ttl) for session_id, data in records.items()}
 
     async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
-        """`delete` for many; whether each was there."""
+        """`delete` for many: whether each was there."""
         return {session_id: await self.delete(session_id) for session_id in session_ids}
 
     async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
-        """The records that match, at most `limit`, by session id; what cannot be read is left out.
+        """The records that match, at most any `limit` of them, sorted by session id.
 
-        With a `limit` which ones of more that match is not said.
+        Records that the model cannot read are left out.
         """
         found: dict[str, SessionData] = {}
         if limit == 0:
@@ -134,18 +131,19 @@ class SessionStore(RequestOperations):
         return [found[session_id] for session_id in sorted(found)]
 
     async def list_for_user(self, user_id: str | int | UUID) -> list[SessionData]:
-        """Every session in which `user_id` is signed in: a device list. Nobody (None, "") has none.
+        """Every session in which `user_id` is signed in, as for a list of devices; [] for None and "".
 
-        A number or a UUID counts as its text, as in `login()`. What the model cannot read is left out.
+        A number or a UUID counts as its text, as in `login()`. Records that the model cannot read are left
+        out.
         """
         user = user_text(user_id) if user_id is not None else ""
         return await self._sessions_of(user) if user else []
 
     async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
-        """Sign a user out everywhere but in the session `keep`; how many sessions ended by this call.
+        """Sign a user out everywhere but in the session `keep`; how many sessions this call ended.
 
-        Ends every session that was signed in as this user when it was called: one that is about to get a new
-        id ends instead. One that this process's model cannot read is ended too. Nobody (None, "") has none.
+        Ends every session of this user at the time of the call, also one that is about to get a new id and
+        one that the model cannot read. 0 for None and "".
         """
         user = user_text(user_id) if user_id is not None else ""
         return await self._end_all_of(user, keep) if user else 0
@@ -154,7 +152,7 @@ class SessionStore(RequestOperations):
         return await self.find(SessionFilter(user_id=user))
 
     async def get_metrics(self) -> SessionMetrics:
-        """Figures over the active sessions; response times are those of this process's middleware."""
+        """Figures about the active sessions. Response times are those of this process."""
         sessions = messages = escalated = 0
         async for record in self._iter_stored():
             counted, is_escalated = counts_of(record)
@@ -169,7 +167,7 @@ class SessionStore(RequestOperations):
         )
 
     async def get_stats(self) -> dict[str, Any]:
-        """Figures for a dashboard: what is there, and the locks that are held and waited for."""
+        """Figures for a dashboard: sessions, and locks that are held and waited for."""
         active = await self.count_active()
         return {
             **self._facts(),
@@ -180,9 +178,9 @@ class SessionStore(RequestOperations):
         }
 
     async def health_check(self) -> dict[str, Any]:
-        """Write, read and delete a probe: `healthy`, `operations`, and `stats` or `error`; leaves nothing.
+        """Write, read and delete a probe: `healthy`, `operations`, and `stats` or `error`.
 
-        The same few calls however many sessions there are.
+        Leaves nothing behind, and makes the same few calls however many sessions there are.
         """
         probe = SessionData(session_id=f"health-{new_session_id()}")
         operations = {"set": False, "get": False, "delete": False}
@@ -199,7 +197,7 @@ class SessionStore(RequestOperations):
         return {"store_type": type(self).__name__, "default_ttl": self.default_ttl}
 
     async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
-        """Every record as it is stored, in constant memory."""
+        """Every record as it is stored, one at a time."""
         async with aclosing(self.iter_ids()) as known:
             async for session_id in known:
                 found = await self._primitives.find(session_id)
@@ -207,13 +205,12 @@ class SessionStore(RequestOperations):
                     yield found.record
 
     def transaction(self, session_id: str) -> AbstractAsyncContextManager[SessionData | None]:
-        """Take a turn: lock, load, yield the record (None where absent), commit what changed, release.
+        """Lock, load, yield the record (None where absent), commit what changed, release.
 
-        An exception in the block rolls everything back. In the request that holds the same session the
-        block acts on the record it holds, which is stored with the request; once the app has ended the
-        session it is absent. `LockTimeoutError` when the turn does not come within `lock_wait`;
-        `SessionConflictError` or `LockLostError` when a writer that did not wait came first: nothing is
-        stored then.
+        An exception in the block undoes its changes. In a request that holds the same session the block
+        changes the request's own record, which is stored with the request; the record is absent once the app
+        has ended the session. `LockTimeoutError` after `lock_wait` seconds. `SessionConflictError` or
+        `LockLostError` where a writer that did not wait came first: nothing is stored then.
         """
         return self._turn(session_id)
 
@@ -243,7 +240,7 @@ class SessionStore(RequestOperations):
             user_id, before = data.user_id, encode(data)
             yield data
             if encode(data) != before:
-                self.check(session_id, data, None)  # under another's id it could not be read any more
+                self.check(session_id, data, None)  # under another session's id nobody could read it
                 stamp(data)
                 record = encode_checked(data)
                 if data.user_id is not None and data.user_id != user_id:

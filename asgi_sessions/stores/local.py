@@ -1,4 +1,4 @@
-"""What one process remembers for itself: locks, first come, first served, and ids that were replaced."""
+"""What one process keeps for itself: locks with their queues, latches, and ids that were replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .checkout import RETIRED_FOR, LockPolicy
 
 
 class RetiredIds:
-    """Ids that were replaced lately; each is forgotten after `RETIRED_FOR` seconds of the clock."""
+    """Ids that were replaced in the last `RETIRED_FOR` seconds of the clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class RetiredIds:
         return session_id in self._until
 
     def add(self, session_id: str) -> None:
-        """Remember it from now on."""
+        """Remember this id from now on."""
         self._forget()
         self._until.pop(session_id, None)
         self._until[session_id] = self._clock() + RETIRED_FOR
@@ -40,9 +40,9 @@ class RetiredIds:
 
 
 class Latches:
-    """One task at a time reads, compares and writes what a key names; the others wait in order.
+    """One task at a time reads, compares and writes the value of a key; the others wait in order.
 
-    Held for that step only, never for a request: what takes its time takes the session's lock.
+    A latch is held for that step only. What takes longer, as a request does, takes the session's lock.
     """
 
     def __init__(self) -> None:
@@ -78,15 +78,15 @@ class _Waiter:
 
 
 class LocalLocks:
-    """One lock per session id. Needs no renewal: in its own process a holder is alive until `max_hold`.
+    """One lock per session id, first come, first served. A lease lasts `max_hold` and needs no renewal.
 
-    `clock` gives seconds and never goes back. Not for several threads: use it from one event loop at a time.
+    `clock` gives seconds and never goes back. Use it from one event loop at a time, not from several threads.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._holders: dict[str, tuple[str, float]] = {}  # token, and when it ends by the clock
-        self._queues: dict[str, deque[_Waiter]] = {}  # of held locks that somebody waits for
+        self._holders: dict[str, tuple[str, float]] = {}  # token, and when the lease ends by the clock
+        self._queues: dict[str, deque[_Waiter]] = {}  # for held locks that somebody waits for
         self._tokens = 0
 
     def __len__(self) -> int:
@@ -101,30 +101,31 @@ class LocalLocks:
         return holder is not None and holder[0] == token and holder[1] > self._clock()
 
     def is_taken_over(self, session_id: str, token: str | None) -> bool:
-        """Whether another lease than this one holds the lock.
-
-        A lease that has run out does no harm as long as nobody else has taken the lock.
-        """
+        """Whether another lease holds the lock. A lease that has only run out does no harm."""
         holder = self._holders.get(session_id)
         return holder is not None and holder[0] != token
 
     def counts(self) -> dict[str, int]:
-        """How many locks are held, and how many of these somebody waits for."""
+        """How many locks are held, and for how many of them somebody waits."""
         return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}
 
-    def try_acquire(self, session_id: str, policy: LockPolicy) -> str | None:
-        """The lock's token if the lock is free, else None. Nobody who waits is overtaken."""
-        if session_id in self._holders and not self._relieve(session_id):
-            return None
+    def try_acquire(self, session_id: str, policy: LockPolicy, now: float | None = None) -> str | None:
+        """The lock's token if the lock is free, else None. Nobody who waits is overtaken.
+
+        `now` is what the clock says, if the caller has just read it.
+        """
         self._tokens += 1  # a token need not be unguessable: it never leaves the process
-        token = str(self._tokens)
-        self._holders[session_id] = token, self._clock() + policy.max_hold
-        return token
+        lease = str(self._tokens), (self._clock() if now is None else now) + policy.max_hold
+        if self._holders.setdefault(session_id, lease) is not lease:
+            if not self._relieve(session_id):
+                return None
+            self._holders[session_id] = lease
+        return lease[0]
 
     async def acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
         """The lock's token and the seconds waited for it.
 
-        `TooManyWaitersError` at once when `max_waiters` others wait, `LockTimeoutError` after `wait` seconds.
+        `TooManyWaitersError` at once where `max_waiters` others wait; `LockTimeoutError` after `wait`.
         """
         token = self.try_acquire(session_id, policy)
         if token is not None:
@@ -145,7 +146,7 @@ class LocalLocks:
         return waiter.token, anyio.current_time() - started
 
     def release(self, session_id: str, token: str | None) -> bool:
-        """Let the lock go to the next in the queue; False where this token does not hold it."""
+        """Hand the lock to the next in the queue; False where this token does not hold it."""
         holder = self._holders.get(session_id)
         if token is None or holder is None or holder[0] != token:
             return False
@@ -156,7 +157,7 @@ class LocalLocks:
         return True
 
     def _relieve(self, session_id: str) -> bool:
-        """Take the lock from a holder whose end has come; True where it is free then."""
+        """Take the lock from a holder whose lease has ended; True where it is free then."""
         if self._holders[session_id][1] > self._clock():
             return False
         if session_id in self._queues:
@@ -172,7 +173,7 @@ class LocalLocks:
         return waiter
 
     async def _turn_of(self, session_id: str, waiter: _Waiter) -> None:
-        """Wait until the lock is ours; a holder that hangs past its end is relieved by who waits."""
+        """Wait for the lock, and take it from a holder that hangs past the end of its lease."""
         while not waiter.granted:
             left = self._holders[session_id][1] - self._clock()
             with anyio.move_on_after(max(left, 0.0) + 0.001):

@@ -1,4 +1,4 @@
-"""The embedded default: records in this process's memory, nothing to install."""
+"""The default store: records in this process's memory, nothing to install."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..record.model import SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
-from .entries import Entry
 from .local import LocalLocks, RetiredIds
 from .table import Table
+from .value import Value
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
-_CHUNK = 100  # records looked at before the event loop has its turn
+_CHUNK = 100  # records that are looked at before other tasks run
 
 
 class InMemorySessionStore(SessionStore):
     """Sessions in memory, for one process: gone when it ends, not shared with other workers.
 
-    Holds at most `max_sessions` records; one more evicts an expired one, else the least recently active one
-    in which nobody is signed in, else the least recently active one; never one that is checked out. `clock`
-    gives seconds and never goes back.
+    Holds at most `max_sessions` records. One more evicts an expired one, else the least recently active
+    anonymous one, else the least recently active one; never one that is checked out. `clock` gives seconds
+    and never goes back.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class InMemorySessionStore(SessionStore):
         if entry is None:
             if not create:
                 return False
-            self._put(session_id, record, Entry.new(Lifetime(ttl or self.default_ttl), now))
+            self._put(session_id, Value.new(record, Lifetime(ttl or self.default_ttl), now))
         else:
             self._rewrite(entry, record)
             if ttl is not None:
                 entry.expires = now + ttl
                 entry.touch(now)
-                self._table.ends.note(session_id, entry)
+                self._table.ends.note(session_id, entry.ends)
         self._table.set_user(data.user_id, session_id)
         self._table.used(session_id)
         return True
@@ -104,7 +104,7 @@ class InMemorySessionStore(SessionStore):
         return sorted(self._entries)[offset : None if limit is None else offset + limit]
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids in any order; those of sessions that begin meanwhile may be among them or not."""
+        """The ids in any order. Sessions that begin meanwhile may be missing."""
         for shard in self._table.shards:
             for count, session_id in enumerate(list(shard), 1):
                 if count % _CHUNK == 0:
@@ -134,7 +134,7 @@ class InMemorySessionStore(SessionStore):
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)
         for session_id in ending:
-            self._table.unlink(user, session_id)  # all at once: from now on none of them gets a new id
+            self._table.unlink(user, session_id)  # all at once, so that none of them gets a new id
         ended = 0
         try:
             while ending:
@@ -145,7 +145,7 @@ class InMemorySessionStore(SessionStore):
                 if entry is not None and user_of(entry.record) == user:
                     ended += await self.delete(session_id)
         finally:
-            # a call that was cut off leaves them to the next one
+            # of a call that was cut off: the next one ends them
             for session_id in self._entries.keys() & ending:
                 self._table.link(user, session_id)
         return ended
@@ -176,15 +176,15 @@ class InMemorySessionStore(SessionStore):
         *,
         passive: bool = False,
     ) -> Checkout | Missing:
-        token, waited = None, 0.0
-        if lock is not None and session_id in self._entries:
-            token = self._locks.try_acquire(session_id, lock)
+        token, waited, now = None, 0.0, self._clock()
+        entry = self._entries.get(session_id)
+        if lock is not None and entry is not None:
+            token = self._locks.try_acquire(session_id, lock, now)
             if token is None:
                 if not passive:
-                    self._entries[session_id].arrive(lifetime, self._clock())
+                    entry.arrive(lifetime, now)
                 token, waited = await self._locks.acquire(session_id, lock)
-        now = self._clock()
-        entry = self._entries.get(session_id)
+                entry, now = self._entries.get(session_id), self._clock()
         if entry is None or entry.ends <= now:
             return self._missing(session_id, token)
         taken = entry.checkout(session_id, now, token, waited)
@@ -212,8 +212,8 @@ class InMemorySessionStore(SessionStore):
         if self._table.find(session_id) is not None:
             return None
         now = self._clock()
-        entry = Entry.new(lifetime, now)
-        self._put(session_id, record, entry)
+        entry = Value.new(record, lifetime, now)
+        self._put(session_id, entry)
         self._table.link(user, session_id)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
         return entry.checkout(session_id, now, token)
@@ -245,10 +245,10 @@ class InMemorySessionStore(SessionStore):
             outcome = Outcome.GONE  # a sign-out of this user is under way
         if outcome is _STORED and old is not None:
             now = self._clock()
-            new = old.renewed(now) if lifetime is None else Entry.new(lifetime, now)
+            new = old.renewed(record, now) if lifetime is None else Value.new(record, lifetime, now)
             self._table.drop(checkout.session_id)
             self._retired.add(checkout.session_id)
-            self._put(session_id, record, new)
+            self._put(session_id, new)
             self._table.link(user, session_id)
             token = self._locks.try_acquire(session_id, lock) if lock is not None else None
             checkout.successor = new.checkout(session_id, now, token)
@@ -283,14 +283,14 @@ class InMemorySessionStore(SessionStore):
         self._stats["misses"] += 1
         return Missing.RETIRED if session_id in self._retired else Missing.ABSENT
 
-    def _bounded(self, taken: Checkout, entry: Entry, bounds: Lifetime, now: float) -> bool:
-        """Shorten the bounds of a record that was stored under a longer rule; False where it ends by that."""
+    def _bounded(self, taken: Checkout, entry: Value, bounds: Lifetime, now: float) -> bool:
+        """Shorten the bounds of a record; False where it has ended by that."""
         entry.bound(bounds, now)
-        self._table.ends.note(taken.session_id, entry)
+        self._table.ends.note(taken.session_id, entry.ends)
         taken.expires_in, taken.idle = bounds.absolute, bounds.idle
         return entry.ends > now
 
-    def _judge(self, checkout: Checkout) -> tuple[Outcome, Entry | None]:
+    def _judge(self, checkout: Checkout) -> tuple[Outcome, Value | None]:
         session_id = checkout.session_id
         if checkout.token is not None and self._locks.is_taken_over(session_id, checkout.token):
             return Outcome.LOST, None
@@ -299,11 +299,13 @@ class InMemorySessionStore(SessionStore):
             return Outcome.GONE, None
         return (_STORED if entry.version == checkout.version else Outcome.CONFLICT), entry
 
-    def _put(self, session_id: str, record: bytes, entry: Entry) -> None:
-        self._rewrite(entry, record)
+    def _put(self, session_id: str, entry: Value) -> None:
         self._table.put(session_id, entry, self.max_sessions)
+        self._stats["writes"] += 1
 
-    def _rewrite(self, entry: Entry, record: bytes) -> None:
-        self._versions += 1  # in one process a counter never repeats
-        entry.record, entry.version = record, str(self._versions)
+    def _rewrite(self, entry: Value, record: bytes) -> None:
+        self._versions += 1
+        entry.rewrite(
+            record, str(self._versions)
+        )  # cheaper than a random version, and as good in one process
         self._stats["writes"] += 1

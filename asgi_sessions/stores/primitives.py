@@ -1,4 +1,4 @@
-"""Values of a store behind its primitives, each read, compared and written in one step."""
+"""The values of a store that has four primitives: found, bounded, written, erased."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .checkout import Lifetime, Missing, shorter
 from .local import Latches
 from .value import Value
 
-_NO_BOUND = 400 * 86400.0  # seconds a backend keeps what never ends; no browser keeps a cookie for longer
+_NO_BOUND = 400 * 86400.0  # seconds for what never ends; no browser keeps a cookie for longer
 
 
 class Primitives(Protocol):
-    """What a store of somebody else's implements."""
+    """What somebody else's store implements."""
 
     def now(self) -> float:
         """The store's clock: seconds since the epoch."""
@@ -32,30 +32,30 @@ class Primitives(Protocol):
 
 
 class Values:
-    """What lies in a store, by session id. Whoever writes after reading holds the session meanwhile."""
+    """A store's values by session id. Hold the session from before you read until you have written."""
 
     def __init__(self, store: Primitives) -> None:
         self._store = store
         self._latches = Latches()
 
     def hold(self, session_id: str) -> AbstractAsyncContextManager[None]:
-        """Hold a session for as long as it takes to read, compare and write."""
+        """Keep other tasks from this session's value for a block."""
         return self._latches.hold(session_id)
 
     async def find(self, session_id: str) -> Value | Missing:
-        """A live record of this id, or that there is nothing, or something that is not ours."""
+        """The live record of this id; ABSENT where there is none, UNREADABLE where it is not ours."""
         raw = await self._store.read_value(session_id)
         if raw is None:
             return Missing.ABSENT
         value = Value.unpack(raw)
         if value is None or id_of(value.record) not in (session_id, None):
             return Missing.UNREADABLE
-        return value if value.left(self._store.now()) > 0 else Missing.ABSENT
+        return value if value.ends > self._store.now() else Missing.ABSENT
 
     async def bounded(self, session_id: str, rule: Lifetime | None) -> Value | Missing:
-        """The same, its bounds shortened to the caller's rule; ABSENT where it has ended by that.
+        """As `find`, with the bounds shortened to the rule; ABSENT where the record has ended by that.
 
-        The session is held by the caller.
+        The caller holds the session, for this as for `write` and `erase`.
         """
         found = await self.find(session_id)
         if rule is None or not isinstance(found, Value):
@@ -65,49 +65,46 @@ class Values:
         if bounds is None:
             return found
         found.bound(bounds, now)
-        if found.left(now) > 0:
+        if found.ends > now:
             await self.write(session_id, found)
             return found
         await self.erase(session_id)
         return Missing.ABSENT
 
     async def touch(self, session_id: str, rule: Lifetime | None = None) -> None:
-        """Restart the idle timeout of a live record, if it has one and is not over by the caller's rule."""
+        """Restart the idle timeout of a record that has one and has not ended, by `rule` too."""
         async with self.hold(session_id):
             found = await self.find(session_id)
-            if isinstance(found, Value) and found.idle < math.inf:
-                now = self._store.now()
-                if rule is None or rule.idle is None or found.last(now) + rule.idle > now:
-                    found.touch(now)
-                    await self.write(session_id, found)
+            if isinstance(found, Value) and found.idle < math.inf and found.arrive(rule, self._store.now()):
+                await self.write(session_id, found)
 
     async def drop_expired(self, session_id: str) -> bool:
-        """Delete what has expired under this id; whether there was such."""
+        """Delete the record of this id if it has expired; whether it had."""
         async with self.hold(session_id):
             raw = await self._store.read_value(session_id)
             value = None if raw is None else Value.unpack(raw)
-            if value is None or value.left(self._store.now()) > 0:
+            if value is None or value.ends > self._store.now():
                 return False
             await self.erase(session_id)
             return True
 
     async def write(self, session_id: str, value: Value) -> None:
-        """Write a value; the session is held by the caller."""
-        ttl = max(min(value.left(self._store.now()), _NO_BOUND), 0.001)
+        """Write a value."""
+        ttl = max(min(value.ends - self._store.now(), _NO_BOUND), 0.001)
         await _to_the_end(self._store.write_value(session_id, value.pack(), ttl))
 
     async def erase(self, session_id: str) -> None:
-        """Delete a value; the session is held by the caller."""
+        """Delete a value."""
         await _to_the_end(self._store.delete_value(session_id))
 
 
 async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:
-    """Wait for a write until it has ended, also where the request is cancelled meanwhile.
+    """Wait for a write until it has ended, even if the request is cancelled meanwhile.
 
-    One that went on behind the latch's back could come after one that was acknowledged since.
+    A write that went on without its latch could overwrite one that was acknowledged later.
     """
     with anyio.CancelScope(shield=True):
-        if not _is_asyncio():  # there tasks are cancelled by scopes only
+        if not _is_asyncio():  # on trio the scope is enough
             return await write
         task, cancelled = asyncio.ensure_future(write), None
         while not task.done():
@@ -118,12 +115,12 @@ async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:
         if cancelled is None:
             return task.result()
         if not task.cancelled():
-            task.exception()  # a fault that nobody is left to hear of
+            task.exception()  # fetch the error, or asyncio logs that nobody did
         raise cancelled
 
 
 def _is_asyncio() -> bool:
-    """Whether the task that runs is one of asyncio's."""
+    """Whether asyncio runs the current task."""
     try:
         return asyncio.current_task() is not None
     except RuntimeError:

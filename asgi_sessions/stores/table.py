@@ -1,90 +1,94 @@
-"""The records of the store in memory, and the books about them: ids, ends, users, who makes room."""
+"""The records in memory, with what finds them: ids, ends, users, and the order of eviction."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
-from .entries import Ends, Entry
+from .ends import Ends
 from .local import LocalLocks
+from .value import Value
 
-_SWEEP = 2  # expired records dropped with each one created, so that memory follows the live ones
-_LOOKS = 64  # records looked at before the table grows by one rather than let its caller wait
-_SHARDS = 64  # parts in which the ids are listed: to copy all of a million at once takes 20 ms
+_SWEEP = 2  # expired records that are dropped with each new one, so that memory follows the live ones
+_LOOKS = 64  # records that are looked at to make room; then the table grows by one, and nobody waits
+_SHARDS = 64  # parts in which ids are listed: copying a million at once takes 20 ms
 
 
 class Table:
-    """Records by id. Every change goes through a method, so that the books agree.
+    """Records by id. All that is kept about a record changes here, in one step.
 
-    `locks` has the ids that are checked out. `clock` gives seconds and never goes back.
+    A record under a lock of `locks` is never evicted. `clock` gives seconds and never goes back.
     """
 
     def __init__(self, locks: LocalLocks, clock: Callable[[], float]) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.shards: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for who lists them
-        self.ends = Ends(self.entries)
+        self.entries: dict[str, Value] = {}
+        self.shards: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for listing
+        self.ends = Ends()
         self.users: dict[str, set[str]] = {}  # the ids of each user's sessions
         self.evictions = self.expirations = 0
         self.locks = locks
         self._clock = clock
         self._anonymous: OrderedDict[str, None] = OrderedDict()  # least recently active first
-        self._signed_in: OrderedDict[str, None] = OrderedDict()  # the same
+        self._signed_in: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # the same, and who is signed in
 
-    def find(self, session_id: str) -> Entry | None:
-        """The live record of this id; one that has expired is dropped."""
+    def find(self, session_id: str) -> Value | None:
+        """The live record of this id. Drops one that has expired."""
         entry = self.entries.get(session_id)
         if entry is not None and entry.ends <= self._clock():
             self._expire(session_id)
             return None
         return entry
 
-    def put(self, session_id: str, entry: Entry, most: int) -> None:
-        """Add a record under an id that has none. Others make room where there are `most` already."""
+    def put(self, session_id: str, entry: Value, most: int) -> None:
+        """Add a record under an id that has none. Where there are `most` already, one is evicted."""
         self.sweep(_SWEEP)
         while len(self.entries) >= most and self._evict():
             pass
         self.entries[session_id] = entry
         self.shards[hash(session_id) % _SHARDS].add(session_id)
         self._anonymous[session_id] = None
-        self.ends.note(session_id, entry)
+        self.ends.note(session_id, entry.ends)
 
     def drop(self, session_id: str) -> None:
         """Remove a record."""
-        entry = self.entries.pop(session_id)
+        del self.entries[session_id]
         self.shards[hash(session_id) % _SHARDS].discard(session_id)
+        self.ends.forget(session_id)
         self._anonymous.pop(session_id, None)
-        self._signed_in.pop(session_id, None)
-        for user_id in entry.users:
+        for user_id in self._signed_in.pop(session_id, ()):
             self._forget(user_id, session_id)
 
     def used(self, session_id: str) -> None:
-        """Note that the session was active: others make room before it."""
-        order = self._anonymous if session_id in self._anonymous else self._signed_in
-        order.move_to_end(session_id)
+        """Note that the session was active: others are evicted before it."""
+        if session_id in self._anonymous:
+            self._anonymous.move_to_end(session_id)
+        else:
+            self._signed_in.move_to_end(session_id)
 
     # -- users ------------------------------------------------------------------------------------------
 
     def link(self, user_id: str | None, session_id: str) -> None:
-        """Enter the session for this user; None is nobody."""
+        """Note that this user is signed in in the session; None is nobody."""
         if user_id is not None:
-            entry = self.entries[session_id]
-            if user_id not in entry.users:
-                entry.users += (user_id,)
+            self._anonymous.pop(session_id, None)
+            known = self._signed_in.get(session_id, ())
+            if user_id not in known:
+                self._signed_in[session_id] = (*known, user_id)
             self.users.setdefault(user_id, set()).add(session_id)
-            if self._anonymous.pop(session_id, session_id) is None:
-                self._signed_in[session_id] = None
 
     def unlink(self, user_id: str, session_id: str) -> None:
-        """Take the session from this user. It is anonymous where nobody else is signed in in it."""
+        """Note that this user is not signed in in the session any more."""
         self._forget(user_id, session_id)
-        entry = self.entries[session_id]
-        entry.users = tuple(other for other in entry.users if other != user_id)
-        if not entry.users and self._signed_in.pop(session_id, session_id) is None:
+        left = tuple(other for other in self._signed_in.get(session_id, ()) if other != user_id)
+        if left:
+            self._signed_in[session_id] = left
+        elif self._signed_in.pop(session_id, None):
             self._anonymous[session_id] = None
 
     def set_user(self, user_id: str | None, session_id: str) -> None:
-        """Enter the session for this user and for nobody else."""
-        for other in self.entries[session_id].users:
+        """Note that this user, and nobody else, is signed in in the session."""
+        for other in self._signed_in.get(session_id, ()):
             if other != user_id:
                 self.unlink(other, session_id)
         self.link(user_id, session_id)
@@ -98,7 +102,7 @@ class Table:
     # -- making room ------------------------------------------------------------------------------------
 
     def sweep(self, most: int) -> int:
-        """Drop expired records, looking at no more than `most` of those whose end may have come."""
+        """Drop expired records, at most `most`, and return how many."""
         dropped, now = 0, self._clock()
         for _ in range(most):
             session_id = self.ends.take(now)
@@ -106,7 +110,7 @@ class Table:
                 break
             entry = self.entries.get(session_id)
             if entry is not None and entry.ends > now:
-                self.ends.note(session_id, entry)
+                self.ends.note(session_id, entry.ends)
             elif entry is not None:
                 self._expire(session_id)
                 dropped += 1
@@ -117,15 +121,15 @@ class Table:
         self.expirations += 1
 
     def _evict(self) -> bool:
-        """Drop an expired record or else evict one. False after many looks: the next `put` goes on."""
+        """Drop an expired record, else evict one. False where `_LOOKS` found none: the next `put` goes on."""
         for _ in range(_LOOKS):
             if not self.ends.is_due(self._clock()):
                 return self._evict_from(self._anonymous, self._signed_in)
-            if self.sweep(1):  # one is enough: the others go with those that are created after this one
+            if self.sweep(1):  # one is enough: later calls drop the others
                 return True
         return False
 
-    def _evict_from(self, *orders: OrderedDict[str, None]) -> bool:
+    def _evict_from(self, *orders: OrderedDict[str, Any]) -> bool:
         looks = _LOOKS
         for order in orders:
             for _ in range(min(looks, len(order))):

@@ -1,4 +1,4 @@
-"""Changes by name: to the fields of a record's model, and to its metadata."""
+"""Changes by name, in a record's fields or its metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..record.model import SessionData
 
 
 def apply_updates(data: SessionData, updates: Mapping[str, Any]) -> None:
-    """Set model fields by assignment (validated) and put everything else into the metadata."""
+    """Set model fields, which are validated, and put everything else into the metadata."""
     fields = type(data).model_fields
     if updates.get("session_id", data.session_id) != data.session_id:
         raise ValueError("a record keeps its session_id; Session.regenerate_id() gives a new one")
@@ -22,12 +22,12 @@ def apply_updates(data: SessionData, updates: Mapping[str, Any]) -> None:
 
 
 def add_to_field(data: SessionData, field: str, delta: int) -> int:
-    """Add `delta` to a number in a model field or else in the metadata and return the sum."""
+    """Add `delta` to a number in a model field, else in the metadata, and return the sum."""
     in_model = field in type(data).model_fields
     value = getattr(data, field) if in_model else data.metadata.get(field, 0)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SessionDataError(field if in_model else f"metadata.{field}", "is not a number")
-    total: int = value + delta  # type: ignore[assignment]  # a float stays one, as in Redis' own counters
+    total: int = value + delta  # type: ignore[assignment]  # a float stays a float
     if in_model:
         setattr(data, field, total)
     else:

@@ -15,11 +15,11 @@ _shared: WeakValueDictionary[tuple[str, str], SessionStore] = WeakValueDictionar
 
 
 def resolve_store(store: SessionStore | str | None, prefix: str = "session:") -> SessionStore:
-    """The store itself, or the one that a URL names, there with this key prefix; None is memory.
+    """The store itself, or the one that a URL names, with this key prefix; None is memory.
 
-    Equal URLs give one store, None too, for as long as somebody in this process keeps it: frameworks that
-    build a middleware for each route, and apps within apps, share their sessions then. Who wants a store
-    apart makes one: `InMemorySessionStore()`.
+    Equal URLs give the same store, and so does None, as long as something in this process refers to it. So a
+    framework that builds a middleware for each route has one set of sessions. `InMemorySessionStore()` makes
+    a store of its own.
     """
     if isinstance(store, SessionStore):
         return store

@@ -1,4 +1,4 @@
-"""What a store of somebody else's keeps for a session: the record, its version and its bounds, as bytes."""
+"""A record as a store keeps it: with its version and its bounds."""
 
 from __future__ import annotations
 
@@ -13,76 +13,91 @@ _FORMAT = b"asgi-session/1"
 
 @dataclass(slots=True)
 class Value:
-    """A record as it lies in a store. Times are seconds since the epoch by the store's clock.
+    """A record with its version and bounds. Times are seconds by the store's clock.
 
-    `ends` is the absolute bound and `until` the end of the idle timeout, `inf` for none; `idle` is that
-    timeout in seconds; `began` is when the life that `ends` bounds began: creation or sign-in. `version` is
-    random, so that no two writes are taken for one.
+    `expires` is the absolute bound, `until` the end of the idle timeout and `idle` that timeout; `inf` is no
+    bound. `began` is when the record's life began: creation or sign-in. No two writes have one `version`.
     """
 
     record: bytes = field(repr=False)
     version: str = field(repr=False)
     began: float
-    ends: float
+    expires: float
     idle: float
     until: float
 
     @classmethod
     def new(cls, record: bytes, lifetime: Lifetime, now: float) -> Value:
         """A record whose life begins now."""
-        ends = math.inf if lifetime.absolute is None else now + lifetime.absolute
-        idle = math.inf if lifetime.idle is None else lifetime.idle
-        return cls(record, new_version(), now, ends, idle, now + idle)
+        value = cls(record, new_version(), now, now, math.inf, now)
+        value.bound(lifetime, now)
+        return value
 
     @classmethod
     def unpack(cls, value: bytes) -> Value | None:
-        """What `pack` wrote; None for anything else."""
+        """Read what `pack` wrote; None for anything else."""
         head, line_feed, record = value.partition(b"\n")
         parts = head.split(b" ")
         if not line_feed or len(parts) != 6 or parts[0] != _FORMAT:
             return None
         try:
-            began, ends, idle, until = map(float, parts[2:])
+            began, expires, idle, until = map(float, parts[2:])
         except ValueError:
             return None
-        return cls(record, parts[1].decode("ascii", "replace"), began, ends, idle, until)
+        return cls(record, parts[1].decode("ascii", "replace"), began, expires, idle, until)
 
     def pack(self) -> bytes:
-        """One line of facts, then the record."""
-        facts = f"{self.version} {self.began!r} {self.ends!r} {self.idle!r} {self.until!r}"
+        """The bytes to store: one line of facts, then the record."""
+        facts = f"{self.version} {self.began!r} {self.expires!r} {self.idle!r} {self.until!r}"
         return b"%b %b\n%b" % (_FORMAT, facts.encode(), self.record)
 
-    def left(self, now: float) -> float:
-        """Seconds until it is absent; 0 or less where it is, `inf` where it never is."""
-        return min(self.ends, self.until) - now
+    @property
+    def ends(self) -> float:
+        """When the record is absent: the earlier of both bounds."""
+        return self.expires if self.expires < self.until else self.until
 
     def last(self, now: float) -> float:
-        """When the last request came; without an idle timeout nobody knows, and it is now."""
+        """When the last request came; now where there is no idle timeout that tells."""
         return self.until - self.idle if self.idle < math.inf else now
 
     def touch(self, now: float) -> None:
-        """A request came: the idle timeout restarts."""
+        """Restart the idle timeout, because a request came."""
         self.until = now + self.idle
 
-    def rewrite(self, record: bytes) -> None:
-        """Another record under the same bounds."""
-        self.record, self.version = record, new_version()
+    def arrive(self, rule: Lifetime | None, now: float) -> bool:
+        """Restart the idle timeout for a request that waits; False where the record has ended.
+
+        It may have ended by its own bounds or by the idle timeout of the rule.
+        """
+        idle = math.inf if rule is None or rule.idle is None else rule.idle
+        if self.ends <= now or self.last(now) + idle <= now:
+            return False
+        self.touch(now)
+        return True
+
+    def rewrite(self, record: bytes, version: str | None = None) -> None:
+        """Take another record, with a new version and the same bounds."""
+        self.record, self.version = record, version or new_version()
 
     def bound(self, lifetime: Lifetime, now: float) -> None:
-        """Shorten the bounds; the idle timeout counts from the last request, so that it may be over."""
+        """Set the bounds. The idle timeout counts from the last request, so the record may end by it."""
         last = self.last(now)
-        self.ends = math.inf if lifetime.absolute is None else now + lifetime.absolute
+        self.expires = math.inf if lifetime.absolute is None else now + lifetime.absolute
         self.idle = math.inf if lifetime.idle is None else lifetime.idle
         self.until = last + self.idle
 
+    def renewed(self, record: bytes, now: float) -> Value:
+        """Another record with the same bounds, whose idle timeout starts now."""
+        return Value(record, new_version(), self.began, self.expires, self.idle, now + self.idle)
+
     def checkout(self, session_id: str, now: float, token: str | None, waited: float = 0.0) -> Checkout:
-        """It taken out for a request, under the lease with this token."""
+        """The checkout for a request that has the lease with this token."""
         return Checkout(
             session_id,
             self.record,
             self.version,
             token,
-            None if self.ends == math.inf else self.ends - now,
+            None if self.expires == math.inf else self.expires - now,
             waited,
             None if self.idle == math.inf else self.idle,
             now - self.began,
@@ -90,5 +105,5 @@ class Value:
 
 
 def new_version() -> str:
-    """A version that was never used: a counter would repeat itself after a restart."""
+    """A version that was never used before. A counter would repeat itself after a restart."""
     return secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""For the tests of your own store: inherit `StoreContract`, override its fixture `store`, run pytest.
+"""Tests for your own store: inherit `StoreContract`, override its fixture `store`, run pytest.
 
     class TestMyStore(StoreContract):
         @pytest.fixture
@@ -7,7 +7,8 @@
             yield store
             await store.aclose()
 
-Each test uses ids of its own, so a shared backend does no harm.
+Each test uses its own ids, so the store may share a backend with others. The package never imports this
+room. Start with `contract`; `rivals` has the tasks that use a session at the same time.
 """
 
 from .contract import StoreContract

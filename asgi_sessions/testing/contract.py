@@ -323,7 +323,7 @@ class StoreContract:
         assert after.last_activity > data.last_activity
 
     async def test_get_or_create_gives_everybody_one_record(self, store: SessionStore) -> None:
-        """Callers at once get the same record; the factory of those who came late counts for nothing."""
+        """Concurrent callers get the same record; only one factory's record counts."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             session_id = new_session_id()
@@ -433,7 +433,7 @@ class StoreContract:
     # -- requests -----------------------------------------------------------------------------------------
 
     async def test_create_never_overwrites(self, store: SessionStore) -> None:
-        """The second `create` of an id gets None, whoever has it, and the record stays the first one's."""
+        """A second `create` of an id gets None, and the first record stays."""
         data = new(metadata={"first": True})
         created = await store.create(data.session_id, encode_checked(data), HOUR, None)
         assert isinstance(created, Checkout)
@@ -448,7 +448,7 @@ class StoreContract:
         assert await store.get(data.session_id) == data, "`create` wrote over a record"
 
     async def test_create_can_lock(self, store: SessionStore) -> None:
-        """A created and locked record can be committed to by its creator alone."""
+        """Only the creator can commit to a record that was created under a lock."""
         data = new()
         created = await store.create(data.session_id, encode_checked(data), HOUR, LOCK)
         assert created is not None
@@ -458,7 +458,7 @@ class StoreContract:
         assert (await check_out(store, data.session_id)).token is not None
 
     async def test_commit_writes_what_was_checked_out(self, store: SessionStore) -> None:
-        """A commit keeps the lock or lets it go, and the checkout follows the version."""
+        """A commit keeps or releases the lock, and the checkout has the new version."""
         data = new()
         await store.set(data.session_id, data)
         taken = await check_out(store, data.session_id)
@@ -481,7 +481,7 @@ class StoreContract:
         await store.release(await check_out(store, data.session_id))
 
     async def test_a_moved_version_is_a_conflict(self, store: SessionStore) -> None:
-        """Without a lock too, only the version that was loaded is written over."""
+        """Without a lock too, a commit replaces only the version that was loaded."""
         data = new()
         await store.set(data.session_id, data)
         for lock in (LOCK, None):
@@ -492,7 +492,7 @@ class StoreContract:
             assert await store.get(data.session_id) == newer
 
     async def test_one_at_a_time_in_order_of_arrival(self, store: SessionStore) -> None:
-        """Checkouts of one session wait for each other, and each sees what the one before committed."""
+        """Checkouts of one session wait for each other, and each sees the commit before it."""
         data = new(metadata={"order": []})
         await store.set(data.session_id, data)
         first = await check_out(store, data.session_id)
@@ -528,7 +528,7 @@ class StoreContract:
         await store.release(await check_out(store, data.session_id, LockPolicy(wait=0.5)))
 
     async def test_a_cancelled_checkout_leaves_nothing(self, store: SessionStore) -> None:
-        """Those behind a waiter that went away are served, and the lock is free at the end."""
+        """Waiters behind one that was cancelled get the lock, and it is free at the end."""
         data = new()
         await store.set(data.session_id, data)
         taken = await check_out(store, data.session_id)
@@ -548,7 +548,7 @@ class StoreContract:
         await store.release(await check_out(store, data.session_id, LockPolicy(wait=0.5)))
 
     async def test_release_is_idempotent(self, store: SessionStore) -> None:
-        """A second release, or one after the commit's, does not let another holder's lock go."""
+        """A second release, or one after a commit with `release`, does not release another holder's lock."""
         data = new()
         await store.set(data.session_id, data)
         taken = await check_out(store, data.session_id)
@@ -576,7 +576,7 @@ class StoreContract:
         assert after.metadata == {"n": 1}
 
     async def test_discard(self, store: SessionStore) -> None:
-        """A discarded record is absent, and who waited is told at once."""
+        """A discarded record is absent, and its waiters learn that at once."""
         data = new()
         await store.set(data.session_id, data)
         taken = await check_out(store, data.session_id)
@@ -594,7 +594,7 @@ class StoreContract:
         assert await store.exists(data.session_id) is False
 
     async def test_move(self, store: SessionStore) -> None:
-        """The record goes on under the new id alone; the old one is known as replaced, at once."""
+        """The record is under the new id only, and the old id is known as replaced at once."""
         user = f"user-{new_session_id()}"
         data = new(user_id=user, metadata={"n": 1})
         await create(store, data)
@@ -620,7 +620,7 @@ class StoreContract:
     async def test_a_move_keeps_the_life_or_begins_it_anew(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:
-        """Without a lifetime bounds and begin stay; with one both are new. The new id can be locked."""
+        """Without a lifetime the bounds stay; with one they are new. The new id can be locked."""
         data = new()
         await create(store, data, IDLE)
         await let_time_pass(0.3)
@@ -644,7 +644,7 @@ class StoreContract:
         assert fresh.age == pytest.approx(0, abs=0.2), "a new life begins with the move"
 
     async def test_a_move_of_what_is_gone_leaves_nothing(self, store: SessionStore) -> None:
-        """Neither an ended session nor one that others have changed goes on under a new id."""
+        """A session that has ended, or that others have changed, gets no new id."""
         for change, expected in (("delete", Outcome.GONE), ("set", Outcome.CONFLICT)):
             data = new()
             await store.set(data.session_id, data)
@@ -664,7 +664,7 @@ class StoreContract:
     # -- at once: every primitive lets other tasks run before and after it --------------------------------
 
     async def test_no_acknowledged_change_is_lost(self, store: SessionStore) -> None:
-        """Whoever was told STORED is in the record: with the lock, without it, beside every other writer."""
+        """What was acknowledged is in the record: with and without the lock, beside all other writers."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             data = new(metadata={"n": 0})
@@ -682,7 +682,7 @@ class StoreContract:
             assert sorted(stored) == list(range(1, len(stored) + 1)), f"two changes of one version: {_HOLD}"
 
     async def test_what_has_ended_does_not_come_back(self, store: SessionStore) -> None:
-        """Whoever writes, extends or moves a session while it is deleted finds it gone."""
+        """A session that is written, extended or moved while it is deleted is gone."""
         for seed in range(2 * _ROUNDS):
             pause = interleave(store, seed)
             data = new(metadata={"n": 0})
@@ -706,7 +706,7 @@ class StoreContract:
             assert set(await store.list_active()) == before
 
     async def test_a_move_leaves_no_acknowledged_change_behind(self, store: SessionStore) -> None:
-        """What was stored under the old id goes on under the new one, or the move is refused."""
+        """A move takes along what was stored under the old id, or is refused."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             data = new(metadata={"n": 0})
@@ -730,7 +730,7 @@ class StoreContract:
             assert await store.exists(data.session_id) is not moved, f"the session lives twice: {_HOLD}"
 
     async def test_a_move_does_not_bring_back_what_has_ended(self, store: SessionStore) -> None:
-        """A session that is deleted while it gets new ids is gone, under whatever id it was."""
+        """A session that is deleted while it gets new ids is gone under each of them."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             data = new()
@@ -747,7 +747,7 @@ class StoreContract:
             await store.delete_batch(left)
 
     async def test_a_sign_out_ends_what_moves_meanwhile(self, store: SessionStore) -> None:
-        """Whatever new ids a user's sessions take while all are ended: none is left, none comes back."""
+        """A sign-out ends all sessions of a user, also those that get new ids meanwhile."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             user = f"user-{new_session_id()}"
@@ -765,7 +765,7 @@ class StoreContract:
             assert await store.find(SessionFilter(user_id=user)) == []
 
     async def test_set_is_not_undone_by_who_loaded_before(self, store: SessionStore) -> None:
-        """`set` does not wait; whoever loaded the record before it is refused."""
+        """`set` does not wait; the commit of an earlier checkout is refused."""
         for seed in range(_ROUNDS):
             pause = interleave(store, seed)
             data = new(metadata={"n": 0})
@@ -785,7 +785,7 @@ class StoreContract:
     async def test_an_idle_timeout_restarts_with_each_request(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:
-        """Requests keep an idle session alive, up to its absolute bound; a look at the record does not."""
+        """Requests keep a session alive up to its absolute bound; `get` does not."""
         data = new()
         rule = Lifetime(absolute=1.0, idle=0.4)
         await create(store, data, rule)
@@ -814,7 +814,7 @@ class StoreContract:
     async def test_waiting_for_the_lock_counts_as_activity(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:
-        """Whoever has to wait has arrived, unless passive; what has ended meanwhile does not come back."""
+        """A waiting request counts as activity unless it is passive; a session that ended stays so."""
         data, over = new(), new()
         rule, brief = Lifetime(absolute=3600, idle=0.5), LockPolicy(wait=0.01)
         for each in (data, over):
@@ -834,7 +834,7 @@ class StoreContract:
     async def test_a_shorter_rule_binds_what_is_there(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:
-        """Who shortens `max_age` or `idle_timeout` means the sessions that are there too."""
+        """A shorter `max_age` or `idle_timeout` binds older sessions too."""
         absolute, idle = new(), new()
         for data in (absolute, idle):
             await create(store, data)
@@ -856,7 +856,7 @@ class StoreContract:
         assert await store.checkout(old.session_id, LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
 
     async def test_a_late_commit_harms_nobody(self, store: SessionStore, let_time_pass: _PassTime) -> None:
-        """A lease that ran out does not matter where nobody took the lock and the version is the same."""
+        """A lease that ran out does no harm where nobody took the lock and the version is the same."""
         data = new()
         await store.set(data.session_id, data)
         late = await check_out(store, data.session_id, LockPolicy(timeout=0.1, max_hold=0.1))
@@ -889,5 +889,5 @@ async def _listed(store: SessionStore) -> AsyncGenerator[str, None]:
 
 
 def _has_primitives(store: SessionStore) -> bool:
-    """Stores that bring request operations of their own may go without."""
+    """Stores with request operations of their own need none."""
     return type(store).write_value is not SessionStore.write_value

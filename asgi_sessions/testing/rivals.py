@@ -1,4 +1,4 @@
-"""Whoever works with a session at the same time, and a store whose every primitive lets them."""
+"""Tasks that use a session at the same time, and a store whose primitives let other tasks run."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def new(**fields: Any) -> SessionData:
 
 
 async def create(store: SessionStore, data: SessionData, lifetime: Lifetime = HOUR) -> None:
-    """Store a new record, with its user's link."""
+    """Store a new record, and link it to its user."""
     created = await store.create(data.session_id, encode_checked(data), lifetime, None, data.user_id)
     assert isinstance(created, Checkout), "create gave nothing for an id that nobody uses"
 
 
 async def check_out(store: SessionStore, session_id: str, lock: LockPolicy | None = LOCK) -> Checkout:
-    """Take out what is there."""
+    """Check out a session that is there."""
     taken = await store.checkout(session_id, lock, HOUR)
     assert isinstance(taken, Checkout), f"checkout gave {taken} for a session that is there"
     return taken
 
 
 async def commit(store: SessionStore, taken: Checkout, release: bool = True, **metadata: Any) -> Outcome:
-    """Store what was taken out, with these values."""
+    """Commit a checkout with these values."""
     data = decode(SessionData, taken.record)
     data.metadata.update(metadata)
     return await store.commit(taken, encode_checked(data), release=release)
@@ -58,7 +58,7 @@ async def try_to_move(
     lifetime: Lifetime | None = None,
     lock: LockPolicy | None = None,
 ) -> Outcome:
-    """Give a session a new id; `was` is signed in before, `user` after that."""
+    """Give a session a new id; `was` is signed in before, `user` after."""
     data = decode(SessionData, taken.record).model_copy(update={"session_id": new_session_id()})
     data.user_id = user
     record = encode_checked(data)
@@ -68,7 +68,7 @@ async def try_to_move(
 
 
 async def move(store: SessionStore, taken: Checkout, user: str | None) -> None:
-    """The same, as a session of this user before and after."""
+    """Give a session of this user a new id; fails where that is refused."""
     outcome = await try_to_move(store, taken, user, user)
     assert outcome is Outcome.STORED, f"a move of what nobody else has touched came to {outcome}"
     assert taken.successor is not None, "a move that was stored has to set checkout.successor"
@@ -78,9 +78,9 @@ async def move(store: SessionStore, taken: Checkout, user: str | None) -> None:
 
 
 def interleave(store: SessionStore, seed: int) -> Pause:
-    """Let other tasks run before and after each primitive of this store, in an order of this seed's own.
+    """Let other tasks run before and after each primitive of this store, in an order that the seed gives.
 
-    Longest before a write: whoever has read and compared without holding the session is met there.
+    The longest pause is before a write: it finds code that does not hold the session while it compares.
     """
     chance = random.Random(seed)  # noqa: S311  # nothing secret
 
@@ -111,7 +111,7 @@ def _pausing(
 async def count(
     store: SessionStore, session_id: str, lock: LockPolicy | None, stored: list[int], pause: Pause
 ) -> None:
-    """Count a few times, as requests do, until it is gone; note the numbers that were acknowledged."""
+    """Count a few times, as requests do, until the session is gone; note what was acknowledged."""
     for _ in range(6):
         taken = await store.checkout(session_id, lock, IDLE)
         if not isinstance(taken, Checkout):
@@ -123,7 +123,7 @@ async def count(
 
 
 async def look(store: SessionStore, session_id: str) -> None:
-    """Requests that change nothing, until it is gone; each restarts the idle timeout."""
+    """Send requests that change nothing until the session is gone; each restarts the idle timeout."""
     for _ in range(6):
         taken = await store.checkout(session_id, None, IDLE)
         if not isinstance(taken, Checkout):
@@ -132,7 +132,7 @@ async def look(store: SessionStore, session_id: str) -> None:
 
 
 async def update(store: SessionStore, session_id: str, seed: int) -> None:
-    """An update until it is stored, then a touch; writers that do not wait may come first."""
+    """Update until that is stored, then touch; writers that do not wait may come first."""
     for _ in range(20):
         with suppress(SessionConflictError):
             if not await store.update(session_id, {"updated": seed}) or await store.touch(session_id):
@@ -140,28 +140,28 @@ async def update(store: SessionStore, session_id: str, seed: int) -> None:
 
 
 async def set_if_there(store: SessionStore, data: SessionData) -> None:
-    """Write a record a few times, until it is gone."""
+    """Write a record a few times until it is gone."""
     for _ in range(6):
         if not await store.set(data.session_id, data, create=False):
             return
 
 
 async def end(store: SessionStore, session_id: str, ended: list[bool], pause: Pause, late: int) -> None:
-    """Delete a session, sooner or later; note whether it was there."""
+    """Delete a session after some pauses; note whether it was there."""
     for _ in range(late):
         await pause()
     ended.append(await store.delete(session_id))
 
 
 async def set_anew(store: SessionStore, data: SessionData, pause: Pause, late: int) -> None:
-    """Write a record, sooner or later, whoever has it."""
+    """Write a record after some pauses, also where a request holds it."""
     for _ in range(late):
         await pause()
     await store.set(data.session_id, data)
 
 
 async def keep_moving(store: SessionStore, session_id: str, user: str | None, most: int) -> None:
-    """Give a session one new id after the other, as long as it is there, at most so many."""
+    """Give a session up to `most` new ids, one after the other, until it is gone."""
     for _ in range(most):
         taken = await store.checkout(session_id, LOCK, IDLE)
         if (

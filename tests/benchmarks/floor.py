@@ -61,7 +61,7 @@ from asgi_sessions import RedisSessionStore, SessionData, SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
 from asgi_sessions.record.codec import encode
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
-from asgi_sessions.stores.redis.scripts import pack
+from asgi_sessions.stores.redis.connection.resp import pack
 
 AT_ONCE = (1, 8, 64, 256)
 RECORD_BYTES = 300

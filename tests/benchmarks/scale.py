@@ -319,14 +319,14 @@ class OneUser:
         """
         new = [self._data(self._sessions + number) for number in range(SIGN_INS)]
         lifetime = Lifetime(LIFE)
-        engine = await self._store._engines.get()
+        state = await self._store._states.get()
         answered, settled = [], []
         for each in new:
             record = encode(each)
             started = time.perf_counter()
             await self._store.create(each.session_id, record, lifetime, None, self._user)
             answered.append(time.perf_counter() - started)
-            await asyncio.gather(*engine._later.values())
+            await asyncio.gather(*state.index._tidying.values())
             settled.append(time.perf_counter() - started)
         figures = {
             "sign_in_us": statistics.median(answered) * 1e6, "settled_us": statistics.fmean(settled) * 1e6

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import anyio
 from redis.exceptions import RedisError
 
-from asgi_sessions.stores.redis.scripts import COMMIT
+from asgi_sessions.stores.redis.commands.scripts import COMMIT
 
 from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
 from .processes import Site

@@ -20,7 +20,7 @@ from importlib.resources import files
 from types import TracebackType
 from typing import Literal, TypeAlias
 
-from asgi_sessions.stores.redis.scripts import Script
+from asgi_sessions.stores.redis.connection.script import Script
 
 Match: TypeAlias = Callable[[bytes], bool]
 """Whether a command, as it is on the wire, is meant."""
@@ -30,6 +30,7 @@ Fault: TypeAlias = Callable[["Link", bytes, Send], None]
 Direction: TypeAlias = Literal["request", "answer"]
 
 _LINGER_NOT = struct.pack("ii", 1, 0)  # close() then sends RST instead of FIN
+_LUA = files("asgi_sessions.stores.redis") / "lua"
 _SHA = re.compile(rb"\$40\r\n([0-9a-f]{40})\r\n")
 
 
@@ -63,7 +64,7 @@ def _digest(script: Script) -> bytes:
 
 
 def _first_line(script: Script) -> bytes:
-    return files("asgi_sessions.stores.redis").joinpath(f"{script.name}.lua").read_bytes().partition(b"\n")[0]
+    return (_LUA / f"{script.name}.lua").read_bytes().partition(b"\n")[0]
 
 
 def containing(text: bytes) -> Match:

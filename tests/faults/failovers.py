@@ -15,7 +15,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.connections import Client
+from asgi_sessions.stores.redis.connection.deployment import Client
 
 from .chaos import ChaosProxy, swallow
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis_server import RedisServer
 
-from asgi_sessions.stores.redis.scripts import COMMIT, RELEASE
+from asgi_sessions.stores.redis.commands.scripts import COMMIT, RELEASE
 
 from .chaos import (
     ChaosProxy,

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis_server import RedisServer
 
 from asgi_sessions import Session
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, Script
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, RELEASE
+from asgi_sessions.stores.redis.connection.script import Script
 
 from .chaos import ChaosProxy, Fault, Link, Send, calls
 from .inprocess import Browser, process_at

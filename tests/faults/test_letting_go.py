@@ -19,12 +19,12 @@ from redis_server import Proxy, RedisServer, free_port
 
 from asgi_sessions import RedisSessionStore, Session, SessionData, SessionStoreError
 from asgi_sessions.stores.checkout import Checkout, LockPolicy
-from asgi_sessions.stores.redis import releases
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.engine import Engine, Engines
-from asgi_sessions.stores.redis.layout import KeySpace
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.terms import Terms
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.commands.timing import LockTiming
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.connection.replies import Reply
+from asgi_sessions.stores.redis.event_loop import LoopState, LoopStates
+from asgi_sessions.stores.redis.locking import releases
 
 from .chaos import ChaosProxy, cut
 from .inprocess import Browser, Process, process_at
@@ -199,23 +199,23 @@ async def test_nobody_is_blocked_when_redis_is_well(
                 tasks.start_soon(next_one, browser)
         assert max(waited) < SOON
         await browsers[0].assert_free()
-        engine = await process.store._engines.get()
-        await until(lambda: len(engine.releases) == 0)
+        state = await process.store._states.get()
+        await until(lambda: len(state.releases) == 0)
 
 
 # -- what it costs ------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def engine_at(url: str) -> AsyncIterator[Engine]:
-    engines = Engines(deployment(url, 0.3), b"test:")
-    yield await engines.get()
-    await engines.aclose()
+async def state_at(url: str) -> AsyncIterator[LoopState]:
+    states = LoopStates(deployment(url, 0.3), KeySpace("test:"))
+    yield await states.get()
+    await states.aclose()
 
 
-def release(engine: Engine, name: str, lease: float = LEASE) -> asyncio.Future[Reply]:
+def release(state: LoopState, name: str, lease: float = LEASE) -> asyncio.Future[Reply]:
     """Of this session's lock, whose token is the session's name."""
-    return engine.let_go(KeySpace("session:").of(name), name.encode(), Terms(lease))
+    return state.releases.let_go(KeySpace("session:").of(name), name.encode(), LockTiming(lease))
 
 
 async def scripts(raw: Redis) -> int:
@@ -227,15 +227,15 @@ async def test_an_outage_costs_some_calls_a_second(place: Place) -> None:
     """One release of hundreds asks whether Redis is well; when it is taken, all others follow."""
     for number in range(300):
         await place.raw.set(f"session:{{s{number}}}:lock", f"s{number}")
-    async with engine_at(place.server.url) as engine:
+    async with state_at(place.server.url) as state:
         async with read_only(place):
-            await asyncio.wait([release(engine, f"s{number}") for number in range(300)])
+            await asyncio.wait([release(state, f"s{number}") for number in range(300)])
             await place.raw.config_resetstat()
             await anyio.sleep(1)
             assert 3 <= await scripts(place.raw) <= 40  # what a replica refuses is sent again in 50 ms
-            assert len(engine.releases) == 300
+            assert len(state.releases) == 300
         with anyio.fail_after(SOON):
-            while len(engine.releases):  # noqa: ASYNC110  # Redis sets no event
+            while len(state.releases):  # noqa: ASYNC110  # Redis sets no event
                 await anyio.sleep(0.005)
 
 
@@ -243,17 +243,17 @@ async def test_what_is_refused_for_good_is_given_up(place: Place, caplog: pytest
     """When the lease is over, and it holds up nobody until then. One warning says why."""
     await place.raw.lpush("session:{s}:lock", "not a lock")
     await place.raw.set("session:{other}:lock", "other")
-    async with engine_at(place.server.url) as engine:
-        await asyncio.wait([release(engine, "s", 1.5)])
+    async with state_at(place.server.url) as state:
+        await asyncio.wait([release(state, "s", 1.5)])
         over = asyncio.get_running_loop().time() + 1.5
         async with read_only(place):
-            await asyncio.wait([release(engine, "other")])
-            assert len(engine.releases) == 2
-        await until(lambda: len(engine.releases) == 1)
+            await asyncio.wait([release(state, "other")])
+            assert len(state.releases) == 2
+        await until(lambda: len(state.releases) == 1)
         assert asyncio.get_running_loop().time() < over
-        await until(lambda: len(engine.releases) == 0)
+        await until(lambda: len(state.releases) == 0)
         assert over < asyncio.get_running_loop().time() < over + 1
-        assert engine.releases._timer is None
+        assert state.releases._timer is None
     assert len(caplog.messages) == 1
     assert "is tried again" in caplog.text
 
@@ -264,13 +264,13 @@ async def test_what_was_never_sent_need_not_be_undone() -> None:
     for _ in range(5):
         with pytest.raises(SessionStoreError):
             await store.checkout("s", LockPolicy(), None)
-    engine = await store._engines.get()
-    assert len(engine.releases) == 0
+    state = await store._states.get()
+    assert len(state.releases) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(releases, "MOST", 10)
         for number in range(20):
-            await asyncio.wait([release(engine, f"s{number}")])
-        assert len(engine.releases) == 10
+            await asyncio.wait([release(state, f"s{number}")])
+        assert len(state.releases) == 10
     await store.aclose()
 
 

@@ -14,7 +14,8 @@ from redis_server import RedisServer
 
 from asgi_sessions import Session, SessionData, SessionStoreError
 from asgi_sessions.asgi import ASGIApp
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, REMOVE, SET, Script
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, REMOVE, SET
+from asgi_sessions.stores.redis.connection.script import Script
 
 from .chaos import ChaosProxy, Direction, Fault, Link, Send, calls, cut, half, reset, swallow, unasked
 from .inprocess import Browser, Process, process_at

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache, partial
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import pytest
 from deployments import scripts
 from redis._parsers import _AsyncRESP2Parser
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis_server import RedisServer
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionFilter, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis import replies, wire
-from asgi_sessions.stores.redis.calls import OUT_OF_STEP, Call, Parser
-from asgi_sessions.stores.redis.layout import unpack
-from asgi_sessions.stores.redis.replies import MOST_KNOWN, About, Fits, Reply, WrongRecords, mark_of
-from asgi_sessions.stores.redis.scripts import ACQUIRE, COMMIT, CREATE, REMOVE
-from asgi_sessions.stores.redis.transport import Lane
-from asgi_sessions.stores.redis.wire import Wire
+from asgi_sessions.stores.redis.commands.header import unpack
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, REMOVE
+from asgi_sessions.stores.redis.connection import replies, seam
+from asgi_sessions.stores.redis.connection.call import OUT_OF_STEP
+from asgi_sessions.stores.redis.connection.pipeline import Pipeline
+from asgi_sessions.stores.redis.connection.replies import (
+    MOST_KNOWN,
+    About,
+    Fits,
+    Reply,
+    WrongRecords,
+    mark_of,
+)
 
 from .chaos import ChaosProxy, Fault, Link, Match, Send, calls, containing, unasked
 
@@ -76,7 +79,7 @@ async def direct(redis_url: str) -> AsyncIterator[RedisSessionStore]:
     await store.aclose()
 
 
-@pytest.fixture(params=[True, False], ids=["taken over", "by redis-py's stream"])
+@pytest.fixture(params=[True, False], ids=["taken over", "by redis-py's coroutines"])
 async def store(
     request: pytest.FixtureRequest,
     direct: RedisSessionStore,
@@ -86,7 +89,7 @@ async def store(
     """The store whose replies are tampered with."""
     pool = ConnectionPool.from_url(proxy.url)
     if not request.param:
-        monkeypatch.setattr(wire, "hiredis", None)
+        monkeypatch.setattr(seam, "hiredis", None)
         pool.connection_kwargs["parser_class"] = _AsyncRESP2Parser
     store = RedisSessionStore(Redis(connection_pool=pool))
     assert await store.exists(ADA)  # connected
@@ -104,10 +107,10 @@ async def _until(condition: Callable[[], bool | Awaitable[object]]) -> None:
             await asyncio.sleep(0.001)
 
 
-def lane_of(store: RedisSessionStore) -> Lane:
-    engine = store._engines.here()
-    assert engine is not None
-    return engine.router.lane(b"k")
+def pipeline_of(store: RedisSessionStore) -> Pipeline:
+    state = store._states.here()
+    assert state is not None
+    return state.router.pipeline(b"k")
 
 
 @pytest.fixture
@@ -169,11 +172,11 @@ async def test_another_sessions_record_is_never_returned(
     for found in await asyncio.gather(*others, return_exceptions=True):
         assert isinstance(found, SessionStoreError) or cast(SessionData, found).session_id == BOB
     assert errors() == [OUT_OF_STEP]
-    assert lane_of(store)._connections == 1
+    assert pipeline_of(store)._connections == 1
     found = await store.get(ADA)
     assert found is not None
     assert found.metadata["of"] == ADA
-    assert lane_of(store)._connections == 2
+    assert pipeline_of(store)._connections == 2
     assert not isinstance(await ask(store), Missing)
     assert errors() == [OUT_OF_STEP]
 
@@ -224,7 +227,7 @@ async def test_a_reply_that_nobody_asked_for(
     for answer in (twice, becoming(b":1\r\n-ERR what nobody asked\r\n")):
         proxy.inject(answer, containing(b"EXISTS"), on="answer")
         await asyncio.gather(store.exists(ADA), return_exceptions=True)
-        await _until(lambda: lane_of(store)._task is None)
+        await _until(lambda: pipeline_of(store)._task is None)
     assert errors() == [OUT_OF_STEP] * 2
     assert await store.exists(ADA)
 
@@ -233,7 +236,7 @@ async def test_another_calls_reply_is_no_sign_of_life(
     store: RedisSessionStore, proxy: ChaosProxy, errors: Callable[[], list[str]]
 ) -> None:
     """A connection that was idle and gives something else than PONG is not trusted."""
-    lane_of(store)._trusted_until = 0.0
+    pipeline_of(store)._trusted_until = 0.0
     proxy.inject(becoming(b"$4\r\nlate\r\n"), containing(b"PING"), on="answer")
     with pytest.raises(SessionStoreError, match=OUT_OF_STEP):
         await store.exists(ADA)
@@ -296,7 +299,7 @@ async def test_a_reply_of_another_kind_ends_the_connection(
         await store.checkout(ADA, None, _HOUR)
     assert isinstance(await store.checkout(ADA, None, _HOUR), Checkout)
     assert errors() == [OUT_OF_STEP]
-    assert lane_of(store)._connections == 2
+    assert pipeline_of(store)._connections == 2
 
 
 # -- a record that is wrong -----------------------------------------------------------------------------
@@ -323,7 +326,7 @@ async def test_a_wrong_record_is_not_everybodys_fault(
             await store.get_batch([BOB, ADA])
         assert sorted(data.session_id for data in await store.find(SessionFilter())) == [BOB, EVE]
         assert await store.list_for_user("ada") == []
-        assert lane_of(store)._connections == 2
+        assert pipeline_of(store)._connections == 2
         assert errors() == [OUT_OF_STEP]
         await raw.set(f"session:{{{ADA}}}", right)
         found = await store.get(ADA)
@@ -344,16 +347,18 @@ async def test_a_waiter_for_a_wrong_record(
         await raw.copy(f"session:{{{EVE}}}", f"session:{{{ADA}}}", replace=True)
         outcomes: list[object] = []
         for _ in range(4):
-            holder = await direct._engines.get()
+            holder = await direct._states.get()
             token = b"a" * 32
             await raw.set(f"session:{{{ADA}}}:lock", token)
             waiter = asyncio.ensure_future(store.checkout(ADA, _LOCK, _HOUR))
             await _until(partial(_waits_or_is_done, raw, waiter))
-            await holder.let_go(direct._keys.of(ADA), token, holder.terms(_LOCK))
+            await holder.releases.let_go(
+                KeySpace(direct.prefix).of(ADA), token, holder.commands.timing(_LOCK)
+            )
             outcomes += await asyncio.gather(waiter, return_exceptions=True)
         assert outcomes[-2:] == [Missing.UNREADABLE] * 2
         assert errors() == [OUT_OF_STEP] * 2
-        assert lane_of(store)._connections == 2
+        assert pipeline_of(store)._connections == 2
         await _until(lambda: _is_free(raw))
 
 
@@ -449,119 +454,3 @@ FITTING: list[tuple[Fits, Reply, About, bool]] = [
 def test_what_fits(fits: Fits, reply: Reply, about: About, expected: bool) -> None:
     """The kind of the reply, and whose record or which change it speaks of."""
     assert fits(reply, about) is expected
-
-
-# -- the take-over --------------------------------------------------------------------------------------
-
-
-class Eager:
-    """A pool whose connections have read, or lost, something before they are taken over."""
-
-    def __init__(self, pool: ConnectionPool, spoil: Callable[[Connection], Awaitable[None]]) -> None:
-        self._pool = pool
-        self._spoil: Callable[[Connection], Awaitable[None]] | None = spoil
-
-    async def get_connection(self) -> Any:
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # in redis-py
-        spoil, self._spoil = self._spoil, None
-        if spoil is not None:
-            await spoil(cast(Connection, connection))
-        return connection
-
-    async def release(self, connection: Any) -> None:
-        await self._pool.release(connection)
-
-    async def aclose(self) -> None:
-        await self._pool.aclose()
-
-
-async def _unread(connection: Connection) -> None:
-    """A reply has come that redis-py did not ask for."""
-    await connection.send_command("PING")
-    await _until(lambda: wire.has_unread(connection._reader))
-
-
-async def _over(connection: Connection) -> None:
-    """The server has hung up, and the stream has been told."""
-    async with Redis(port=connection.port) as other:
-        await other.client_kill_filter(_type="normal", skipme=True)
-    stream = connection._reader
-    assert stream is not None
-    await _until(stream.at_eof)
-
-
-async def test_what_came_before_the_take_over(redis_url: str, errors: Callable[[], list[str]]) -> None:
-    """Bytes that redis-py's stream holds already would be missing: such a connection is not used."""
-    pool = Eager(ConnectionPool.from_url(redis_url), _unread)
-    lane = Lane(cast(Any, pool), 5.0)
-    with pytest.raises(SessionStoreError, match="none to its call"):
-        await lane.command(b"ECHO", b"x")
-    assert errors() == [OUT_OF_STEP]
-    assert await lane.command(b"ECHO", b"x") == b"x"
-    await lane.aclose()
-    await pool.aclose()
-
-
-async def test_a_connection_that_ended_before_the_take_over(redis_url: str) -> None:
-    """Its end is noticed at once, not when the calls have run out of time."""
-    pool = Eager(ConnectionPool.from_url(redis_url), _over)
-    lane = Lane(cast(Any, pool), 5.0)
-    with anyio.fail_after(2):
-        assert await lane.command(b"ECHO", b"x") == b"x"
-    await lane.aclose()
-    await pool.aclose()
-
-
-ARRIVING: list[tuple[bytes, Reply | type[Exception]]] = [
-    (b"$5\r\nhello\r\n", b"hello"),
-    (b"*3\r\n$1\r\nL\r\n$4\r\n\r\n\r\n\r\n:12\r\n", [b"L", b"\r\n\r\n", 12]),
-    (b"-ERR no\r\n", ResponseError),
-    (b":7\r\n", 7),
-    (b"$-1\r\n", None),
-]
-
-
-async def test_a_stream_may_be_cut_at_every_byte() -> None:
-    """Whatever arrives together, each call gets its own reply; asyncio's view of the buffer is a view."""
-    near, far = socket.socketpair()
-    far.setblocking(False)
-    loop = asyncio.get_running_loop()
-    _, writer = await asyncio.open_connection(sock=near)
-    sent: deque[Call] = deque()
-    told: list[Reply | type[Exception]] = []
-
-    def failed(error: Exception) -> None:
-        sent.popleft()
-        told.append(type(error))
-
-    own = Wire(writer.transport, None, Connection()._parser, sent, failed, lambda reply: RuntimeError())
-    assert own.get_buffer(-1)[1:].obj is own.get_buffer(-1).obj  # a slice of it is no copy
-    stream = b"".join(message for message, _ in ARRIVING)
-    cuts = [(0, at) for at in range(len(stream) + 1)] + [(0, *range(1, len(stream)))]
-    for cut in cuts:
-        told.clear()
-        for _ in ARRIVING:
-            reply: asyncio.Future[Reply] = loop.create_future()
-            reply.add_done_callback(lambda reply: told.append(reply.result()))
-            sent.append(Call(None, b"", reply, 0.0))
-        for begin, end in zip(cut, (*cut[1:], len(stream)), strict=True):
-            await loop.sock_sendall(far, stream[begin:end])
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        await _until(lambda: len(told) == len(ARRIVING))
-        assert sorted(map(repr, told)) == sorted(repr(expected) for _, expected in ARRIVING)
-    far.close()
-    with pytest.raises(RedisConnectionError):
-        await own.lost
-    writer.close()
-
-
-async def test_the_parts_of_other_libraries_that_are_used() -> None:
-    """Below their public surface: a release that has them no more is met here first."""
-    connection = Connection()
-    assert (connection._reader, connection._writer) == (None, None)
-    assert isinstance(cast(Parser, connection._parser).parse_error("ERR no"), ResponseError)
-    stream = asyncio.StreamReader()
-    assert not wire.has_unread(stream)
-    stream.feed_data(b"x")
-    assert wire.has_unread(stream)

@@ -203,9 +203,9 @@ async def test_who_waited_for_an_end_leaves_nothing(browser: Browser, redis_url:
         async with anyio.create_task_group() as group:
             await browser.open(page(hold))
         assert statuses == [200]
-        engine = elsewhere.store._engines.here()
-        assert engine is not None
-        assert engine.channel._expected == {}
+        state = elsewhere.store._states.here()
+        assert state is not None
+        assert state.subscription._expected == {}
 
 
 # -- apps that hang, and apps that raise ---------------------------------------------------------------------

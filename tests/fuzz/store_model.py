@@ -184,7 +184,7 @@ class Model:
         if entry.idle == math.inf:
             return self.now
         clipped = entry.expires <= entry.last + entry.idle
-        return self.now if clipped and self.kind is not Kind.THIRD_PARTY else entry.last
+        return self.now if clipped and self.kind is Kind.REDIS else entry.last
 
     def bounded(self, session_id: str, rule: Lifetime | None, locked: bool) -> Entry | None:
         """What a checkout under this rule finds: a record's bounds are shortened to it."""

@@ -26,7 +26,7 @@ from asgi_sessions import SessionData
 from asgi_sessions.errors import LockAcquisitionError, LockReleaseError, SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.engine import engines_for
+from asgi_sessions.stores.redis.event_loop import states_for
 from asgi_sessions.stores.redis.lock import DistributedLock
 from asgi_sessions.stores.redis.store import RedisSessionStore
 from fuzz import effort, explore
@@ -173,7 +173,7 @@ class LockProcess(Process[DistributedLock]):
     def __init__(self, url: str, name: str) -> None:
         super().__init__(url, name)
         self.client = AsyncRedis.from_url(self.url)
-        self.engines = engines_for(self.client)
+        self.states = states_for(self.client)
 
     async def take(self) -> DistributedLock | None:
         lock = DistributedLock(self.client, "s", POLICY.timeout, retry_attempts=2, retry_delay=60)
@@ -190,11 +190,11 @@ class LockProcess(Process[DistributedLock]):
         return await grip.renew()
 
     async def ask(self) -> None:
-        engine = await self.engines.get()
-        await engine.command(b"EXISTS", b"fence")
+        state = await self.states.get()
+        await state.commands.command(b"EXISTS", b"fence")
 
     async def aclose(self) -> None:
-        await self.engines.aclose()
+        await self.states.aclose()
         await self.client.aclose()
 
 

@@ -26,9 +26,10 @@ from asgi_sessions.client.cookie import SessionCookie
 from asgi_sessions.client.signer import CookieSigner
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy
-from asgi_sessions.stores.redis.connections import deployment
-from asgi_sessions.stores.redis.layout import KeySpace, Stored
-from asgi_sessions.stores.redis.waiters import Acquired
+from asgi_sessions.stores.redis.commands.header import Stored
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.connection.deployment import deployment
+from asgi_sessions.stores.redis.locking.waiter import Acquired
 
 pytestmark = pytest.mark.anyio
 

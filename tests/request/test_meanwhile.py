@@ -272,7 +272,7 @@ async def test_a_part_whose_whole_was_rolled_back_is_told(browser: Browser) -> N
             undone.set()
             await ended.wait()
             assert session.unit is not None
-            assert session.unit.is_inside()
+            session.unit.require_writable()
             data.metadata["another"] = True
             raise UndoneError
 

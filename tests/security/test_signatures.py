@@ -195,7 +195,7 @@ async def test_a_client_is_judged_by_the_constant_time_compare_alone(
     visitor = service.visitor()
     await visitor.begin(secret="s")
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr("asgi_sessions.request.holding.hmac", impostor(verdict, asked))
+    monkeypatch.setattr("asgi_sessions.request.unit.hmac", impostor(verdict, asked))
     client = visitor.copy(user_agent=CHROME) if verdict else visitor
     assert await client.sees() == ({"secret": "s"} if verdict else {})
     assert asked == [(64, 64)]

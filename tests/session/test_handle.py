@@ -29,8 +29,9 @@ from asgi_sessions import (
 )
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
+from asgi_sessions.request.state import State
+from asgi_sessions.request.unit import UnitOfWork
 from asgi_sessions.session.changes import ROTATE_ON, Change, Fate, fate_of
-from asgi_sessions.session.handle import Mode
 
 
 class Item(BaseModel):
@@ -61,6 +62,13 @@ def loaded(model: type[SessionData] = SessionData, **fields: Any) -> Session:
     session = Session(model=model)
     session.load(encode_checked(model(session_id=new_session_id(), **fields)))
     return session
+
+
+def unit_in(state: State) -> UnitOfWork:
+    """What decides whether the handle may be changed."""
+    unit = UnitOfWork.__new__(UnitOfWork)
+    unit.state = state
+    return unit
 
 
 # --- a dict ---------------------------------------------------------------------------------------
@@ -359,15 +367,15 @@ def test_an_invalid_assignment_changes_nothing() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    ("mode", "error"), [(Mode.READ_ONLY, ReadOnlySessionError), (Mode.CLOSED, SessionClosedError)]
+    ("state", "error"), [(State.READ_ONLY, ReadOnlySessionError), (State.RELEASED, SessionClosedError)]
 )
 def test_a_change_that_could_not_be_stored_raises_at_once(
-    forbidden: Callable[[Session], object], mode: Mode, error: type[Exception]
+    forbidden: Callable[[Session], object], state: State, error: type[Exception]
 ) -> None:
     """Every way of changing is refused, the remedy is named, and nothing has changed."""
     session = loaded(metadata={"old": 1})
     before = encode_checked(session.data)
-    session.mode = mode
+    session.unit = unit_in(state)
     with pytest.raises(error, match=r"session\.transaction\(\)"):
         forbidden(session)
     assert encode_checked(session.data) == before
@@ -375,11 +383,11 @@ def test_a_change_that_could_not_be_stored_raises_at_once(
     assert session.change() is Change.NOTHING
 
 
-@pytest.mark.parametrize("mode", [Mode.READ_ONLY, Mode.CLOSED])
-def test_what_changes_nothing_is_allowed_in_any_mode(mode: Mode) -> None:
+@pytest.mark.parametrize("state", State)
+def test_what_changes_nothing_is_allowed_in_any_state(state: State) -> None:
     """A key that is there or absent is looked up, not changed."""
     session = loaded(metadata={"old": 1})
-    session.mode = mode
+    session.unit = unit_in(state)
     assert session.setdefault("old", 2) == 1
     assert session.pop("absent", None) is None
     assert session.get("old") == 1

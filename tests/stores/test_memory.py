@@ -20,7 +20,7 @@ from asgi_sessions import (
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.entries import Ends
+from asgi_sessions.stores.ends import Ends
 from asgi_sessions.stores.local import LocalLocks
 from asgi_sessions.testing.contract import StoreContract
 from asgi_sessions.testing.rivals import keep_moving
@@ -209,7 +209,7 @@ async def test_making_room_costs_the_same_however_many_there_are(clock: Clock, w
     for size in (200, 5000):
         store = InMemorySessionStore(size, clock=clock)
         locks = store._locks = store._table.locks = CountedLocks(clock)
-        ends = store._table.ends = CountedEnds(store._entries)
+        ends = store._table.ends = CountedEnds()
         user = "ada" if way == "signed in" else None
         for n in range(2 * size if way == WAYS[-1] else size):
             name = f"{way} {n}".replace(" ", "-")

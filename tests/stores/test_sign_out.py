@@ -23,8 +23,9 @@ from asgi_sessions.cli import main
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.engine import Engine
-from asgi_sessions.stores.redis.index import (
+from asgi_sessions.stores.redis.commands.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED
+from asgi_sessions.stores.redis.connection.script import Script
+from asgi_sessions.stores.redis.records.index import (
     GONE,
     LEFT_ALONE,
     LINK_SETTLES,
@@ -34,8 +35,7 @@ from asgi_sessions.stores.redis.index import (
     TO_END,
     Link,
 )
-from asgi_sessions.stores.redis.index import verdict as verdict_of
-from asgi_sessions.stores.redis.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED, Script
+from asgi_sessions.stores.redis.records.index import verdict as verdict_of
 
 pytestmark = pytest.mark.anyio
 
@@ -209,9 +209,9 @@ async def test_a_session_that_is_being_ended_cannot_move(
 ) -> None:
     """Nor become another user's; what is left of it is nothing."""
     await signed_in(store)
-    engine = await store._engines.get()
+    state = await store._states.get()
     checkout = await taken(store)
-    await engine.run(MARK, _INDEX.encode(), b"")
+    await state.commands.run(MARK, _INDEX.encode(), b"")
     assert await move(store, checkout, user=user, lock=_LOCK) is Outcome.GONE
     assert checkout.successor is None
     assert await ids(store) == []
@@ -226,14 +226,15 @@ async def test_a_move_that_is_overtaken_by_a_sign_out(
     """The new id is linked already when the sign-out begins: it goes with the old one."""
     await signed_in(store)
     checkout = await taken(store)
-    discard = store._discard
+    checkouts = (await store._states.get()).checkouts
+    retire = checkouts.retire
     ended: list[int] = []
 
-    async def sign_out_first(engine: Engine, checkout: Checkout, retired: bytes) -> Outcome:
+    async def sign_out_first(checkout: Checkout, successor: Checkout) -> Outcome:
         ended.append(await elsewhere.delete_for_user("ada"))
-        return await discard(engine, checkout, retired)
+        return await retire(checkout, successor)
 
-    monkeypatch.setattr(store, "_discard", sign_out_first)
+    monkeypatch.setattr(checkouts, "retire", sign_out_first)
     assert await move(store, checkout) is Outcome.GONE
     assert ended == [2]
     assert await ids(store) == []
@@ -362,13 +363,13 @@ async def test_a_link_that_is_made_anew_meanwhile_outlives_the_sign_out(
     await signed_in(store, "back", None)
     await store.link_user("ada", "back", _HOUR)
     await age(raw, "back")
-    engine = await store._engines.get()
+    state = await store._states.get()
     for word in (NOTHING, GONE):
-        session_id, since = cast("list[bytes]", await engine.run(MARK, _INDEX.encode(), b""))
-        await engine.run(LINK, _INDEX.encode(), session_id, b"3600000", b"60000", b"0")
+        session_id, since = cast("list[bytes]", await state.commands.run(MARK, _INDEX.encode(), b""))
+        await state.commands.run(LINK, _INDEX.encode(), session_id, b"3600000", b"60000", b"0")
         assert (await links(raw))["back"] < 0
         found = b"%b\n%b\n%b\n" % (session_id, since, word)
-        await engine.run(SETTLE, _INDEX.encode(), b"60000", found)
+        await state.commands.run(SETTLE, _INDEX.encode(), b"60000", found)
         assert (await links(raw))["back"] > 0
 
 
@@ -395,23 +396,23 @@ async def test_forty_thousand_sessions_of_one_user(store: RedisSessionStore, raw
 DYING = """
 import asyncio, os, signal, sys
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.stores.redis import index
+from asgi_sessions.stores.redis.records.operations import Records
 
 async def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(index, sys.argv[2], die)
+setattr(Records, sys.argv[2], die)
 asyncio.run(RedisSessionStore(sys.argv[1]).delete_for_user("ada"))
 """
 
 
-@pytest.mark.parametrize("step", ["values", "remove"])
+@pytest.mark.parametrize("step", ["values", "delete"])
 @pytest.mark.parametrize("by", ["the next sign-out", "the next sign-ins"])
 async def test_what_a_dead_process_left_is_finished(
     redis_url: str, store: RedisSessionStore, raw: Redis, step: str, by: str
 ) -> None:
     """Killed after it had marked the links: the sessions cannot move, and whoever comes next ends them."""
-    engine = await store._engines.get()
+    state = await store._states.get()
     for name in ("a", "b", "c"):
         await signed_in(store, name)
     done = await to_thread.run_sync(
@@ -427,7 +428,7 @@ async def test_what_a_dead_process_left_is_finished(
     else:
         for name in ("d", "e"):
             await signed_in(store, name)
-            await asyncio.gather(*engine._later.values())
+            await asyncio.gather(*state.index._tidying.values())
         assert await ids(store) == ["d", "e"]
     assert all(since > 0 for since in (await links(raw)).values())
 
@@ -501,8 +502,8 @@ async def test_an_index_does_not_grow_for_ever(store: RedisSessionStore, raw: Re
             await store.link_user("ada", f"new{n}", _HOUR)
         else:
             await store.set(f"new{n}", SessionData(session_id=f"new{n}", user_id="ada"))
-        engine = await store._engines.get()
-        await asyncio.gather(*engine._later.values())
+        state = await store._states.get()
+        await asyncio.gather(*state.index._tidying.values())
     known = await links(raw)
     assert [name for name in known if name.startswith("dead")] == []
     assert set(living) <= set(known)
@@ -527,10 +528,10 @@ async def test_a_live_session_renews_its_link(store: RedisSessionStore, raw: Red
 async def test_renewing_a_link_undoes_no_sign_out(store: RedisSessionStore, raw: Redis) -> None:
     """What is being ended stays so, however often its client comes, and is ended by that."""
     await signed_in(store)
-    engine = await store._engines.get()
-    await engine.run(MARK, _INDEX.encode(), b"")
+    state = await store._states.get()
+    await state.commands.run(MARK, _INDEX.encode(), b"")
     for _ in range(3):
-        await engine.run(LINK, _INDEX.encode(), b"old", b"3600000", b"60000", b"0")
+        await state.commands.run(LINK, _INDEX.encode(), b"old", b"3600000", b"60000", b"0")
     assert (await links(raw))["old"] < 0
     await store.link_user("ada", "old", _HOUR)
     await until(lambda: _is(ids(store), []))
@@ -676,10 +677,10 @@ async def test_a_cancelled_move_leaves_the_old_session_or_the_new(
         old, new = new_session_id(), new_session_id()
         await signed_in(store, old)
         checkout = await taken(store, old)
-        engine = await store._engines.get()
+        state = await store._states.get()
         with pytest.MonkeyPatch.context() as patch:
-            cancelling, victims = _cancelling(engine, step)
-            patch.setattr(engine, "call", cancelling)
+            cancelling, victims = _cancelling(state, step)
+            patch.setattr(state.commands, "call", cancelling)
             moving = asyncio.ensure_future(move(store, checkout, new, lock=_LOCK))
             victims.append(moving)
             await asyncio.wait((moving,))
@@ -697,9 +698,9 @@ async def test_a_cancelled_move_leaves_the_old_session_or_the_new(
         await raw.flushdb()
 
 
-def _cancelling(engine: Any, step: Script) -> tuple[Callable[..., Any], list[asyncio.Future[Any]]]:
-    """The engine's way to make a call, but the task that makes one of this script is cancelled at once."""
-    call = engine.call
+def _cancelling(state: Any, step: Script) -> tuple[Callable[..., Any], list[asyncio.Future[Any]]]:
+    """The state's way to make a call, but the task that makes one of this script is cancelled at once."""
+    call = state.commands.call
     victims: list[asyncio.Future[Any]] = []
 
     def cancelling(script: Script, *rest: Any, **options: Any) -> Any:
@@ -713,7 +714,7 @@ def _cancelling(engine: Any, step: Script) -> tuple[Callable[..., Any], list[asy
 
 def test_scripts_are_where_the_tests_look_for_them() -> None:
     """Each of the index's scripts has a first line of its own."""
-    folder = Path(__file__).parents[2] / "asgi_sessions" / "stores" / "redis"
+    folder = Path(__file__).parents[2] / "asgi_sessions" / "stores" / "redis" / "lua"
     heads = [
         (folder / f"{script.name}.lua").read_text().splitlines()[0]
         for script in (LINK, SUCCEED, MARK, SETTLE)

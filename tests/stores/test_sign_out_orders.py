@@ -19,9 +19,9 @@ from redis.asyncio import Redis
 from asgi_sessions import RedisSessionStore, SessionData
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
-from asgi_sessions.stores.redis.index import LINK_SETTLES
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.scripts import MARK
+from asgi_sessions.stores.redis.commands.scripts import MARK
+from asgi_sessions.stores.redis.connection.replies import Reply
+from asgi_sessions.stores.redis.records.index import LINK_SETTLES
 
 pytestmark = pytest.mark.anyio
 
@@ -47,10 +47,10 @@ class Actor:
 
     async def open(self) -> None:
         await self.store.open()
-        engine: Any = await self.store._engines.get()
-        self._engine = engine
+        state: Any = await self.store._states.get()
+        self._state = state
         for name in ("call", "command"):
-            setattr(engine, name, self._gate(getattr(engine, name)))
+            setattr(state.commands, name, self._gate(getattr(state.commands, name)))
 
     def _gate(self, call: Callable[..., Awaitable[Reply]]) -> Callable[..., asyncio.Future[Reply]]:
         def wait(*args: Any, **options: Any) -> asyncio.Future[Reply]:
@@ -79,7 +79,7 @@ class Actor:
     async def _settle(self) -> None:
         """Until it waits for its next call, or has none."""
         for _ in range(_TICKS):
-            if self._waiting or (self._task.done() and not self._engine._later):
+            if self._waiting or (self._task.done() and not self._state.index._tidying):
                 break
             await asyncio.sleep(0)
         else:
@@ -91,7 +91,7 @@ class Actor:
     async def die(self) -> None:
         """Whatever it would still have done is not done."""
         self._task.cancel()
-        tasks = [self._task, *self._engine._later.values()]
+        tasks = [self._task, *self._state.index._tidying.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -341,15 +341,15 @@ async def test_three_at_once(world: World, pytestconfig: pytest.Config) -> None:
 async def test_the_exploration_finds_what_is_wrong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the marks a move that comes between two steps of the sign-out survives it."""
     body = b"return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
-    engine: Any = await world.actors[0].store._engines.get()
-    call = engine.call
+    state: Any = await world.actors[0].store._states.get()
+    call = state.commands.call
 
     def without_marks(script: Any, key: bytes, *rest: Any, **options: Any) -> Any:
         if script is MARK:
-            return engine.command(b"EVAL", body, b"1", key)
+            return state.commands.command(b"EVAL", body, b"1", key)
         return call(script, key, *rest, **options)
 
-    monkeypatch.setattr(engine, "call", without_marks)
+    monkeypatch.setattr(state.commands, "call", without_marks)
     with pytest.raises(AssertionError, match="survived"):
         await every_order(
             world, [ending, BESIDE["a move"]], [None, None], lambda: check_sign_out(world, ["a move"])

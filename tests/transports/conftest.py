@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from asgi_sessions import RedisSessionStore
-from asgi_sessions.stores.redis import wire
+from asgi_sessions.stores.redis.connection import seam
 
 from .rows import ROWS, Row, Servers
 
@@ -38,9 +38,8 @@ async def store(
 ) -> AsyncIterator[RedisSessionStore]:
     """On empty servers."""
     if not row.hiredis:
-        monkeypatch.setattr(wire, "hiredis", None)
-    client = row.connect(servers)
+        monkeypatch.setattr(seam, "hiredis", None)
+    store = row.store(servers)
     servers.empty()
-    store = RedisSessionStore(client)
     yield store
     await store.aclose()

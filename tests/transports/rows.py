@@ -19,13 +19,15 @@ from redis.asyncio import Redis, RedisCluster
 from redis_server import RedisServer
 from relays import Authority, Relay, in_pieces
 
+from asgi_sessions import RedisSessionStore
+
 Client: TypeAlias = Redis | RedisCluster | str
 
 PASSWORD = "s3cret:/@ü"
 PATIENCE_MS = 60_000
 QUOTED = "s3cret%3A%2F%40%C3%BC"
 
-_LUA = files("asgi_sessions.stores.redis")
+_LUA = files("asgi_sessions.stores.redis") / "lua"
 _CALL = re.compile(r"redis\.p?call\('(\w+)'")
 DIRECT = {"eval", "evalsha", "get", "mget", "exists", "scan", "zrange", "subscribe"}
 """What is sent without a script; a database takes SELECT too, a cluster CLUSTER SLOTS."""
@@ -137,7 +139,7 @@ class Servers:
 
 @dataclass(frozen=True)
 class Row:
-    """One way of connecting. With `hiredis` the connection's bytes are taken over from redis-py.
+    """One way of connecting. The connection's bytes are taken over with hiredis and `take_over`.
 
     `whole` rows run all of the contract: one for each event loop, parser, protocol, set of rights and kind of
     deployment. The others differ from them in how the bytes are carried, or before the first command.
@@ -148,23 +150,24 @@ class Row:
     uvloop: bool = False
     hiredis: bool = True
     whole: bool = False
+    take_over: bool = True
 
     def __str__(self) -> str:
-        return ", ".join([self.name, *["uvloop"] * self.uvloop, *["no hiredis"] * (not self.hiredis)])
+        said = {"uvloop": self.uvloop, "no hiredis": not self.hiredis, "public": not self.take_over}
+        return ", ".join([self.name, *[word for word, is_so in said.items() if is_so]])
 
     @property
     def backend(self) -> tuple[str, dict[str, Any]]:
         """The event loop, as anyio's plugin is told it."""
         return "asyncio", {"use_uvloop": self.uvloop}
 
-    def connect(self, servers: Servers) -> Client:
-        """What a store is made of; without hiredis redis-py reads by its own parser."""
+    def store(self, servers: Servers) -> RedisSessionStore:
+        """A store that connects in this way; without hiredis redis-py reads by its own parser."""
         client = self.client(servers)
-        if self.hiredis:
-            return client
-        described = cast("Redis", Redis.from_url(client) if isinstance(client, str) else client)
-        described.connection_pool.connection_kwargs["parser_class"] = _AsyncRESP2Parser
-        return described
+        if not self.hiredis:
+            client = cast("Redis", Redis.from_url(client) if isinstance(client, str) else client)
+            client.connection_pool.connection_kwargs["parser_class"] = _AsyncRESP2Parser
+        return RedisSessionStore(client, take_over_connections=self.take_over)
 
 
 def _each(name: str, client: Callable[[Servers], Client], *, whole: bool = False) -> list[Row]:
@@ -235,6 +238,9 @@ ROWS = [
     Row(
         "a client that decodes RESP3", _talking(protocol=3, decode_responses=True), hiredis=False, whole=True
     ),
+    Row("TLS in pieces", _trickling_tls, uvloop=True, take_over=False),
+    Row("unix socket", _socket, take_over=False, whole=True),
+    Row("Cluster", lambda servers: servers.cluster.url, take_over=False),
     Row("Sentinel", lambda servers: servers.sentinels.url, whole=True),
     Row("Cluster, by a client", _cluster_client, whole=True),
     Row("Cluster, ACL user", _cluster_user, whole=True),

@@ -220,7 +220,7 @@ async def test_a_lock_goes_from_process_to_process(
     row: Row, servers: Servers, store: RedisSessionStore
 ) -> None:
     """Two processes want one session: the record comes with the message, by the other connection."""
-    other = RedisSessionStore(row.connect(servers))
+    other = row.store(servers)
     await store.set("s", record_of("s", 20_000))
     waited: list[float] = []
 
@@ -241,8 +241,8 @@ async def test_a_lock_goes_from_process_to_process(
     assert found is not None
     assert found.metadata["n"] == 40
     assert max(waited) < 5
-    engines = [process._engines.here() for process in (store, other)]
-    assert any(engine is not None and engine.channel.live for engine in engines)
+    states = [process._states.here() for process in (store, other)]
+    assert any(state is not None and state.subscription.live for state in states)
     await other.aclose()
 
 

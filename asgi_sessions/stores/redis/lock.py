@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import cast
 
 from ...errors import LockAcquisitionError, LockReleaseError, LockTimeoutError, SessionStoreError
-from .connections import Client
-from .engine import Engine, engines_for
-from .layout import milliseconds
-from .scripts import RENEW, Keys, pack_args
-from .terms import Terms
-from .waiters import Acquired, Waiter
+from .commands.header import milliseconds
+from .commands.keys import Keys
+from .commands.scripts import RENEW
+from .commands.timing import LockTiming
+from .connection.deployment import Client
+from .connection.resp import pack_args
+from .event_loop import LoopState, states_for
+from .locking.waiter import Acquired
 
 _FEW = 64  # locks that are held; beyond twice as many as at the last look it is looked who still is
 
@@ -47,7 +49,7 @@ class DistributedLock:
         self.timeout = timeout
         self.retry_attempts = retry_attempts
         self.retry_delay = retry_delay
-        self._engines = engines_for(redis_client)
+        self._states = states_for(redis_client)
         self._keys = _keys(lock_name)
         self._token: bytes | None = None
         self._ends = 0.0
@@ -111,8 +113,8 @@ class DistributedLock:
         token = self._token
         if token is None:
             return False
-        engine = await self._engines.get()
-        if await self._prolong(engine, token, additional_time or self.timeout):
+        state = await self._states.get()
+        if await self._prolong(state, token, additional_time or self.timeout):
             return True
         self._forget(token)
         return False
@@ -162,8 +164,11 @@ class DistributedLock:
         lease = max(self.timeout, self._ends - time.monotonic())
         self._forget(token)
         try:
-            engine = await self._engines.get()
-            return await asyncio.shield(engine.let_go(self._keys, token, self._terms(engine, lease))) == 1
+            state = await self._states.get()
+            return (
+                await asyncio.shield(state.releases.let_go(self._keys, token, self._timing(state, lease)))
+                == 1
+            )
         except SessionStoreError as error:
             raise LockReleaseError(f"the lock is not released yet, which is tried again: {error}") from error
 
@@ -174,37 +179,39 @@ class DistributedLock:
             self._held.discard(self)
 
     async def _acquire(self, tries: int) -> None:
-        engine = await self._engines.get()
-        terms = self._terms(engine, self.timeout, (tries - 1) * self.retry_delay)
-        taken = cast(Acquired, await Waiter(engine, self._keys, terms).take())  # without a record never bytes
+        state = await self._states.get()
+        timing = self._timing(state, self.timeout, (tries - 1) * self.retry_delay)
+        taken = cast(
+            Acquired, await state.locks.waiter(self._keys, timing).take()
+        )  # without a record never bytes
         self._token, self._ends = taken.token, time.monotonic() + taken.left
         if taken.left < self.timeout:
-            await self._take_up(engine, taken.token)
+            await self._take_up(state, taken.token)
         self._holder, self._warned = asyncio.current_task(), False
         self._held.add(self)
 
-    async def _take_up(self, engine: Engine, token: bytes) -> None:
+    async def _take_up(self, state: LoopState, token: bytes) -> None:
         """A lock that was handed over comes with a short claim: make it the full lease."""
         try:
-            taken = await self._prolong(engine, token, self.timeout)
+            taken = await self._prolong(state, token, self.timeout)
         except BaseException:
             self._token = None
-            engine.let_go(self._keys, token, self._terms(engine, self.timeout))
+            state.releases.let_go(self._keys, token, self._timing(state, self.timeout))
             raise
         if not taken:
             self._token = None
             raise LockAcquisitionError("the lock was handed over, but not taken up in time")
 
-    async def _prolong(self, engine: Engine, token: bytes, lease: float) -> bool:
+    async def _prolong(self, state: LoopState, token: bytes, lease: float) -> bool:
         began = time.monotonic()
-        prolonged = await engine.run(RENEW, self._keys.lock, token, milliseconds(lease)) == 1
+        prolonged = await state.commands.run(RENEW, self._keys.lock, token, milliseconds(lease)) == 1
         if prolonged and self._token is token:
             self._ends = began + lease
         return prolonged
 
-    def _terms(self, engine: Engine, lease: float, wait: float = 0.0) -> Terms:
-        clustered = engine.router.clustered
-        return Terms(lease, wait, poll=self.retry_delay, bare=True, clustered=clustered)
+    def _timing(self, state: LoopState, lease: float, wait: float = 0.0) -> LockTiming:
+        clustered = state.router.clustered
+        return LockTiming(lease, wait, poll=self.retry_delay, bare=True, clustered=clustered)
 
 
 class DistributedLockManager:

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any
 
 from ...errors import SessionStoreError
+from ...record.codec import encode_checked
 from ...record.model import SessionData
-from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
-from . import commits
-from .calls import NOT_OURS, NotSentError, forget
-from .connections import Client
-from .engine import Engine
-from .index import Link
-from .layout import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
-from .leases import Lease
-from .names import new_nonce, new_token
-from .queue import After
-from .records import RedisRecords
-from .replies import STORED, Reply
-from .scripts import COMMIT, COMMIT_AGAIN, CREATE, REBOUND, REMOVE, RENEW, Keys, pack_args
-from .terms import Terms
-from .waiters import Acquired
+from ...record.values import check_id
+from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from ..contract import SessionStore
+from .commands.commands import CHUNK
+from .commands.header import FOREIGN, unpack
+from .commands.keys import KeySpace
+from .connection.call import forget
+from .connection.deployment import Client, deployment
+from .event_loop import LoopState, LoopStates
+from .records.index import Link
 
+LEFT_ABSENT, CREATED = 2, 3  # replies of set.lua
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
-_HAND_OVER, _KEEP, _LET_GO = After.HAND_OVER, After.KEEP, After.LET_GO
-_MISSING = {b"A": Missing.ABSENT, b"R": Missing.RETIRED, b"X": Missing.UNREADABLE}
 
 
-class RedisSessionStore(RedisRecords):
+class RedisSessionStore(SessionStore):
     """Sessions in Redis >= 6.2 or Valkey: one node, Sentinel or a cluster, through redis-py.
 
     `client_or_url` is a `redis.asyncio` client, which serves as a description (its connections are not
@@ -39,6 +33,10 @@ class RedisSessionStore(RedisRecords):
     as rediss+…. `prefix` begins every key. `default_ttl` (seconds) is for records that are
     stored without a ttl. `socket_timeout` (seconds) is the longest that any call takes; None: what the
     client or the URL says, else 5.
+
+    For speed the store takes over the bytes of redis-py's connections, by private parts of redis-py. Where a
+    release of redis-py has other parts, it uses redis-py's public coroutines by itself;
+    `take_over_connections=False` makes it do so always.
 
     One object serves any number of event loops, one after the other or in several threads, on asyncio. The
     leases of what is checked out are renewed by themselves.
@@ -52,32 +50,29 @@ class RedisSessionStore(RedisRecords):
         *,
         model: type[SessionData] = SessionData,
         socket_timeout: float | None = None,
+        take_over_connections: bool = True,
     ) -> None:
-        super().__init__(client_or_url, prefix, default_ttl, model, socket_timeout)
+        super().__init__()
+        if not default_ttl > 0:
+            raise ValueError("default_ttl is a number of seconds above 0")
+        self.prefix = prefix
+        self.default_ttl = default_ttl
+        self.model = model
+        keys = KeySpace(prefix)
+        described = deployment(client_or_url, socket_timeout, take_over=take_over_connections)
+        self._states = LoopStates(described, keys)
+
+    # -- request operations: see RequestOperations ----------------------------------------------------------
 
     async def checkout(
         self, session_id: str, lock: LockPolicy | None, lifetime: Lifetime | None, *, passive: bool = False
     ) -> Checkout | Missing:
-        keys = self._keys.of(session_id)
-        engine = self._engines.here() or await self._engines.get()
-        if lock is None:
-            taken = await self._load(engine, session_id, keys)
-        else:
-            idle = None if lifetime is None else lifetime.idle
-            terms = engine.terms(lock, idle, passive)
-            # Who waits behind others of this process has arrived. Without a rule of an idle timeout Redis is
-            # not told: such a caller counts from when it has the lock.
-            arrived = None if passive or idle is None else partial(engine.touch, keys, terms.activity)
-            taken = await self._lock(engine, session_id, keys, terms, arrived)
-        if lifetime is None or isinstance(taken, Missing) or shorter(lifetime, taken) is None:
-            return taken
-        bound = await self._shorten(engine, keys, taken, lifetime)
-        return bound or await self.checkout(session_id, lock, lifetime, passive=passive)
+        state = self._states.here() or await self._states.get()
+        return await state.checkouts.take(session_id, lock, lifetime, passive)
 
     async def keep_alive(self, checkout: Checkout) -> None:
-        if checkout.idle is not None:
-            engine = self._engines.here() or await self._engines.get()
-            engine.touch(self._held(engine, checkout)[0])
+        state = self._states.here() or await self._states.get()
+        state.checkouts.keep_alive(checkout)
 
     async def create(
         self,
@@ -88,13 +83,13 @@ class RedisSessionStore(RedisRecords):
         user: str | None = None,
     ) -> Checkout | None:
         """See `RequestOperations.create`; the link to `user` comes second, as nobody knows the id yet."""
-        engine = self._engines.here() or await self._engines.get()
-        created = await self._create(engine, session_id, record, lifetime, lock)
+        state = self._states.here() or await self._states.get()
+        created = await state.checkouts.create(session_id, record, lifetime, lock)
         if created is not None and user is not None:
             try:
-                await self._index.link(engine, user, session_id, lifetime.absolute)
+                await state.index.link(user, session_id, lifetime.absolute)
             except BaseException:
-                self._take_back(engine, created, user)
+                _take_back(state, created, user)
                 raise
         return created
 
@@ -111,273 +106,203 @@ class RedisSessionStore(RedisRecords):
     ) -> Outcome:
         """Store the record under a new id and retire the one that was checked out.
 
-        First the new record, then its link, then the old one's removal. Whoever dies in between leaves the
-        old session whole and linked, and beside it at most a record whose id nobody was told; a sign-out
+        First the new record, then its link, then the old one's removal. A process that dies in between leaves
+        the old session whole and linked, and beside it at most a record whose id nobody was told; a sign-out
         takes both. GONE, too, where a sign-out has begun: then the old session ends. A fault during the
         removal leaves `checkout.successor`, without a lock, and nobody knows whether the old record is there.
         """
-        engine = await self._engines.get()
+        state = await self._states.get()
         absolute = checkout.expires_in if lifetime is None else lifetime.absolute
-        created = await self._create(engine, session_id, record, lifetime, lock, checkout)
+        created = await state.checkouts.create(session_id, record, lifetime, lock, checkout)
         if created is None:
             return Outcome.CONFLICT
         try:
-            since = await self._index.succeed(engine, checkout.session_id, session_id, was, user, absolute)
+            since = await state.index.succeed(checkout.session_id, session_id, was, user, absolute)
         except BaseException:
-            self._take_back(engine, created, user)
+            _take_back(state, created, user)
             raise
         if since is None:  # being ended, or the link was lost: the session must not move
-            self._take_back(engine, created, user)
-            outcome = await self.discard(checkout)
+            _take_back(state, created, user)
+            outcome = await state.checkouts.discard(checkout)
             return Outcome.GONE if outcome is _STORED else outcome
-        outcome = await self._retire(engine, checkout, created)
+        outcome = await state.checkouts.retire(checkout, created)
         if outcome is not _STORED:
-            self._take_back(engine, created, user)
+            _take_back(state, created, user)
         elif was is not None:
-            self._index.unlink(engine, was, Link(checkout.session_id, since))
+            state.index.unlink(was, Link(checkout.session_id, since))
         return outcome
-
-    async def _retire(self, engine: Engine, checkout: Checkout, created: Checkout) -> Outcome:
-        """Remove the old record; it has a successor if that was done, or may have been."""
-        checkout.successor = created
-        try:
-            outcome = await self._discard(engine, checkout, RETIRED_MS)
-        except BaseException:
-            self._let_go(engine, created)
-            raise
-        if outcome is not _STORED:
-            checkout.successor = None
-        return outcome
-
-    async def _create(
-        self,
-        engine: Engine,
-        session_id: str,
-        record: bytes,
-        lifetime: Lifetime | None,
-        lock: LockPolicy | None,
-        follows: Checkout | None = None,
-    ) -> Checkout | None:
-        """Without a lifetime the record keeps the bounds of the one that it `follows`."""
-        keys = self._keys.of(session_id)
-        terms = engine.unlocked if lock is None else engine.terms(lock)
-        token = b"" if lock is None else new_token()
-        rule = lifetime or Lifetime()
-        header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
-        args = milliseconds(rule.absolute), milliseconds(rule.idle), token, terms.lease_ms, header
-        try:
-            nonce = new_nonce()
-            reply = await engine.run(CREATE, keys.record, keys.lock, nonce, record, *args, about=nonce)
-            created = _created(session_id, record, reply)
-        except BaseException:
-            if token:
-                engine.let_go(keys, token, terms)
-            raise
-        if created is not None and token:
-            created.token = token.decode()
-            created.seal = engine.leases.hold(keys, token, terms, engine.loop.time(), terms.lease)
-        return created
-
-    def _take_back(self, engine: Engine, created: Checkout, user: str | None) -> None:
-        """Remove a record whose id nobody was told, and its link; written, not waited for."""
-        self._remove(engine, created, b"0").add_done_callback(forget)
-        if user is not None:
-            self._index.withdraw(engine, user, created.session_id)
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
-        engine = self._engines.here() or await self._engines.get()
-        keys, token, terms = self._held(engine, checkout)
-        was, unsure = checkout.version.encode(), checkout.unsure
-        version = next_version(was)
-        after = engine.queues.commit_begins(keys, token) if release else _KEEP
-        flags = terms.commit
-        if after is _LET_GO:
-            engine.leases.drop(token)  # a renewal that is answered later must not look like a lost lease
-            flags = terms.commit_and_release
-        packed = commits.pack(keys, token, was, version, record, flags, unsure)
-        script = COMMIT if unsure is None else COMMIT_AGAIN
-        reply = engine.call(script, keys.record, packed, STORED + version[:NONCE])
-        try:
-            if after is _HAND_OVER:
-                return await self._commit_and_hand_over(engine, checkout, reply, version, record, unsure)
-            word = commits.word_of(await reply)
-        except NotSentError:
-            raise
-        except BaseException:  # only now: what is under way is not the loaded version to another commit
-            checkout.unsure = commits.one_more(checkout.unsure, version)
-            raise
-        outcome = commits.noted(checkout, word, version, record, unsure)
-        if not release and word in commits.UNLOCKED:
-            engine.leases.drop(token)
-            engine.queues.leave(keys, token)
-            release = outcome is not _STORED
-        if release:
-            checkout.token = None
-        return outcome
-
-    async def _commit_and_hand_over(
-        self,
-        engine: Engine,
-        checkout: Checkout,
-        reply: asyncio.Future[Reply],
-        version: bytes,
-        record: bytes,
-        unsure: str | None,
-    ) -> Outcome:
-        """The lock stays with this process, where the next request goes on with what was stored."""
-        keys, token, terms = self._held(engine, checkout)
-        sent = engine.loop.time()
-        try:
-            word = commits.word_of(await reply)
-            outcome = commits.noted(checkout, word, version, record, unsure)
-        except BaseException:
-            engine.queues.hand_over_failed(keys, token, terms)
-            raise
-        lease, now = engine.leases.get(token), engine.loop.time()
-        stored = None
-        if word == b"STORED" and lease is not None and now - sent < (lease.ends - now) / 2:
-            stored = Acquired(token, pack_value(version, record), lease.ahead, lease.ends - now, 0.0)
-        engine.queues.handed_over(keys, token, terms, stored)
-        checkout.token = None
-        return outcome
+        state = self._states.here() or await self._states.get()
+        return await state.checkouts.commit(checkout, record, release)
 
     async def discard(self, checkout: Checkout) -> Outcome:
-        return await self._discard(await self._engines.get(), checkout, b"0")
-
-    async def _discard(self, engine: Engine, checkout: Checkout, retired: bytes) -> Outcome:
-        outcome = commits.outcome_of(await self._remove(engine, checkout, retired))
-        checkout.token = None
-        return commits.as_far_as_known(outcome, checkout.unsure)
-
-    def _remove(self, engine: Engine, checkout: Checkout, retired: bytes) -> asyncio.Future[Reply]:
-        """Ask for the record's removal, and remember its id as replaced for so long (ms)."""
-        keys, token, terms = self._held(engine, checkout)
-        engine.leases.drop(token)
-        name = new_nonce()  # by which the call knows its own retry
-        args = pack_args(token, commits.known(checkout), retired, terms.claim_ms, engine.clustered, name)
-        reply = engine.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
-        engine.queues.leave(keys, token)
-        return reply
+        return await (await self._states.get()).checkouts.discard(checkout)
 
     async def release(self, checkout: Checkout) -> None:
         if checkout.token is not None:
-            engine = self._engines.here() or await self._engines.get()
-            self._let_go(engine, checkout)
-            await engine.written(self._keys.of(checkout.session_id).record)
-
-    def _let_go(self, engine: Engine, checkout: Checkout) -> None:
-        keys, token, terms = self._held(engine, checkout)
-        checkout.token = None
-        engine.queues.release(keys, token, terms)
+            state = self._states.here() or await self._states.get()
+            await state.checkouts.release(checkout)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""
-        engine = await self._engines.get()
-        replies = await asyncio.gather(*[self._renew(engine, checkout) for checkout in checkouts])
-        return [reply == 1 for reply in replies]
+        return await (await self._states.get()).checkouts.renew(checkouts)
 
-    def _renew(self, engine: Engine, checkout: Checkout) -> asyncio.Future[Reply]:
-        keys, token, terms = self._held(engine, checkout)
-        return engine.run(RENEW, keys.lock, token, terms.lease_ms)
+    async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
+        await (await self._states.get()).index.link(user_id, session_id, lifetime.absolute)
 
-    def _held(self, engine: Engine, checkout: Checkout) -> tuple[Keys, bytes, Terms]:
-        """What a checkout was taken on; without a lock the version alone is compared."""
-        lease = checkout.seal
-        if checkout.token is not None and isinstance(lease, Lease):
-            return lease.keys, lease.token, lease.terms
-        return self._keys.of(checkout.session_id), b"", engine.unlocked
+    # -- single records and batches: one round trip, some more to write where users are to be linked --------
 
-    async def _load(self, engine: Engine, session_id: str, keys: Keys) -> Checkout | Missing:
-        asked = engine.loop.time()
-        found = engine.found(await engine.take(keys, b"", engine.unlocked, asked), asked)
-        if not isinstance(found, tuple):
-            return _missing(found)
-        value, ahead = found
-        return _checkout(session_id, value, engine.loop.time() * 1000 + ahead) or Missing.UNREADABLE
+    async def get(self, session_id: str) -> SessionData | None:
+        """The record, None where it is absent; `SessionStoreError` where something else lies there."""
+        check_id(session_id)
+        value = await (await self._states.get()).records.value(session_id)
+        return None if value is None else self._own(session_id, value)
 
-    async def _lock(
-        self,
-        engine: Engine,
-        session_id: str,
-        keys: Keys,
-        terms: Terms,
-        arrived: Callable[[], None] | None,
-    ) -> Checkout | Missing:
-        grant = await engine.queues.acquire(keys, terms, arrived)
-        if isinstance(grant, bytes):
-            return _missing(grant)
-        now = engine.loop.time()
-        taken = _checkout(session_id, grant.value, now * 1000 + grant.ahead)
-        if taken is None:
-            engine.queues.release(keys, grant.token, terms)
-            return Missing.UNREADABLE
-        taken.seal = engine.leases.hold(keys, grant.token, terms, now, grant.left, grant.ahead)
-        taken.token, taken.waited = grant.token.decode(), grant.waited
-        return taken
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+        wanted = list(session_ids)
+        for session_id in wanted:
+            check_id(session_id)
+        found = await (await self._states.get()).records.values(wanted)
+        return {
+            name: None if value is None else self._own(name, value)
+            for name, value in zip(wanted, found, strict=True)
+        }
 
-    async def _shorten(
-        self, engine: Engine, keys: Keys, taken: Checkout, rule: Lifetime
-    ) -> Checkout | Missing | None:
-        """Give a record the shorter bounds of a rule that came after it; None where the lock was lost.
+    async def exists(self, session_id: str) -> bool:
+        """Whether anything lies under this id."""
+        check_id(session_id)
+        return await (await self._states.get()).records.exists(session_id)
 
-        Without a lock nothing is written, or a holder's commit would find another version: what has ended by
-        the rule is ABSENT, and the bounds are those of this checkout alone.
+    async def set(
+        self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
+    ) -> bool:
+        return (await self._set({session_id: data}, ttl, create))[session_id]
+
+    async def set_batch(
+        self, records: Mapping[str, SessionData], ttl: float | None = None
+    ) -> dict[str, bool]:
+        return await self._set(records, ttl, True)
+
+    async def _set(
+        self, records: Mapping[str, SessionData], ttl: float | None, create: bool
+    ) -> dict[str, bool]:
+        """Links come first: a process that dies in between leaves one that leads to nothing of the user's.
+
+        The link of a record that was not there comes once more: a sign-out may have seen that it was not.
         """
-        token = self._held(engine, taken)[1]
-        asked = engine.loop.time()
-        args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
-        packed = REBOUND.by_sha + keys.packed + args
-        try:
-            found = engine.found(await engine.call(REBOUND, keys.record, packed, keys.mark), asked)
-        except BaseException:
-            await self.release(taken)
-            raise
-        if isinstance(found, bytes):
-            engine.leases.drop(token)
-            engine.queues.leave(keys, token)
-            return None if found == b"B" else _missing(found)
-        value, ahead = found
-        bound = _checkout(taken.session_id, value, engine.loop.time() * 1000 + ahead)
-        if bound is None:
-            await self.release(taken)
-            return Missing.UNREADABLE
-        bound.seal, bound.token, bound.waited = taken.seal, taken.token, taken.waited
-        less = shorter(rule, bound)  # without a lock
-        if less is not None:
-            bound.expires_in, bound.idle = less.absolute, less.idle
-        return bound
+        for session_id, data in records.items():
+            self.check(session_id, data, ttl)
+        encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
+        state = await self._states.get()
+        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
+        await state.index.link_all(users, ttl)
+        replies = await state.records.write(encoded, ttl, self.default_ttl, create)
+        created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
+        await state.index.link_all(created, ttl, tidy=False)
+        if 0 in replies.values():
+            raise SessionStoreError(FOREIGN)
+        return {name: reply != LEFT_ABSENT for name, reply in replies.items()}
+
+    async def delete(self, session_id: str) -> bool:
+        return (await self.delete_batch([session_id]))[session_id]
+
+    async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
+        ids = list(dict.fromkeys(session_ids))
+        replies = await (await self._states.get()).records.delete(ids)
+        if b"X" in replies:
+            raise SessionStoreError(FOREIGN)
+        return {name: reply == b"STORED" for name, reply in zip(ids, replies, strict=True)}
+
+    # -- all records: others have their turn after each step ------------------------------------------------
+
+    async def iter_active(self) -> AsyncGenerator[str, None]:
+        """The ids of the records that are not absent; see `Records.ids`."""
+        async with aclosing((await self._states.get()).records.ids()) as pages:
+            async for ids in pages:
+                for session_id in ids:
+                    yield session_id
+
+    async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
+        end = None if limit is None else offset + limit
+        found: set[str] = set()
+        async for ids in (await self._states.get()).records.ids():
+            found.update(ids)
+            if end is not None and len(found) > 2 * end + CHUNK:
+                found = set(sorted(found)[:end])
+        return sorted(found)[offset:end]
+
+    async def count_active(self) -> int:
+        """How many records are not absent; one that `iter_active` gives twice counts twice."""
+        return sum([len(ids) async for ids in (await self._states.get()).records.ids()])
+
+    async def get_stats(self) -> dict[str, Any]:
+        """What lies in Redis. Expired records are none: Redis drops them by itself.
+
+        `locks_waited_for` counts those that another process waits for than the one that holds them.
+        """
+        sessions, held, waited_for = await (await self._states.get()).records.counts()
+        return {
+            **self._facts(),
+            "total_sessions": sessions,
+            "active_sessions": sessions,
+            "expired_sessions": 0,
+            "locks_held": held,
+            "locks_waited_for": waited_for,
+        }
+
+    async def cleanup_expired(self) -> int:
+        """0: Redis drops what has expired by itself."""
+        return 0
+
+    async def _iter_stored(self) -> AsyncGenerator[bytes, None]:
+        """Every record as it is stored; see `iter_active`."""
+        records = (await self._states.get()).records
+        async with aclosing(records.ids()) as pages:
+            async for ids in pages:
+                async for record in records.stored(ids):
+                    yield record
+
+    # -- the sessions of a user -----------------------------------------------------------------------------
+
+    async def _sessions_of(self, user: str) -> list[SessionData]:
+        state = await self._states.get()
+        found: list[SessionData] = []
+        async for record in state.records.stored(await state.index.members(user)):
+            with suppress(SessionStoreError):  # of another model: not for a list
+                found.append(self.read(record))
+        return [data for data in found if data.user_id == user]
+
+    async def _end_all_of(self, user: str, keep: str | None) -> int:
+        """See `SessionStore.delete_for_user`.
+
+        `keep` is ended too where an earlier call that did not keep it was cut off. `SessionStoreError` where
+        something cannot be told to be a session or not: all others have ended then, and that one can no
+        longer get a new id.
+        """
+        return await (await self._states.get()).index.end(user, keep)
+
+    # -- life of the store itself ---------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await self._states.get()
+
+    async def aclose(self) -> None:
+        await self._states.aclose()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"store_type": "redis", "default_ttl": self.default_ttl, "prefix": self.prefix}
+
+    def _own(self, session_id: str, value: bytes) -> SessionData:
+        """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
+        data = self.read(unpack(value).record)
+        if data.session_id != session_id:
+            raise SessionStoreError(FOREIGN)
+        return data
 
 
-def _missing(word: bytes) -> Missing:
-    """`SessionStoreError` for what no script answers."""
-    if word in _MISSING:
-        return _MISSING[word]
-    raise SessionStoreError(NOT_OURS)
-
-
-def _created(session_id: str, record: bytes, reply: Reply) -> Checkout | None:
-    """The record that was made, None where the id is taken; `SessionStoreError` for a reply not ours."""
-    if reply == [b"E"]:
-        return None
-    if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"C":
-        created = _checkout(session_id, pack_value(cast(bytes, reply[1]), record), cast(int, reply[2]))
-        if created is not None:
-            return created
-    raise SessionStoreError(NOT_OURS)
-
-
-def _checkout(session_id: str, value: bytes, now: float) -> Checkout | None:
-    """None where the header is not quite ours: the scripts look at its outline only. `now`: ms, by Redis."""
-    stored = parse(value)
-    if stored is None:
-        return None
-    record, version, ends, idle, began = stored
-    return Checkout(
-        session_id,
-        record,
-        version.decode(),
-        None,
-        expires_in=(ends - now) / 1000 if ends else None,
-        idle=idle / 1000 if idle else None,
-        age=(now - began) / 1000 if began else None,
-    )
+def _take_back(state: LoopState, created: Checkout, user: str | None) -> None:
+    """Remove a record whose id nobody was told, and its link; written, not waited for."""
+    state.checkouts.remove(created).add_done_callback(forget)
+    if user is not None:
+        state.index.withdraw(user, created.session_id)

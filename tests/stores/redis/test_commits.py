@@ -14,8 +14,8 @@ from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, raise_for
-from asgi_sessions.stores.redis import commits
-from asgi_sessions.stores.redis.scripts import COMMIT
+from asgi_sessions.stores.redis.commands import commits
+from asgi_sessions.stores.redis.commands.scripts import COMMIT
 from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
@@ -86,8 +86,8 @@ async def test_a_lease_that_ran_out_costs_no_change(
     await store.release(taken)
     await store.exists("s")
     assert await raw.keys() == [_RECORD]
-    engine = await store._engines.get()
-    assert (len(engine.queues), len(engine.leases)) == (0, 0)
+    state = await store._states.get()
+    assert (len(state.locks), len(state.leases)) == (0, 0)
 
 
 async def test_a_lease_that_the_heartbeat_gave_up_costs_no_change_either(
@@ -96,8 +96,8 @@ async def test_a_lease_that_the_heartbeat_gave_up_costs_no_change_either(
     """Beyond `max_hold` the lock is free for others; where none came, the commit is still sent and stored."""
     await _stored(store)
     taken = await _taken(store, LockPolicy(timeout=0.1, max_hold=0.1))
-    engine = await store._engines.get()
-    while len(engine.leases) or await raw.exists(_HOLDER):  # noqa: ASYNC110  # neither sets an Event
+    state = await store._states.get()
+    while len(state.leases) or await raw.exists(_HOLDER):  # noqa: ASYNC110  # neither sets an Event
         await asyncio.sleep(0.01)
     assert await store.commit(taken, _record(n=1), release=True) is Outcome.STORED
     assert await _found(store) == {"n": 1}
@@ -184,11 +184,11 @@ async def test_a_commit_without_its_lock_is_its_own_retry(store: RedisSessionSto
     """Sent again it says the same, and writes nothing more."""
     await _stored(store)
     taken = await _taken(store, None)
-    engine = await store._engines.get()
+    state = await store._states.get()
     value = f"asgi2:{'b' * 16}{taken.version[16:]}\n{{}}".encode()
     args = (*_KEYS, b"t" * 32, f"asgi2:{taken.version[:44]}".encode(), value, b"", b"0")
-    assert await engine.run(COMMIT, *args) == b"UNHELD" + b"b" * 16
-    assert await engine.run(COMMIT, *args) == b"UNHELD" + b"b" * 16
+    assert await state.commands.run(COMMIT, *args) == b"UNHELD" + b"b" * 16
+    assert await state.commands.run(COMMIT, *args) == b"UNHELD" + b"b" * 16
     assert str(await raw.get(_RECORD)).encode() == value
     assert await raw.keys() == [_RECORD]
 
@@ -202,8 +202,8 @@ async def _cut_off(
     """A commit that reaches Redis and whose caller does not wait for the answer."""
     task = asyncio.create_task(store.commit(taken, _record(**values), release=release))
     await asyncio.sleep(0)
-    engine = await store._engines.get()
-    await engine.written(_KEYS[0])
+    state = await store._states.get()
+    await state.commands.written(_KEYS[0])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

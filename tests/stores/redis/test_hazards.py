@@ -30,7 +30,7 @@ from asgi_sessions import (
 from asgi_sessions.asgi import ASGIApp, Message
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
-from asgi_sessions.stores.redis.calls import LOST
+from asgi_sessions.stores.redis.connection.call import LOST
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,8 @@ from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.record.queries import SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.scripts import REBOUND, SET, TOUCH
+from asgi_sessions.stores.redis.commands.keys import KeySpace
+from asgi_sessions.stores.redis.commands.scripts import SET, SHORTEN, TOUCH
 from asgi_sessions.stores.redis.store import RedisSessionStore
 
 pytestmark = pytest.mark.anyio
@@ -128,16 +129,16 @@ async def test_no_write_begins_a_life_anew(store: RedisSessionStore, raw: Redis)
 
 async def test_a_set_that_is_to_bring_nothing_back(store: RedisSessionStore, raw: Redis) -> None:
     """An absent record stays absent; one that is there is written; what is not ours stays."""
-    engine = await store._engines.get()
+    state = await store._states.get()
     args = (b"{}", b"0", b"9000", b"0")
-    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 2
+    assert await state.commands.run(SET, _KEYS[0], b"a" * 16, *args) == 2
     assert await raw.keys() == []
     await _stored(store, Lifetime(absolute=3600))
-    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 1
-    assert await engine.run(SET, _KEYS[0], b"a" * 16, *args) == 1
+    assert await state.commands.run(SET, _KEYS[0], b"a" * 16, *args) == 1
+    assert await state.commands.run(SET, _KEYS[0], b"a" * 16, *args) == 1
     assert (await _header(raw))[0] == "a" * 16
     await raw.set(_RECORD, "foreign")
-    assert await engine.run(SET, _KEYS[0], b"b" * 16, *args) == 0
+    assert await state.commands.run(SET, _KEYS[0], b"b" * 16, *args) == 0
 
 
 @pytest.mark.parametrize(("value", "answer"), [(None, 0), ("foreign", 0)])
@@ -145,10 +146,10 @@ async def test_what_is_no_record_is_not_kept_alive(
     store: RedisSessionStore, raw: Redis, value: str | None, answer: int
 ) -> None:
     """Nothing comes to life, and nobody else's key gets another end."""
-    engine = await store._engines.get()
+    state = await store._states.get()
     if value is not None:
         await raw.set(_RECORD, value)
-    assert await engine.run(TOUCH, _KEYS[0], b"0") == answer
+    assert await state.commands.run(TOUCH, _KEYS[0], b"0") == answer
     assert await raw.keys() == ([] if value is None else [_RECORD])
     assert await raw.pttl(_RECORD) == (-2 if value is None else -1)
 
@@ -256,8 +257,8 @@ async def test_what_has_ended_by_the_rule_is_gone(
     assert await asyncio.gather(*tasks) == [Missing.ABSENT] * 3
     assert await raw.keys() == []
     for each in (store, other):
-        engine = await each._engines.get()
-        assert (len(engine.queues), len(engine.leases)) == (0, 0)
+        state = await each._states.get()
+        assert (len(state.locks), len(state.leases)) == (0, 0)
 
 
 async def test_who_waits_for_what_has_ended_is_told(
@@ -324,19 +325,19 @@ async def test_a_rule_keeps_its_place_in_the_queue(
 async def test_a_shortening_is_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:
     """Sent again it changes nothing more, and after an end it is answered as before."""
     await _stored(store, Lifetime(absolute=3600, idle=100))
-    engine = await store._engines.get()
+    state = await store._states.get()
     taken = await _taken(store)
     assert taken.token is not None
     args = (*_KEYS, taken.token.encode(), b"50000", b"0")
-    first = await engine.run(REBOUND, *args)
+    first = await state.commands.run(SHORTEN, *args)
     before = await raw.get(_RECORD)
-    second = await engine.run(REBOUND, *args)
+    second = await state.commands.run(SHORTEN, *args)
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[:2] == second[:2]
     assert await raw.get(_RECORD) == before
     await _make_older(raw, 100)
-    assert await engine.run(REBOUND, *args) == await engine.run(REBOUND, *args) == [b"A"]
+    assert await state.commands.run(SHORTEN, *args) == await state.commands.run(SHORTEN, *args) == [b"A"]
 
 
 async def test_a_lock_that_was_lost_meanwhile_shortens_nothing(store: RedisSessionStore, raw: Redis) -> None:
@@ -345,11 +346,11 @@ async def test_a_lock_that_was_lost_meanwhile_shortens_nothing(store: RedisSessi
     taken = await _taken(store)
     await raw.set(_HOLDER, "another", px=300)
     before = await raw.get(_RECORD)
-    engine = await store._engines.get()
-    keys = store._keys.of("s")
-    assert await store._shorten(engine, keys, taken, Lifetime(absolute=50)) is None
+    state = await store._states.get()
+    keys = KeySpace(store.prefix).of("s")
+    assert await state.checkouts._shorten(keys, taken, Lifetime(absolute=50)) is None
     assert await raw.get(_RECORD) == before
-    assert (len(engine.queues), len(engine.leases)) == (0, 0)
+    assert (len(state.locks), len(state.leases)) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -369,10 +370,11 @@ async def test_what_is_gone_before_it_is_shortened(
         await raw.delete(_RECORD)
     if change == "retire":
         await raw.set(_RETIRED, "x", px=60_000)
-    engine = await store._engines.get()
-    assert await store._shorten(engine, store._keys.of("s"), taken, Lifetime(absolute=50)) is why
+    state = await store._states.get()
+    keys = KeySpace(store.prefix).of("s")
+    assert await state.checkouts._shorten(keys, taken, Lifetime(absolute=50)) is why
     assert await raw.exists(_HOLDER, _QUEUE) == 0
-    assert (len(engine.queues), len(engine.leases)) == (0, 0)
+    assert (len(state.locks), len(state.leases)) == (0, 0)
 
 
 @pytest.mark.parametrize("ticks", range(12))
@@ -390,8 +392,8 @@ async def test_a_shortening_cancelled_at_any_moment_leaves_nothing(
         await store.release(result)
     await store.exists("s")
     assert await raw.keys() == [_RECORD]
-    engine = await store._engines.get()
-    assert (len(engine.queues), len(engine.leases)) == (0, 0)
+    state = await store._states.get()
+    assert (len(state.locks), len(state.leases)) == (0, 0)
 
 
 # -- values of the release before ---------------------------------------------------------------------------
@@ -520,15 +522,17 @@ async def test_to_keep_alive_costs_no_write_of_its_own(
 ) -> None:
     """It leaves with what the request calls next: two writes of a connection, the first for the lock."""
     writes: list[bytes] = []
-    write = asyncio.StreamWriter.write
-
-    def counted(writer: asyncio.StreamWriter, data: bytes) -> None:
-        writes.append(data)
-        write(writer, data)
-
     record = encode_checked(SessionData(session_id="s"))
     await store.create("s", record, Lifetime(3600, 600), None)
-    monkeypatch.setattr(asyncio.StreamWriter, "write", counted)
+    stream = (await store._states.get()).router.pipeline(b"")._stream
+    assert stream is not None
+    write = stream.write
+
+    def counted(data: bytes) -> None:
+        writes.append(data)
+        write(data)
+
+    monkeypatch.setattr(stream, "write", counted)
     taken = await store.checkout("s", LockPolicy(), Lifetime(3600, 600))
     assert isinstance(taken, Checkout)
     await store.keep_alive(taken)

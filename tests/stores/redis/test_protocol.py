@@ -22,9 +22,8 @@ from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.model import SessionData
 from asgi_sessions.record.queries import SessionFilter
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.layout import milliseconds
-from asgi_sessions.stores.redis.replies import Reply
-from asgi_sessions.stores.redis.scripts import (
+from asgi_sessions.stores.redis.commands.header import milliseconds
+from asgi_sessions.stores.redis.commands.scripts import (
     ACQUIRE,
     COMMIT,
     CREATE,
@@ -33,10 +32,11 @@ from asgi_sessions.stores.redis.scripts import (
     SET,
     TAKE,
     TAKE_AND_TELL,
-    Script,
 )
+from asgi_sessions.stores.redis.commands.timing import LockTiming
+from asgi_sessions.stores.redis.connection.replies import Reply
+from asgi_sessions.stores.redis.connection.script import Script
 from asgi_sessions.stores.redis.store import RedisSessionStore
-from asgi_sessions.stores.redis.terms import Terms
 
 pytestmark = pytest.mark.anyio
 
@@ -481,7 +481,7 @@ async def test_what_is_longer_than_a_buffer_arrives_whole(store: RedisSessionSto
 )
 def test_a_claim_ends_before_anybody_counts_on_it(lease: float, claim: bytes) -> None:
     """A lock that a dead waiter was given is the next one's within a second, or within the lease."""
-    assert Terms(lease).claim_ms == claim
+    assert LockTiming(lease).claim_ms == claim
 
 
 _VALUE = b"asgi2:00000000000000%02d:0000000000000:0000000000000:0000000000000\n{}"
@@ -523,13 +523,13 @@ async def test_a_script_recognises_its_own_retry(
     before: list[tuple[bytes, ...]],
 ) -> None:
     """The second run of the same call answers as the first and changes nothing more."""
-    engine = await store._engines.get()
+    state = await store._states.get()
     await raw.set(_RECORD, _VALUE % 1, px=9000)
     for command in before:
         await raw.execute_command(*command)  # type: ignore[no-untyped-call]  # in redis-py
-    first = await engine.run(script, *args)
+    first = await state.commands.run(script, *args)
     after = {key: await raw.dump(key) for key in await _keys(raw)}
-    second = await engine.run(script, *args)
+    second = await state.commands.run(script, *args)
     assert {key: await raw.dump(key) for key in await _keys(raw)} == after
     assert _kind(first) == _kind(second)
     assert _kind(first) in (b"L", b"W", b"STORED", 1)
@@ -546,13 +546,13 @@ def _kind(reply: Reply) -> Reply:
 
 async def test_a_create_recognises_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:
     """The same nonce is the same creation; another one is refused."""
-    engine = await store._engines.get()
+    state = await store._states.get()
     args = (b"{}", b"5000", b"0", _TOKEN, b"5000", b"")
-    first = cast("list[Reply]", await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
+    first = cast("list[Reply]", await state.commands.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
     before = await raw.get(_RECORD)
-    again = cast("list[Reply]", await engine.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
+    again = cast("list[Reply]", await state.commands.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
     assert again[:2] == first[:2], "the version; the time goes on"
-    assert await engine.run(CREATE, *_KEYS[:2], b"b" * 16, *args) == [b"E"]
+    assert await state.commands.run(CREATE, *_KEYS[:2], b"b" * 16, *args) == [b"E"]
     assert await raw.get(_RECORD) == before
 
 
@@ -828,12 +828,12 @@ async def test_a_waiter_that_leaves_with_the_lock_hands_it_on(
     holder = await _taken(other)
     first, second = (asyncio.create_task(_taken(store)) for _ in range(2))  # the second behind it
     await _queued(raw, 1)
-    engine = await store._engines.get()
+    state = await store._states.get()
     await other.release(holder)
 
     async def told() -> bool:
         await asyncio.sleep(0)
-        return any(message.done() for message in engine.channel._expected.values())
+        return any(message.done() for message in state.subscription._expected.values())
 
     while not await told():
         pass
@@ -940,8 +940,8 @@ async def test_a_release_by_a_stranger_changes_nothing(store: RedisSessionStore,
     """A token that neither holds nor waits is no token."""
     await _stored(store)
     holder = await _taken(store)
-    engine = await store._engines.get()
-    assert await engine.run(RELEASE, *_KEYS, _TOKEN, b"1000", b"0", b"0") == 0
+    state = await store._states.get()
+    assert await state.commands.run(RELEASE, *_KEYS, _TOKEN, b"1000", b"0", b"0") == 0
     assert await raw.get(_HOLDER) == holder.token
     await store.release(holder)
 
@@ -956,8 +956,8 @@ async def test_a_lease_is_renewed_while_it_is_held(store: RedisSessionStore, raw
     await _pause(0.4)
     assert await raw.get(_HOLDER) == taken.token
     assert await store.commit(taken, _record(), release=True) is Outcome.STORED
-    engine = await store._engines.get()
-    assert len(engine.leases) == 0
+    state = await store._states.get()
+    assert len(state.leases) == 0
 
 
 async def test_a_lease_is_not_renewed_beyond_max_hold(
@@ -981,8 +981,8 @@ async def test_a_lost_lease_is_noticed_and_logged(
     taken = await _taken(store, LockPolicy(timeout=0.1))
     await _lock_by_another(raw)
     await _pause(0.15)
-    engine = await store._engines.get()
-    assert len(engine.leases) == 0
+    state = await store._states.get()
+    assert len(state.leases) == 0
     assert [record.getMessage() for record in caplog.records] == [
         "a session's lock was lost while its request ran; its commit is refused if another took it"
     ]

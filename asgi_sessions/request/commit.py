@@ -1,0 +1,202 @@
+"""One commit: it creates a record, writes it, moves it to a new id, or ends it."""
+
+from __future__ import annotations
+
+import time
+from logging import WARNING
+
+import anyio
+
+from ..errors import SessionClosedError, SessionConflictError, SessionStoreError
+from ..observation.events import SESSION_CREATED, SESSION_ENDED, SESSION_REGENERATED, STORE_ERROR
+from ..record.values import new_session_id
+from ..session.changes import Change, Fate, too_late
+from ..session.handle import Session
+from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
+from .settings import Settings
+
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_WRITE, _DELETE = Change.WRITE, Change.DELETE
+_STORED, _GONE = Outcome.STORED, Outcome.GONE
+_KEEP, _END = Fate.KEEP, Fate.END
+
+
+class Commit:
+    """A commit that is under way, and what has come of it, whether it succeeds or raises."""
+
+    encoded: bytes
+    user_id: str | None
+    record: Checkout | Missing | None = None  # what the request holds from now on; None: what it held
+    new_id: str | None = None  # of that record
+    has_ended = False  # the record that the request held
+    has_begun = False  # a session that has nothing to do with that one
+    is_over: anyio.Event | None = None  # made by a task that waits for it
+
+    def __init__(
+        self, settings: Settings, session: Session, *, releases: bool, is_late: bool, tried: str | None
+    ) -> None:
+        self.settings = settings
+        self.session = session
+        self.intent, session.fate = session.fate, _KEEP  # what is still to be done to the id
+        self.releases = releases  # the lock goes with the commit
+        self.is_late = is_late  # no cookie can be sent any more
+        self.tried = tried  # a new id; whether a record was stored under it is not known
+
+    async def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Outcome:
+        """Do to the store what the handle asks for, in as few trips as there are.
+
+        `taken` was checked out at `since`, by `time.monotonic()`.
+        """
+        if not isinstance(taken, Checkout):
+            return await self._create(taken)
+        if change is _WRITE:
+            return await self._write(taken, since)
+        if change is _DELETE:
+            return await self._delete(taken)
+        return await self._move(taken)
+
+    async def _create(self, why: Missing = Missing.ABSENT) -> Outcome:
+        if why is Missing.RETIRED and self.intent is _KEEP:
+            raise SessionConflictError("the session got a new id while this request was under way")
+        self._require_cookie()
+        session_id, settings = await self._encode_new(), self.settings
+        created = None
+        if settings.lifetime.ttl() > 0:  # not with max_age=-1: such a session has expired when it begins
+            lock = None if self.releases else settings.lock
+            created = await settings.store.create(
+                session_id, self.encoded, settings.lifetime, lock, self.user_id
+            )
+            if created is None:
+                self.tried = None
+                raise SessionConflictError("the new session id is taken")
+        self.has_begun = True
+        self._adopt(created, session_id)
+        settings.events.emit(SESSION_CREATED, session_id)
+        return _STORED
+
+    async def _write(self, taken: Checkout, since: float) -> Outcome:
+        self._encode()
+        store, user_id = self.settings.store, self.user_id
+        if user_id is not None and user_id != self.session.stored_user:
+            await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
+        outcome = await store.commit(taken, self.encoded, release=self.releases)
+        if outcome is _STORED:
+            self._is_stored()
+        return outcome
+
+    async def _move(self, taken: Checkout) -> Outcome:
+        """Give the session a new id, or end it and begin another under one.
+
+        On a fault the client is to learn the new id if the old record may be gone.
+        """
+        self._require_cookie()
+        session, settings, begins_anew = self.session, self.settings, self.intent is _END
+        lifetime = None if self.intent is Fate.MOVE else settings.lifetime
+        if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1: it ends as it begins
+            session_id = self._encode()
+            await self._end(taken)
+            self._adopt(None, session_id)
+            return _STORED
+        session_id = await self._encode_new(renamed=not begins_anew)
+        lock = None if self.releases else settings.lock
+        try:
+            outcome = await settings.store.move(
+                taken, session_id, self.encoded,
+                lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
+            )  # fmt: skip
+        finally:
+            if taken.successor is not None:
+                self._adopt(taken.successor, session_id)
+                with anyio.CancelScope(shield=True):
+                    await let_go(settings, taken)
+            elif not begins_anew and session.identity().session_id == session_id:
+                session.rename(taken.session_id)
+        self.tried = None
+        if outcome is _STORED and begins_anew:
+            self._note_end(taken)
+        elif outcome is _STORED:
+            settings.events.emit(SESSION_REGENERATED, taken.session_id)
+        elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
+            await self._end(taken)
+            return await self._create()
+        return outcome
+
+    async def _delete(self, taken: Checkout) -> Outcome:
+        """The app ended the session, or emptied it."""
+        outcome = await (self._end if self.intent is _END else self._discard)(taken)
+        if outcome not in (_STORED, _GONE):
+            return outcome
+        self.intent = _KEEP
+        self.session.ended()
+        self.record = Missing.ABSENT
+        return _STORED
+
+    async def _end(self, taken: Checkout) -> Outcome:
+        """Delete the record whoever holds it; GONE where it was gone before."""
+        outcome = await self._discard(taken)
+        if outcome in (_STORED, _GONE):
+            return outcome
+        if not await self.settings.store.delete(taken.session_id):
+            return _GONE
+        self._note_end(taken)
+        return _STORED
+
+    async def _discard(self, taken: Checkout) -> Outcome:
+        outcome = await self.settings.store.discard(taken)
+        if outcome is _STORED:
+            self._note_end(taken)
+        return outcome
+
+    def _note_end(self, taken: Checkout) -> None:
+        self.settings.events.emit(SESSION_ENDED, taken.session_id)
+        self.has_ended = True
+
+    def _require_cookie(self) -> None:
+        if self.is_late:
+            raise SessionClosedError(too_late(self.intent))
+
+    async def _encode_new(self, *, renamed: bool = False) -> str:
+        """Encode what is to be stored under a new id, made now if `renamed`.
+
+        What an earlier try may have stored is deleted first: it would be a session that nobody can end.
+        """
+        if self.tried is not None:
+            await self.settings.store.delete(self.tried)
+            self.tried, renamed = None, True
+        if renamed:
+            self.session.rename(new_session_id())
+        self.tried = self._encode()
+        return self.tried
+
+    def _encode(self) -> str:
+        """Encode the record as it is now, which the handle may change while it is stored; returns its id."""
+        self.encoded, identity = self.session.seal(), self.session.identity()
+        self.user_id = identity.user_id
+        return identity.session_id
+
+    def _adopt(self, created: Checkout | None, session_id: str) -> None:
+        """The session has another record now."""
+        self._is_stored()
+        self.record, self.new_id, self.tried = created or Missing.ABSENT, session_id, None
+
+    def _is_stored(self) -> None:
+        self.intent = _KEEP
+        self.session.committed(self.encoded, self.user_id)
+
+
+def remaining(settings: Settings, taken: Checkout, since: float) -> Lifetime:
+    """What is left of the life of a record that was taken `since` then: a write never prolongs it."""
+    if taken.expires_in is None:
+        return settings.lifetime
+    left = taken.expires_in - (time.monotonic() - since)
+    return Lifetime(absolute=max(left, 0.001), idle=settings.lifetime.idle)
+
+
+async def let_go(settings: Settings, taken: Checkout) -> None:
+    """Release the lock; where that fails it ends with its lease, and the answer need not suffer."""
+    if taken.token is not None:
+        try:
+            await settings.store.release(taken)
+        except SessionStoreError as error:
+            taken.token = None
+            settings.events.emit(STORE_ERROR, taken.session_id, level=WARNING, error=str(error))

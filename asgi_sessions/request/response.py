@@ -1,0 +1,105 @@
+"""What HTTP and WebSocket answers carry for the session: its cookie, `Vary`, the text of an error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+
+from ..asgi import Headers, Message, Receive
+from ..client.caching import Sharing, restrain, sharing, vary_cookie
+from ..client.paths import path_requested
+from ..observation.events import COOKIE_CLASH
+from .answers import status_of
+from .state import News
+from .unit import UnitOfWork
+
+_ANOTHER_NAME = (
+    "something inside this middleware sets a cookie of the same name, which ends our sessions:"
+    " give one of the two another session_cookie"
+)
+# bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
+_REFRESH, _TOLD = News.REFRESH, News.TOLD
+
+
+def send_start(unit: UnitOfWork, start: Message) -> Awaitable[None]:
+    """Send the start of the app's answer with the session's headers."""
+    if unit.news is _REFRESH:
+        return _send_prolonged(unit, start)
+    return unit.to_client(dressed(unit, start))  # no local may show the cookie
+
+
+async def _send_prolonged(unit: UnitOfWork, start: Message) -> None:
+    """A known cookie is sent again only while its id is alive.
+
+    A sign-in meanwhile has given the client another cookie, which an answer that was on its way without the
+    lock would overwrite.
+    """
+    if not await unit.prolong():
+        unit.news = News.NOTHING
+    await unit.to_client(dressed(unit, start))
+
+
+def dressed(unit: UnitOfWork, start: Message) -> Message:
+    """The answer's start with the session's headers. From now on the client has been told."""
+    settings = unit.settings
+    headers: Headers = list(start.get("headers", ()))
+    if unit.session.accessed:
+        vary_cookie(headers)
+    if settings.cookie.is_set_by(headers):
+        settings.events.warn_once(COOKIE_CLASH, _ANOTHER_NAME)
+    cookie = _cookie(unit, headers, start.get("status"))
+    unit.news = _TOLD
+    if cookie is not None:
+        headers += [(b"set-cookie", line) for line in (*_leftovers(unit), cookie)]
+        restrain(headers, time.time())
+    return {**start, "headers": headers}
+
+
+async def fail(unit: UnitOfWork, error: Exception, receive: Receive) -> None:
+    """Nothing more is stored; the error is answered where it is the session's, else it rises."""
+    await unit.roll_back()
+    if unit.news is _TOLD or status_of(error) is None:
+        raise error
+    await explain(unit, error, receive)
+
+
+async def explain(unit: UnitOfWork, error: Exception, receive: Receive) -> None:
+    """Answer the error. What `save` has stored before, the client must learn all the same."""
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start" and unit.news not in (News.NOTHING, _REFRESH, _TOLD):
+            message = dressed(unit, message)
+        unit.news = _TOLD
+        await unit.to_client(message)
+
+    session_id = unit.presented.session_id
+    await unit.settings.answers.explain(unit.scope, receive, send, error, session_id)
+
+
+def _cookie(unit: UnitOfWork, headers: Headers, status: int | None) -> bytes | None:
+    """The Set-Cookie value, where the client must learn something.
+
+    What it knows already is not sent again with an answer that the app lets caches keep for others, nor with
+    one that tells them to use what they have kept (304).
+    """
+    news, cookie, presented = unit.news, unit.settings.cookie, unit.presented.session_id
+    if isinstance(news, str):
+        return cookie.render(news, max_age=unit.max_age(), secure=_is_secure(unit))
+    if news is News.REMOVE and presented is not None:
+        return cookie.render_removal(secure=_is_secure(unit))
+    if news is not _REFRESH or presented is None or status == 304:
+        return None
+    if sharing(headers, time.time()) is Sharing.ALLOWED:
+        return None
+    return cookie.render(presented, max_age=unit.max_age(), secure=_is_secure(unit))
+
+
+def _leftovers(unit: UnitOfWork) -> list[bytes]:
+    """What makes the browser forget dead cookies that it sent beside the live one."""
+    if not unit.presented.leftover or unit.shares_name:
+        return []
+    return unit.settings.cookie.render_leftover_removals(path_requested(unit.scope), secure=_is_secure(unit))
+
+
+def _is_secure(unit: UnitOfWork) -> bool:
+    return unit.scope.get("scheme") in ("https", "wss")

@@ -1,0 +1,46 @@
+"""What the middleware was given, in the form in which a request uses it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from ..client.cookie import Presented, SessionCookie
+from ..client.fingerprint import FingerprintReader
+from ..observation.events import EventSink
+from ..record.model import SessionData
+from ..stores.checkout import Lifetime, LockPolicy
+from ..stores.contract import SessionStore
+from .answers import Answers
+
+_CLEANS_AFTER = 60  # seconds; so often at most a browser is told to forget leftover cookies
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for every request of one middleware; times in seconds."""
+
+    store: SessionStore
+    model: type[SessionData]
+    lifetime: Lifetime
+    lock: LockPolicy | None  # None: requests take no lock, and commits compare versions
+    lock_to_transact: LockPolicy
+    cookie: SessionCookie
+    cookie_name: str
+    max_age: float | None
+    refresh_after: float | None  # rolling: the age at which a cookie is sent again
+    early_release: bool  # release_lock="response_start"
+    rotate_on: frozenset[str]  # the values that say who is signed in
+    client: FingerprintReader | None  # None: fingerprints are off
+    reports_mismatch: bool  # another client's session is served and the app is told, instead of refused
+    answers: Answers
+    events: EventSink
+
+    def refreshes(self, presented: Presented) -> bool:
+        """Whether a cookie is to be sent again: old, signed by an old key, or with dead ones beside it."""
+        if presented.stale_key:
+            return True
+        after = self.refresh_after
+        if presented.leftover:
+            after = _CLEANS_AFTER if after is None else min(after, _CLEANS_AFTER)
+        return after is not None and time.time() - presented.issued_at >= after

@@ -1,0 +1,32 @@
+"""The scripts. Their headers in `lua/` say keys, arguments and replies.
+
+Each script recognises its own retry, so a call whose connection was lost may be sent again.
+"""
+
+from __future__ import annotations
+
+from ..connection.replies import is_created, is_list, is_number, is_removed, is_stored, is_taken, is_text
+from ..connection.script import Script
+
+# With the keys of a session:
+ACQUIRE = Script("acquire", 4, 7, fits=is_taken)
+TAKE = Script("acquire", 4, 2, fits=is_taken)  # a single try
+TAKE_AND_TELL = Script("acquire", 4, 3, fits=is_taken)  # the time too
+_OVERWRITTEN = (b"LOST", b"CONFLICT")  # or stored, and written over since
+COMMIT = Script("commit", 4, 5, doubtful=_OVERWRITTEN, fits=is_stored)
+COMMIT_AGAIN = Script("commit", 4, 6, doubtful=_OVERWRITTEN, fits=is_stored)  # after one of unknown outcome
+SHORTEN = Script("shorten", 4, 3, fits=is_taken)
+REMOVE = Script("remove", 4, 6, fits=is_removed)
+RELEASE = Script("release", 4, 4, fits=is_number)
+# With keys of their own:
+CREATE = Script("create", 2, 7, fits=is_created)
+RENEW = Script("renew", 1, 2, fits=is_number)
+SET = Script(  # once: again, it would take back what others have written since
+    "set", 1, 5, once=True, fits=is_number
+)
+TOUCH = Script("touch", 1, 1, prompt=False, fits=is_number)
+# With a user's index:
+LINK = Script("link", 1, 4, fits=is_list)
+SUCCEED = Script("succeed", 1, 3, fits=is_text)
+MARK = Script("mark", 1, 1, fits=is_list)
+SETTLE = Script("settle", 1, 2, fits=is_number)

@@ -1,0 +1,257 @@
+"""The locks of one event loop: the queues within the process. Carries out what `LockQueue` decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from ..commands.commands import Commands
+from ..commands.keys import Keys
+from ..commands.timing import LockTiming
+from ..commands.tokens import new_token
+from ..connection.call import CLOSED, NotSentError
+from .leases import Leases
+from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
+from .releases import Releases
+from .subscription import Subscription
+from .waiter import Acquired, Waiter
+
+Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
+"""Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""
+
+Member: TypeAlias = "Seat | bytes"
+"""A waiter is named by its seat, the first request by the token under which it asks."""
+
+_FREE = State.FREE  # bound once: looking up an Enum's member is slow on Python 3.11
+
+
+def _ended() -> LockQueue[Member]:
+    queue: LockQueue[Member] = LockQueue(b"")
+    queue.leave(b"", b"")
+    return queue
+
+
+_NONE = _ended()  # stands for the queue of a session that nobody wants; every token is a stranger to it
+
+
+class Locks:
+    """The queues of one event loop, by lock; there is one while somebody holds the lock or asks for it."""
+
+    def __init__(
+        self, commands: Commands, subscription: Subscription, releases: Releases, leases: Leases
+    ) -> None:
+        self._commands = commands
+        self._subscription = subscription
+        self._releases = releases
+        self._leases = leases
+        self._loop = commands.loop
+        self._queues: dict[bytes, LockQueue[Member]] = {}
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    # -- to the lock --------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, keys: Keys, timing: LockTiming, arrived: Callable[[], None] | None = None
+    ) -> Acquired | bytes:
+        """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
+
+        `arrived` is called where the caller has to wait for others of this process, because Redis does not
+        hear of the caller before its turn.
+        """
+        commands, record = self._commands, keys.record
+        queue, started = self._queues.get(record), self._loop.time()
+        if queue is not None:
+            return await self._acquire_behind(keys, timing, queue, started, arrived)
+        token = new_token()
+        queue = self._queues[record] = LockQueue(token)
+        try:  # nearly always enough: nobody else wants this session
+            found = commands.found(await commands.take(keys, token, timing, started), started)
+        except BaseException as error:
+            if not isinstance(error, NotSentError):
+                self._releases.let_go(keys, token, timing)
+            self._failed(keys, timing, queue, token, error)
+            raise
+        if isinstance(found, tuple):
+            queue.granted(token, token)
+            value, ahead = found
+            return Acquired(token, value, ahead, timing.lease, 0.0)
+        if found == b"B":
+            queue.found_taken(token)
+            return await self._ask(keys, timing, queue, token, started)
+        self._do(keys, timing, queue, queue.leave(token, b""))
+        return found
+
+    async def _acquire_behind(
+        self,
+        keys: Keys,
+        timing: LockTiming,
+        queue: LockQueue[Member],
+        started: float,
+        arrived: Callable[[], None] | None,
+    ) -> Acquired | bytes:
+        seat: Seat = self._loop.create_future()
+        if not queue.join(seat, timing.max_waiters):
+            raise TooManyWaitersError(timing.max_waiters)
+        if arrived is not None:
+            arrived()
+        try:
+            await asyncio.wait((seat,), timeout=timing.wait)
+        except BaseException:
+            self._leave(keys, timing, queue, seat)
+            raise
+        if not seat.done():
+            self._leave(keys, timing, queue, seat)
+            raise LockTimeoutError(timing.wait)
+        given = seat.result()
+        if isinstance(given, Acquired):
+            return given._replace(waited=self._loop.time() - started)
+        return await self._ask(keys, timing, queue, seat, started, given)
+
+    def _leave(self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], seat: Seat) -> None:
+        """Give up a seat, or what was given in it."""
+        given: Acquired | bytes = b""
+        if seat.done() and seat.exception() is None:
+            given = seat.result()
+        token = given.token if isinstance(given, Acquired) else given
+        self._do(keys, timing, queue, queue.leave(seat, token))
+
+    async def _ask(
+        self,
+        keys: Keys,
+        timing: LockTiming,
+        queue: LockQueue[Member],
+        member: Member,
+        started: float,
+        token: bytes = b"",
+    ) -> Acquired | bytes:
+        """Queue in Redis, or take over the lock with this token."""
+        try:
+            if not token and timing.wait > 0:
+                await self._subscription.open()
+            answer = await self.waiter(keys, timing, started, token).take()
+        except BaseException as error:
+            self._failed(keys, timing, queue, member, error)
+            raise
+        if isinstance(answer, Acquired):
+            self._do(keys, timing, queue, queue.granted(member, answer.token))
+        else:
+            self._do(keys, timing, queue, queue.leave(member, b""))
+        return answer
+
+    def waiter(
+        self, keys: Keys, timing: LockTiming, started: float | None = None, token: bytes = b""
+    ) -> Waiter:
+        """One caller's way to this lock in Redis, past the queue within the process."""
+        return Waiter(self._commands, self._subscription, self._releases, keys, timing, started, token)
+
+    def _failed(
+        self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], member: Member, error: BaseException
+    ) -> None:
+        """The asker has failed, and let go of what it had in Redis."""
+        if isinstance(error, SessionStoreError):
+            _tell(queue.fault(member), error)
+            self._end(keys, queue)
+        else:
+            self._do(keys, timing, queue, queue.leave(member, b""))
+
+    # -- from the lock ------------------------------------------------------------------------------------
+
+    def release(self, keys: Keys, token: bytes, timing: LockTiming) -> None:
+        """Pass the lock on, here or in Redis; written, not waited for."""
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, timing, queue, queue.release(token))
+
+    def leave(self, keys: Keys, token: bytes) -> None:
+        """The lock is lost, or a call on its way lets it go in Redis. The next one here asks."""
+        queue = self._queues.get(keys.record, _NONE)
+        self._do_asks(keys, queue, queue.ended(token))
+
+    def dismiss(self, keys: Keys) -> None:
+        """The record is being deleted by a call that is on its way. Nobody need wait for the holder."""
+        queue = self._queues.get(keys.record, _NONE)
+        self._do_asks(keys, queue, queue.deleted())
+
+    def commit_begins(self, keys: Keys, token: bytes) -> After:
+        """What the commit that follows has to do with the lock.
+
+        HAND_OVER: say how it went, by `handed_over` or `hand_over_failed`. LET_GO: the next one here asks.
+        """
+        queue = self._queues.get(keys.record, _NONE)
+        after, asks = queue.commit_begins(token)
+        if asks:
+            self._do_asks(keys, queue, asks)
+        elif queue.state is _FREE:
+            self._end(keys, queue)
+        return after
+
+    def handed_over(self, keys: Keys, token: bytes, timing: LockTiming, stored: Acquired | None) -> None:
+        """The successor gets the lock, and with it what was `stored` under it.
+
+        None: what was stored is not known, or may be too old. Then the next one asks Redis whether the lock
+        is still ours.
+        """
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, timing, queue, queue.committed(token, fresh=stored is not None), stored)
+
+    def hand_over_failed(self, keys: Keys, token: bytes, timing: LockTiming) -> None:
+        """The outcome of the commit is not known. Its request still holds the lock, unless it has let go."""
+        queue = self._queues.get(keys.record, _NONE)
+        self._do(keys, timing, queue, queue.unknown(token))
+
+    def close(self) -> None:
+        """Nobody is to wait any more. The asker and the holder come to an end by themselves."""
+        for queue in self._queues.values():
+            _tell(queue.close(), SessionStoreError(CLOSED))
+
+    # -- carrying out -------------------------------------------------------------------------------------
+
+    def _do(
+        self,
+        keys: Keys,
+        timing: LockTiming,
+        queue: LockQueue[Member],
+        actions: Iterable[Action[Member]],
+        stored: Acquired | None = None,
+    ) -> None:
+        """A lock that is let go or taken over is not renewed any more: its token counts for nothing."""
+        for action in actions:
+            if isinstance(action, LetGo):
+                self._leases.drop(action.token)
+                self._releases.let_go(keys, action.token, timing)
+            elif isinstance(action, Ask):
+                self._leases.drop(action.token)
+                _wake(action.member, action.token)
+            elif isinstance(action, Give) and stored is not None:
+                _wake(action.member, stored)
+        if queue.state is _FREE:
+            self._end(keys, queue)
+
+    def _do_asks(self, keys: Keys, queue: LockQueue[Member], asks: Iterable[Ask[Member]]) -> None:
+        for ask in asks:
+            _wake(ask.member, ask.token)
+        if queue.state is _FREE:
+            self._end(keys, queue)
+
+    def _end(self, keys: Keys, queue: LockQueue[Member]) -> None:
+        """The queue has ended; there may be another one already."""
+        if self._queues.get(keys.record) is queue:
+            del self._queues[keys.record]
+
+
+def _wake(member: Member, given: Acquired | bytes) -> None:
+    """Wake a member that waits. Only those have a seat."""
+    if not isinstance(member, bytes):
+        member.set_result(given)
+
+
+def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
+    """Each gets an error of its own."""
+    for tell in tells:
+        fault = SessionStoreError(*error.args)
+        fault.__cause__ = error.__cause__
+        if not isinstance(tell.member, bytes):
+            tell.member.set_exception(fault)
