@@ -584,7 +584,7 @@ async def test_a_release_that_met_a_dead_primary_is_made_at_its_successor(cluste
         await store.set(name, SessionData(session_id=name))
     held = [await _taken(store, name) for name in names]
     await until(lambda: len(command(replica, "KEYS", "*:lock")) == len(names), "the locks are copied")
-    await run_sync(victim.kill)
+    await run_sync(cluster.kill, victim)
     for taken in held:
         await store.release(taken)
     await until(lambda: command(replica, "ROLE")[0] == "master", "the replica takes over")
