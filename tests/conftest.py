@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import hypothesis
 import pytest
-from asgi import PrimitiveStore, Site
+from asgi import PrimitiveStore, Shop, Site
 from redis import Redis
 from redis_server import RedisServer
 
-from asgi_sessions import InMemorySessionStore, SessionStore
+from asgi_sessions import InMemorySessionStore, SessionData, SessionStore
 from asgi_sessions.stores.redis.commands import scripts
 from asgi_sessions.stores.redis.connection import seam
 from asgi_sessions.stores.redis.connection.script import Script
+
+pytest_plugins = ["faults.summary"]
+
+hypothesis.settings.register_profile("patient", deadline=None)  # an example may take long on a busy machine
+hypothesis.settings.load_profile("patient")
 
 SCRIPTS = [each for each in vars(scripts).values() if isinstance(each, Script)]
 
@@ -42,25 +50,47 @@ def pytest_configure(config: pytest.Config) -> None:
         seam.PRIVATE = (*seam.PRIVATE, "_of_another_release")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for each processor, because many tests wait; none where files are named, as when debugging."""
+    if any(".py" in named for named in config.option.file_or_dir):
+        return 0
+    return 2 * (os.cpu_count() or 1)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio unless a module says otherwise."""
     return "asyncio"
 
 
-WAYS: dict[str, tuple[str, type[SessionStore]]] = {
-    "asyncio": ("asyncio", InMemorySessionStore),
-    "trio": ("trio", InMemorySessionStore),
-    "four primitives": ("asyncio", PrimitiveStore),
+class Way(NamedTuple):
+    """How a `Site` runs without a server: its event loop, its store, and one of the two kinds of model."""
+
+    loop: str
+    store: type[SessionStore]
+    model: type[SessionData]
+
+
+WAYS = {
+    "asyncio": Way("asyncio", InMemorySessionStore, SessionData),
+    "trio": Way("trio", InMemorySessionStore, Shop),
+    "four primitives": Way("asyncio", PrimitiveStore, Shop),
 }
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The event loop, for tests whose `Site` is to stand over each kind of store that needs no server."""
-    loop, store = WAYS[request.param]
-    monkeypatch.setattr(Site, "backing", store)
-    return loop
+    chosen = WAYS[request.param]
+    monkeypatch.setattr(Site, "backing", chosen.store)
+    return chosen.loop
+
+
+@pytest.fixture
+def model(way: str, request: pytest.FixtureRequest) -> type[SessionData]:
+    """The way's own model, for stores see bytes only. `test_walk.py` runs each model on each way."""
+    return WAYS[request.node.callspec.params["way"]].model
 
 
 @pytest.fixture(scope="session")

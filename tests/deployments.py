@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -27,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis_server import RedisServer, bundled, find_binary
+from redis_server import RedisServer, bundled, find_binary, free_port
 from typing_extensions import Self
 
 DOWN_AFTER = 0.5  # seconds; Sentinels wait so long for an answer of the primary
@@ -93,7 +92,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not _holds(condition):
         if time.monotonic() > deadline:
             raise RuntimeError(f"the servers took longer than {_PATIENCE:g} seconds: {what}")
-        time.sleep(0.02)
+        time.sleep(0.05)  # to ask costs as much as they do
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
@@ -101,22 +100,6 @@ def _holds(condition: Callable[[], bool]) -> bool:
         return condition()
     except RedisError:
         return False
-
-
-def _quiet_port() -> int:
-    """Free, as the one 10000 above is, which a cluster needs too.
-
-    Both are below those of outgoing connections: none of these takes it while its server is down.
-    """
-    while True:
-        port = random.randrange(11_000, 22_000)
-        with ExitStack() as stack:
-            try:
-                for each in (port, port + 10_000):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
-            except OSError:
-                continue
-            return port
 
 
 def _start(stack: ExitStack, servers: Iterable[RedisServer]) -> list[RedisServer]:
@@ -242,7 +225,7 @@ class Address(Replicated):
 
     def __init__(self, *options: str) -> None:
         super().__init__()
-        self.nodes = [RedisServer(*options, *_AT_ONCE, port=_quiet_port()) for _ in range(2)]
+        self.nodes = [RedisServer(*options, *_AT_ONCE, port=free_port()) for _ in range(2)]
         self.proxy = ChaosProxy(self.nodes[0].port)
         self._stack = ExitStack()
 
@@ -308,7 +291,7 @@ class RedisCluster(Replicated):
         )
         ports = set[int]()
         while len(ports) < 2 * PRIMARIES:
-            ports.add(_quiet_port())
+            ports.add(free_port())
         self.nodes = [RedisServer(*options, port=port) for port in ports]
         self._stack = ExitStack()
 
@@ -442,7 +425,7 @@ class SentinelSet(Replicated):
 
     def __init__(self, *options: str) -> None:
         super().__init__()
-        self.nodes = [RedisServer(*options, *_AT_ONCE, port=_quiet_port()) for _ in range(3)]
+        self.nodes = [RedisServer(*options, *_AT_ONCE, port=free_port()) for _ in range(3)]
         self.sentinels = [Sentinel(self.nodes[0]) for _ in range(3)]
         for sentinel in self.sentinels:
             sentinel.colleagues = [each for each in self.sentinels if each is not sentinel]
@@ -519,7 +502,7 @@ class Sentinel(RedisServer):
     """Watches a primary and, when two agree that it is gone, puts a replica in its place."""
 
     def __init__(self, primary: RedisServer) -> None:
-        super().__init__(port=_quiet_port())
+        super().__init__(port=free_port())
         self.id = secrets.token_hex(20)
         self.colleagues: list[Sentinel] = []
         self.replicas: list[RedisServer] = []

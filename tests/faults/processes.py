@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -19,26 +18,13 @@ from pathlib import Path
 import anyio
 from redis import Redis
 from redis.exceptions import RedisError
-from redis_server import RedisServer
+from redis_server import RedisServer, free_port
 
 from .chaos import ChaosProxy
 from .checkers import Life
 
 TESTS = Path(__file__).parent.parent
 PATIENCE = 30.0  # seconds for what must come, on however slow a machine
-
-
-def quiet_port() -> int:
-    """A free port below those of outgoing connections, none of which can take it while its server is down."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -55,7 +41,7 @@ class Worker:
     """
 
     def __init__(self, variables: Mapping[str, str], output: Path) -> None:
-        self._port = quiet_port()
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._app = variables.get("APP", "faults.app:from_environment")
         self._options = variables.get("UVICORN", "").split()

@@ -25,7 +25,16 @@ from .thieves import begin
 pytestmark = pytest.mark.anyio
 
 SESSIONS = 100  # of the user; a thousand with --long
-PROCESSES = 4
+PROCESSES = 2  # four with --long
+CROWDS = [("one node", 1), ("one node", 64), ("cluster", 8)]
+MORE_CROWDS = [("one node", 8), ("cluster", 1), ("cluster", 64)]  # with --long
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Where the sessions are, and how many of them are busy."""
+    if "busy" in metafunc.fixturenames:
+        more = MORE_CROWDS if metafunc.config.getoption("--long") else []
+        metafunc.parametrize(("url", "busy"), [*CROWDS, *more], indirect=["url"])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def cluster() -> Iterator[RedisCluster]:
         yield cluster
 
 
-@pytest.fixture(params=["one node", "cluster"])
+@pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
     if request.param == "one node":
         return str(request.getfixturevalue("redis_url"))
@@ -79,15 +88,14 @@ async def survivors(store: RedisSessionStore) -> list[str]:
     return [data.session_id for data in everything if data.metadata["root"]]
 
 
-@pytest.mark.parametrize("busy", [1, 8, 64])
 async def test_no_session_survives_a_sign_out(
     url: str, busy: int, pytestconfig: pytest.Config, record_property: Any
 ) -> None:
     """So many of them get new ids, and as many sign in, in other processes, all the time."""
-    count = 1000 if pytestconfig.getoption("--long") else SESSIONS
+    count, processes = (1000, 4) if pytestconfig.getoption("--long") else (SESSIONS, PROCESSES)
     store = RedisSessionStore(url)
     ids = await asyncio.gather(*[begin(store, "before") for _ in range(count)])
-    workers = min(PROCESSES, busy)
+    workers = min(processes, busy)
     async with AsyncExitStack() as stack:
         groups = [ids[:busy][number::workers] for number in range(workers)]
         crews = [await stack.enter_async_context(thieves(url, each, len(each))) for each in groups]

@@ -260,6 +260,10 @@ class LockMachine(RuleBasedStateMachine, Generic[G]):
         untold = "-"  # asks by itself
         return next((token for channel, token in self.queue() if channel == untold or heard[channel]), None)
 
+    def listens(self, process: Process[G]) -> bool:
+        """Whether a process has a subscription."""
+        return process.name in [client["name"] for client in self.raw.client_list(_type="pubsub")]
+
     def kill(self, process: Process[G], only: str = "") -> None:
         """Close a process's connections, seen from Redis."""
         for client in self.raw.client_list(_type=only or None):
@@ -310,6 +314,11 @@ class LockMachine(RuleBasedStateMachine, Generic[G]):
             process.tick(ticks)
             return
         process.settle()
+        for _ in range(100 if self.orderly and self.one_queue else 0):
+            if task.done() or self.listens(process):  # nobody is queued before the subscription is there
+                process.settle()
+                break
+            process.settle()
         self.look()
         assert not (free and contender.waits), "the lock was free, and nobody else wanted it"
 

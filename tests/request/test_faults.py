@@ -19,7 +19,6 @@ from asgi import (
     Clock,
     Deliver,
     RecordingStore,
-    Shop,
     Site,
     chunk,
     messages,
@@ -82,9 +81,9 @@ def anyio_backend(way: str) -> str:
     return way
 
 
-@pytest.fixture(params=[SessionData, Shop], ids=["plain", "typed"])
-def site(request: pytest.FixtureRequest) -> Site:
-    return Site({"model": request.param}, TroubledStore)
+@pytest.fixture
+def site(model: type[SessionData]) -> Site:
+    return Site({"model": model}, TroubledStore)
 
 
 @pytest.fixture
@@ -883,7 +882,6 @@ class Interrupted:
         assert self.site.locks == 0
 
 
-@pytest.mark.parametrize("model", [SessionData, Shop], ids=["plain", "typed"])
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_cancelled_anywhere_nothing_is_left(name: str, model: type[SessionData]) -> None:
     """Cancelled at each place where a request waits, it leaves no lock and a whole record."""
@@ -931,7 +929,6 @@ def _cancels(task: asyncio.Task[None], site: Site) -> Callable[[], None]:
     return interrupt
 
 
-@pytest.mark.parametrize("model", [SessionData, Shop], ids=["plain", "typed"])
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_client_that_goes_away_leaves_nothing(name: str, model: type[SessionData]) -> None:
     """A `send` that fails at any message: the error rises, no lock stays, what was stored stays whole."""

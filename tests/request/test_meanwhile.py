@@ -7,7 +7,7 @@ from collections.abc import Callable
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from asgi import Browser, Clock, RecordingStore, Shop, Site, page
+from asgi import Browser, Clock, RecordingStore, Site, page
 
 from asgi_sessions import Session, SessionClosedError, SessionData, SessionError, SessionStoreError
 from asgi_sessions.asgi import Receive, Scope, Send
@@ -57,9 +57,9 @@ def anyio_backend(way: str) -> str:
     return way
 
 
-@pytest.fixture(params=[SessionData, Shop], ids=["plain", "typed"])
-def site(request: pytest.FixtureRequest, anyio_backend: str) -> Site:
-    return Site({"model": request.param}, MeddledStore)
+@pytest.fixture
+def site(model: type[SessionData], anyio_backend: str) -> Site:
+    return Site({"model": model}, MeddledStore)
 
 
 @pytest.fixture

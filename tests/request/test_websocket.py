@@ -328,6 +328,7 @@ async def test_absurd_cookies_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("collection", [list, iter, frozenset])
+@pytest.mark.parametrize("way", ["asyncio"], indirect=True)
 async def test_only_allowed_origins_are_let_in(
     origins: list[bytes], admitted: bool, collection: Callable[[list[str]], Any]
 ) -> None:

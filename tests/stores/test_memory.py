@@ -201,6 +201,7 @@ class CountedEnds(Ends):
 WAYS = ("anonymous", "signed in", "half checked out", "all checked out", "ended since they were evicted")
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_making_room_costs_the_same_however_many_there_are(clock: Clock, way: str) -> None:
     """Whoever creates a session waits while a bounded number of others is looked at; then the store grows."""

@@ -20,6 +20,7 @@ from asgi_sessions import SessionData, SessionMiddleware, SessionStore, SessionS
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
+from asgi_sessions.stores import checkouts
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.local import LocalLocks, RetiredIds
 from asgi_sessions.stores.value import Value
@@ -91,39 +92,16 @@ class ExpiringStore(DictStore):
                 yield session_id
 
 
-class TestContractOfDictStore(StoreContract):
-    """Four primitives are enough: the rest of the contract comes with the base class."""
+class ClockedContract(StoreContract):
+    """The contract by a clock that the tests move."""
 
     @pytest.fixture
-    def store(self) -> DictStore:
-        return DictStore()
-
-
-class TestContractOfExpiringStore(StoreContract):
-    """A ttl is a help for the backend; who keeps it finds nothing amiss."""
-
-    @pytest.fixture
-    def store(self) -> ExpiringStore:
-        return ExpiringStore()
-
-
-class TestContractOfFileStore(StoreContract):
-    """The example, on both event loops, with a clock that is moved."""
-
-    @pytest.fixture(params=["asyncio", "trio"])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
-
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return Clock()
-
-    @pytest.fixture
-    def store(self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> FileStore:
-        monkeypatch.setattr(FileStore, "now", lambda self: clock.now)
-        store = FileStore(tmp_path / "sessions")
-        store._locks = LocalLocks(clock)
-        return store
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """The time of all stores, and of the locks of those made from now on."""
+        clock = Clock()
+        monkeypatch.setattr(SessionStore, "now", lambda store: clock.now)
+        monkeypatch.setattr(checkouts, "LocalLocks", lambda: LocalLocks(clock))
+        return clock
 
     @pytest.fixture
     def let_time_pass(self, clock: Clock) -> Callable[[float], Awaitable[None]]:
@@ -131,6 +109,34 @@ class TestContractOfFileStore(StoreContract):
             clock.now += seconds
 
         return pass_
+
+
+class TestContractOfDictStore(ClockedContract):
+    """Four primitives are enough: the rest of the contract comes with the base class."""
+
+    @pytest.fixture
+    def store(self, clock: Clock) -> DictStore:
+        return DictStore()
+
+
+class TestContractOfExpiringStore(ClockedContract):
+    """A ttl is a help for the backend; who keeps it finds nothing amiss."""
+
+    @pytest.fixture
+    def store(self, clock: Clock) -> ExpiringStore:
+        return ExpiringStore()
+
+
+class TestContractOfFileStore(ClockedContract):
+    """The example, on both event loops."""
+
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, clock: Clock) -> FileStore:
+        return FileStore(tmp_path / "sessions")
 
 
 async def test_files_outlive_the_process_and_go_when_they_have_ended(
@@ -173,11 +179,11 @@ def snippet() -> str:
     return next(block for block in blocks if "(SessionStore):" in block)
 
 
-class TestContractOfTheReadme(StoreContract):
+class TestContractOfTheReadme(ClockedContract):
     """What README shows is a store, in less than 40 lines."""
 
     @pytest.fixture
-    def store(self) -> SessionStore:
+    def store(self, clock: Clock) -> SessionStore:
         source = snippet()
         assert len(source.splitlines()) < 40
         names: dict[str, Any] = {}

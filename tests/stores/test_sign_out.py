@@ -484,6 +484,7 @@ async def test_a_sign_in_costs_the_same_for_one_and_for_forty_thousand(
     many = await cost("many")
     for each in (few, many):
         each["settled"] = each.pop("zadd") + each.pop("zrem", 0)
+        each.pop("ping", None)  # asked of a connection that was idle, on a busy machine
     assert many == few
     assert sum(many.values()) < 130, "four sign-ins, one of which has old links looked at"
 

@@ -141,14 +141,15 @@ class Servers:
 class Row:
     """One way of connecting. The connection's bytes are taken over with hiredis and `take_over`.
 
-    `whole` rows run all of the contract.
+    `whole` rows run all of the contract: one for each event loop, parser, protocol, set of rights and kind of
+    deployment. The others differ from them in how the bytes are carried, or before the first command.
     """
 
     name: str
     client: Callable[[Servers], Client]
     uvloop: bool = False
     hiredis: bool = True
-    whole: bool = True
+    whole: bool = False
     take_over: bool = True
 
     def __str__(self) -> str:
@@ -169,10 +170,10 @@ class Row:
         return RedisSessionStore(client, take_over_connections=self.take_over)
 
 
-def _each(name: str, client: Callable[[Servers], Client]) -> list[Row]:
-    """On both event loops, with and without hiredis: four ways for the same bytes, two of them whole."""
+def _each(name: str, client: Callable[[Servers], Client], *, whole: bool = False) -> list[Row]:
+    """On both event loops, with and without hiredis: four ways for the same bytes."""
     ways = [(False, True), (True, True), (False, False), (True, False)]
-    return [Row(name, client, loop, parser, whole=loop != parser) for loop, parser in ways]
+    return [Row(name, client, loop, parser, whole and loop != parser) for loop, parser in ways]
 
 
 def _plain(servers: Servers) -> Client:
@@ -214,12 +215,13 @@ def _cluster_user(servers: Servers) -> Client:
 
 
 ROWS = [
-    *_each("plain", _plain),
-    *_each("TLS", _tls),
+    *_each("plain", _plain, whole=True),
+    Row("TLS", _tls),
+    Row("TLS", _tls, uvloop=True, hiredis=False),
     Row("TLS with a client certificate", _careful_tls),
     *_each("in pieces", _trickling),
     Row("TLS in pieces", _trickling_tls),
-    Row("TLS in pieces", _trickling_tls, uvloop=True),
+    Row("TLS in pieces", _trickling_tls, uvloop=True, whole=True),
     Row("unix socket", _socket),
     Row("unix socket", _socket, uvloop=True),
     Row("IPv6", lambda servers: f"redis://[::1]:{servers.plain.port}"),
@@ -229,16 +231,17 @@ ROWS = [
     Row(
         "ACL user of a database",
         lambda servers: f"redis://app-of-a-database:{QUOTED}@127.0.0.1:{servers.plain.port}/3",
-        whole=False,
+        whole=True,
     ),
     Row("a client that talks RESP3", _talking(protocol=3)),
     Row("a client that decodes", _talking(decode_responses=True)),
-    Row("a client that decodes RESP3", _talking(protocol=3, decode_responses=True), hiredis=False),
+    Row(
+        "a client that decodes RESP3", _talking(protocol=3, decode_responses=True), hiredis=False, whole=True
+    ),
     Row("TLS in pieces", _trickling_tls, uvloop=True, take_over=False),
-    Row("unix socket", _socket, take_over=False),
+    Row("unix socket", _socket, take_over=False, whole=True),
     Row("Cluster", lambda servers: servers.cluster.url, take_over=False),
-    Row("Sentinel", lambda servers: servers.sentinels.url),
-    Row("Cluster", lambda servers: servers.cluster.url),
-    Row("Cluster, by a client", _cluster_client),
-    Row("Cluster, ACL user", _cluster_user, whole=False),
+    Row("Sentinel", lambda servers: servers.sentinels.url, whole=True),
+    Row("Cluster, by a client", _cluster_client, whole=True),
+    Row("Cluster, ACL user", _cluster_user, whole=True),
 ]

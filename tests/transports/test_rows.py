@@ -30,6 +30,7 @@ pytestmark = pytest.mark.anyio
 _HOUR = Lifetime(absolute=3600)
 _LOCK = LockPolicy(timeout=10, wait=10)
 CLIENTS = 64
+ACTS = 4  # of each client
 SESSIONS = 96
 SIZES = (1, 50, 1_000, 16_000, 16_384, 20_000, 65_000, 65_536, 131_073, 990_000)
 
@@ -207,7 +208,7 @@ async def test_everybody_gets_their_own_record(store: RedisSessionStore) -> None
     await crowd.begin()
     async with anyio.create_task_group() as group:
         for _ in range(CLIENTS):
-            group.start_soon(crowd.client, 6)
+            group.start_soon(crowd.client, ACTS)
     assert crowd.told == crowd.tried
     await crowd.assert_whole()
     found = await store.find(SessionFilter())
@@ -252,7 +253,7 @@ async def test_cancellations_in_mid_flight(store: RedisSessionStore) -> None:
     await crowd.begin()
 
     async def short(ticks: int) -> None:
-        task = asyncio.ensure_future(crowd.client(6))
+        task = asyncio.ensure_future(crowd.client(ACTS))
         for _ in range(ticks):
             await asyncio.sleep(0)
         task.cancel()
@@ -261,7 +262,7 @@ async def test_cancellations_in_mid_flight(store: RedisSessionStore) -> None:
 
     async with anyio.create_task_group() as group:
         for _ in range(CLIENTS // 2):
-            group.start_soon(crowd.client, 6)
+            group.start_soon(crowd.client, ACTS)
             group.start_soon(short, crowd.chance.randrange(60))
     await crowd.assert_whole()
 
@@ -274,7 +275,7 @@ async def test_connections_that_end_in_mid_flight(store: RedisSessionStore, serv
 
     async def client() -> None:
         try:
-            await crowd.client(6)
+            await crowd.client(ACTS)
         except SessionStoreError as error:
             refused.append(str(error))
 

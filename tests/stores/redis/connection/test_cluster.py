@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from itertools import count, islice
 
 import anyio
 import pytest
@@ -21,7 +22,7 @@ from moves import retire
 from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.exceptions import TryAgainError
-from redis_server import RedisServer, free_cluster_port, free_port
+from redis_server import RedisServer, free_port
 from visitors import (
     PATIENCE,
     Counted,
@@ -38,7 +39,6 @@ from asgi_sessions import DistributedLock, RedisSessionStore, SessionData, Sessi
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.connection.routing import Cluster
-from asgi_sessions.testing.contract import StoreContract
 
 pytestmark = pytest.mark.anyio
 
@@ -90,15 +90,6 @@ async def _begin(site: CountingSite, cluster: RedisCluster, here: RedisServer) -
         else:
             await site.store.delete(counted.session_id)
     return parted
-
-
-class TestContract(StoreContract):
-    """The contract, where the records of one test live on three nodes."""
-
-    @pytest.fixture
-    def store(self, store: RedisSessionStore) -> RedisSessionStore:
-        """The store of this module."""
-        return store
 
 
 # -- a slot moves -----------------------------------------------------------------------------------------
@@ -177,7 +168,8 @@ async def test_a_move_that_takes_too_long_is_a_fault(cluster: RedisCluster) -> N
 
 async def test_nobody_notices_that_slots_move(cluster: RedisCluster) -> None:
     """Visitors are served and counted while the slots of their sessions move to another node, and back."""
-    async with counting(cluster.url) as site:
+    unhurried = cluster.url.replace("socket_timeout=1", "socket_timeout=20")
+    async with counting(unhurried) as site:
         sessions = [await site.begin() for _ in range(3)]
         async with crowd(site, sessions):
             for counted in sessions * 2:
@@ -504,7 +496,7 @@ async def test_a_node_that_announces_a_host_name() -> None:
     """The real thing, where there is a server that can do it."""
     assert _NAMED is not None
     named = "--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"
-    server = RedisServer("--cluster-enabled", "yes", *named, port=free_cluster_port())
+    server = RedisServer("--cluster-enabled", "yes", *named, port=free_port())
     with chosen(_NAMED), server:
         command(server, "CLUSTER", "ADDSLOTS", *range(SLOTS))
         store = RedisSessionStore(f"redis+cluster://127.0.0.1:{server.port}")
@@ -551,7 +543,7 @@ async def test_who_may_read_from_replicas_reads_what_is_stored(cluster: RedisClu
 @pytest.fixture(scope="module")
 def lone_node() -> Iterator[RedisServer]:
     """A cluster of one node, which has met no other and so does not know its own address."""
-    with RedisServer("--cluster-enabled", "yes", port=free_cluster_port()) as server:
+    with RedisServer("--cluster-enabled", "yes", port=free_port()) as server:
         command(server, "CLUSTER", "ADDSLOTS", *range(SLOTS))
         yield server
 
@@ -585,14 +577,14 @@ async def test_a_cluster_that_is_away_is_asked_again(lone_node: RedisServer) -> 
 async def test_a_release_that_met_a_dead_primary_is_made_at_its_successor(cluster: RedisCluster) -> None:
     """The replica that takes over has the locks too: the next requests do not wait for the leases' end."""
     victim, other, _ = cluster.primaries()
-    names = [f"{n}" for n in range(1000) if cluster.primary_of(_key(f"{n}")) is victim][:5]
+    names = [*islice((f"{n}" for n in count() if cluster.primary_of(_key(f"{n}")) is victim), 5)]
     replica = cluster.replica_of(_key(names[0]))
     store, elsewhere = RedisSessionStore(cluster.url_at(other)), RedisSessionStore(cluster.url_at(replica))
     for name in names:
         await store.set(name, SessionData(session_id=name))
     held = [await _taken(store, name) for name in names]
     await until(lambda: len(command(replica, "KEYS", "*:lock")) == len(names), "the locks are copied")
-    await run_sync(victim.kill)
+    await run_sync(cluster.kill, victim)
     for taken in held:
         await store.release(taken)
     await until(lambda: command(replica, "ROLE")[0] == "master", "the replica takes over")

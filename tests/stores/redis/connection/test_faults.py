@@ -15,7 +15,7 @@ from deployments import command
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import MasterNotFoundError
-from redis_server import RedisServer, free_cluster_port, free_port
+from redis_server import RedisServer, free_port
 from relays import Authority, Relay
 from visitors import until
 
@@ -111,7 +111,7 @@ async def busy(shared: RedisServer, directory: Path) -> AsyncIterator[str]:
 @asynccontextmanager
 async def of_a_cluster(shared: RedisServer, directory: Path) -> AsyncIterator[str]:
     """A node of a cluster that has no slots, as one of them for a client that knows one node only."""
-    with RedisServer("--cluster-enabled", "yes", port=free_cluster_port()) as server:
+    with RedisServer("--cluster-enabled", "yes", port=free_port()) as server:
         yield server.url
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from redis import exceptions
 from redis.asyncio import Redis, RedisCluster
 from redis.crc import key_slot
-from redis_server import Proxy, RedisServer, free_cluster_port, free_port
+from redis_server import Proxy, RedisServer, free_port
 
 from asgi_sessions.errors import SessionStoreError
 from asgi_sessions.record.codec import encode_checked
@@ -513,7 +513,7 @@ def test_sentinel_and_cluster_urls_are_understood() -> None:
 def cluster() -> Iterator[list[RedisServer]]:
     """Two nodes, each with half of the slots."""
     with ExitStack() as stack:
-        servers = [RedisServer("--cluster-enabled", "yes", port=free_cluster_port()) for _ in range(2)]
+        servers = [RedisServer("--cluster-enabled", "yes", port=free_port()) for _ in range(2)]
         nodes = [stack.enter_context(server) for server in servers]
         clients = [stack.enter_context(blocking_redis.Redis(port=node.port)) for node in nodes]
         for client, slots in zip(clients, (range(8192), range(8192, 16384)), strict=True):

@@ -158,6 +158,7 @@ async def test_sentinels_that_do_not_tell_are_asked(
     store = RedisSessionStore(f"{nodes.url}&sentinel_username=store&sentinel_password=any")
     await store.set("s", SessionData(session_id="s"))
     old = nodes.primary()
+    await run_sync(nodes.copy, old)
     await run_sync(nodes.switch)
     await asyncio.sleep(AGAIN + 0.3)
     assert await store.increment_counter("s", "n") == 1
