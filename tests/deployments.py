@@ -179,9 +179,14 @@ class Replicated:
         return [node for node in others if _primary_port(node) == primary.port]
 
     def copy(self, primary: RedisServer) -> None:
-        """Wait until all of its replicas have what it has written by now."""
+        """Wait until its replicas, one at least, follow it and have what it has written by now."""
         written = int(command(primary, "INFO", "replication")["master_repl_offset"])
-        until(lambda: all(_copied(node) >= written for node in self.replicas_of(primary)), "all is copied")
+
+        def have_all() -> bool:
+            copies = self.replicas_of(primary)
+            return bool(copies) and all(_follows(node) and _copied(node) >= written for node in copies)
+
+        until(have_all, "all is copied")
 
     def stop_copying(self, primary: RedisServer) -> None:
         """Its replicas have all that was written by now, and get nothing that is written later."""

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 from deployments import DOWN_AFTER, Bed, Sentinel, SentinelSet, command, is_stopped, scripts
-from faults.checkers import count_flaws
+from faults.checkers import Fate, of_fate
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError
 from redis_server import RedisServer
@@ -86,7 +86,9 @@ async def test_a_primary_that_was_demoted_is_left(nodes: SentinelSet) -> None:
 async def test_a_planned_switch_loses_nothing(nodes: SentinelSet, known: int) -> None:
     """Sentinel leaves the old primary in the belief that it is one for ten seconds: nobody writes there.
 
-    It is enough to know the one that does it, though it names the new primary to the others first.
+    It is enough to know the one that does it, though it names the new primary to the others first. Sentinel
+    does not wait for the copy: what each process was writing at that moment may be lost (Redis: replication is
+    asynchronous), and nothing that came later.
     """
     addresses = [f"127.0.0.1:{sentinel.port}" for sentinel in nodes.sentinels[:known]]
     url = f"redis+sentinel://{','.join(addresses)}/{nodes.name}"
@@ -102,7 +104,8 @@ async def test_a_planned_switch_loses_nothing(nodes: SentinelSet, known: int) ->
         for counted in sessions:
             assert set(counted.answers) <= {200, 409}
             assert counted.answers[409] <= 1, "a lock that was handed over just before lasts one second"
-            assert count_flaws(counted.attempts, await later.final(counted)) == []
+            acknowledged = len(of_fate(counted.attempts, Fate.ACKNOWLEDGED))
+            assert acknowledged - await later.final(counted) <= 2, "one for each process"
 
 
 async def test_a_switch_is_heard_of_from_any_sentinel(nodes: SentinelSet) -> None:
