@@ -87,8 +87,8 @@ async def test_a_planned_switch_loses_nothing(nodes: SentinelSet, known: int) ->
     """Sentinel leaves the old primary in the belief that it is one for ten seconds: nobody writes there.
 
     It is enough to know the one that does it, though it names the new primary to the others first. Sentinel
-    does not wait for the copy: what each process was writing at that moment may be lost (Redis: replication is
-    asynchronous), and nothing that came later.
+    does not wait for the copy: what each process was writing at that moment may be lost, as replication is
+    asynchronous, and nothing that came later.
     """
     addresses = [f"127.0.0.1:{sentinel.port}" for sentinel in nodes.sentinels[:known]]
     url = f"redis+sentinel://{','.join(addresses)}/{nodes.name}"
