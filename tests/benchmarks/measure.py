@@ -128,7 +128,7 @@ async def alternate(subjects: Mapping[str, Turn], rounds: int, into: Samples | N
 async def drive(
     action: Callable[[int], Awaitable[object]], tasks: int, seconds: float, *, polite: bool = False
 ) -> Figures:
-    """Call `action` over and over from so many tasks, each with its own number; all begin within one tick.
+    """Call `action` over and over from so many tasks, each with its own number, once at least; all begin within a tick.
 
     With `polite` each task lets the others go on after each call, so that they take turns even where `action`
     never waits. A call that fails ends it all: what fails is not fast. Gives `per_s`, `us` (of the wall, for
@@ -138,15 +138,17 @@ async def drive(
     ends = time.perf_counter() + seconds
 
     async def repeat(number: int) -> None:
-        while time.perf_counter() < ends:
+        while True:
             await action(number)
             done[number] += 1
+            if time.perf_counter() >= ends:
+                return
             if polite:
                 await asyncio.sleep(0)
 
     with Stopwatch() as watch:
         await asyncio.gather(*[repeat(number) for number in range(tasks)])
-    calls = max(sum(done), 1)
+    calls = sum(done)
     return {"per_s": calls / watch.wall, "us": watch.wall / calls * 1e6, "cpu_us": watch.cpu / calls * 1e6}
 
 
