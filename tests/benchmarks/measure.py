@@ -128,7 +128,7 @@ async def alternate(subjects: Mapping[str, Turn], rounds: int, into: Samples | N
 async def drive(
     action: Callable[[int], Awaitable[object]], tasks: int, seconds: float, *, polite: bool = False
 ) -> Figures:
-    """Call `action` over and over from so many tasks, each with its own number, once at least; all begin within a tick.
+    """Call `action` over and over from so many tasks, each at least once with its number; all begin at once.
 
     With `polite` each task lets the others go on after each call, so that they take turns even where `action`
     never waits. A call that fails ends it all: what fails is not fast. Gives `per_s`, `us` (of the wall, for
