@@ -235,6 +235,10 @@ class Draft:
         # nested values may be the same objects, and other programs write otherwise
         return self._read != values or json != to_json(from_json(stored.metadata))
 
+    def forget_encoded(self) -> None:
+        """The app ran since the last decision, so what was encoded for that one is not what it has now."""
+        self._encoded = None
+
     def seal(self, live: dict[str, Any]) -> bytes:
         """The record as it is to be stored, with the time of this change; `SessionDataError` if it cannot be.
 

@@ -250,6 +250,7 @@ class Session(TrackedDict):
 
         A sign-in that is found among the values is noted in `fate`; nothing else changes.
         """
+        self._draft.forget_encoded()
         if self._draft.stored is None:
             if self.is_blank():
                 return _NOTHING

@@ -427,6 +427,24 @@ def emptied(session: Session) -> None:
     session.clear()
 
 
+async def test_what_begins_after_an_end_has_nothing_that_was_looked_at_before_it(
+    site: Site, browser: Browser
+) -> None:
+    """A transaction looks for changes when it begins; what it saw then is not what is stored."""
+    await browser.begin(old=1)
+
+    async def begin_anew(session: Session) -> None:
+        assert session.data.message_count == 0
+        async with session.transaction() as data:
+            session.invalidate()
+            data.message_count = 1
+            session["new"] = 2
+
+    assert (await browser.open(page(begin_anew))).status == 200
+    (record,) = site.records()
+    assert (record.metadata, record.message_count) == ({"new": 2}, 1)
+
+
 async def test_the_store_knows_nothing_more_of_a_session_that_its_app_has_ended(
     site: Site, browser: Browser
 ) -> None:
