@@ -72,6 +72,13 @@ class TooManyWaitersError(LockAcquisitionError):
         self.limit = limit
 
 
+class ClientGoneError(LockAcquisitionError):
+    """The client of a request that was waiting for the lock has gone, and the request with it."""
+
+    def __init__(self) -> None:
+        super().__init__("the client has gone while its request waited for the session's lock")
+
+
 class LockReleaseError(SessionLockError):
     """The backend failed while the lock was released. That is tried again until its lease is over."""
 

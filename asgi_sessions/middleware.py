@@ -14,6 +14,7 @@ from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, Sessio
 from .options import (
     Routes,
     check_flags,
+    check_lock,
     resolve_client,
     resolve_lifetime,
     resolve_lock,
@@ -24,7 +25,8 @@ from .options import (
 )
 from .record.model import SessionData
 from .request.answers import Answers
-from .request.http import HTTPRequest
+from .request.http import HTTPRequest, runs_without_lock
+from .request.rerun import Rerun
 from .request.settings import Settings
 from .request.unit import UnitOfWork
 from .request.websocket import WebSocket
@@ -68,7 +70,7 @@ class SessionMiddleware:
         exclude: Routes = (),
         read_only: Routes = (),
         passive: Routes = (),
-        lock: bool = True,
+        lock: bool | Literal["auto"] = True,
         lock_timeout: float = 10.0,
         lock_wait: float = 15.0,
         max_waiters: int = 1024,
@@ -81,7 +83,8 @@ class SessionMiddleware:
     ) -> None:
         if release_lock not in ("response_end", "response_start"):
             raise ValueError('release_lock is "response_end" or "response_start"')
-        check_flags(https_only=https_only, partitioned=partitioned, rolling=rolling, lock=lock)
+        check_flags(https_only=https_only, partitioned=partitioned, rolling=rolling)
+        check_lock(lock)
         if rolling and max_age is None:
             raise ValueError("rolling restarts max_age: give it one, or use idle_timeout with max_age=None")
         self.app = app
@@ -101,6 +104,7 @@ class SessionMiddleware:
             lifetime=lifetime,
             lock=policy if lock else None,
             lock_to_transact=policy,
+            optimistic=lock == "auto",
             cookie=cookie,
             cookie_name=session_cookie,
             max_age=max_age,
@@ -128,24 +132,47 @@ class SessionMiddleware:
         presented = self._settings.cookie.read(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
-        unit = kind(self._settings, scope, headers, send, presented)
+        unit = kind(self._settings, scope, headers, receive, send, presented)
+        read_only = self._read_only is not None and self._read_only(scope)
+        if self._settings.optimistic and not read_only and runs_without_lock(unit, headers):
+            work = self._run_optimistically(unit, send)
+        else:
+            work = self._run(unit, read_only=read_only)
+        del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
+        return await work
+
+    async def _run(self, unit: HTTPRequest | WebSocket, *, read_only: bool = False) -> None:
+        """Load the session, run the app with it, store what the app changed."""
+        scope = unit.scope
         current = running.set((*running.get(), unit))
         try:
-            await unit.open(
-                read_only=self._read_only is not None and self._read_only(scope),
-                passive=self._passive is not None and self._passive(scope),
-            )
+            await unit.open(read_only=read_only, passive=self._passive is not None and self._passive(scope))
             scope["session"] = unit.session
-            call = self.app(scope, receive, unit.send)
-            del scope, headers  # crash reporters print locals: this frame is in each of the app's tracebacks
+            call = self.app(scope, unit.receive, unit.send)
+            del scope  # as above
             await call
             await unit.finish()
         except Exception as error:
-            await unit.fail(error, receive)
+            await unit.fail(error)
         finally:
             running.reset(current)
             await unit.close()
-        return None
+
+    async def _run_optimistically(self, unit: HTTPRequest, send: Send) -> None:
+        """Run the app without the lock, and again under it where another request's change came first."""
+        rerun = unit.rerun = Rerun(unit.scope, unit.receive)
+        unit.receive, unit.releases_early = rerun.receive, True
+        await rerun.first(self._run(unit))
+        if not rerun.is_discarded:
+            return
+        presented, settings = unit.presented, self._settings
+
+        async def run(scope: Scope, receive: Receive) -> None:
+            again = HTTPRequest(settings, scope, by_name(scope["headers"]), receive, send, presented)
+            again.releases_early = True
+            await self._run(again)
+
+        await rerun.again(run)
 
     def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """What has no session."""

@@ -150,6 +150,12 @@ def check_flags(**given: object) -> None:
             raise TypeError(f"{name} is True or False, not the text {value!r}, which would count as yes")
 
 
+def check_lock(lock: object) -> None:
+    """TypeError for anything but True, False and "auto"."""
+    if not (isinstance(lock, bool) or lock == "auto"):
+        raise TypeError(f'lock is True, False or "auto", not {lock!r}')
+
+
 _LARGEST = 10**9  # seconds, 31 years: not every store can hold more
 
 

@@ -114,6 +114,8 @@ class RecordingStore(SessionStore):
         *,
         passive: bool = False,
     ) -> Checkout | Missing:
+        if self._inside:
+            return await super().checkout(session_id, lock, lifetime, passive=passive)
         call = "checkout" if lock is None else "checkout+lock"
         await self.before(call)
         taken = await super().checkout(session_id, lock, lifetime, passive=passive)
@@ -140,11 +142,20 @@ class RecordingStore(SessionStore):
         return taken
 
     async def commit(self, checkout: Checkout, record: bytes, *, release: bool) -> Outcome:
+        if self._inside:
+            return await super().commit(checkout, record, release=release)
         call = "commit+release" if release else "commit"
         await self.before(call)
         with self._within():
             outcome = await super().commit(checkout, record, release=release)
         await self.after(call)
+        return outcome
+
+    async def commit_unlocked(self, checkout: Checkout, record: bytes) -> Outcome:
+        await self.before("commit unlocked")
+        with self._within():
+            outcome = await super().commit_unlocked(checkout, record)
+        await self.after("commit unlocked")
         return outcome
 
     async def move(

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("session",),  # what an app holds: the dict, the draft of its record
     ("record", "client"),  # the record and its bytes; cookies, fingerprints, headers
     ("observation",),  # events
-    ("errors", "asgi", "keys"),
+    ("errors", "asgi", "backend", "keys"),
 )
 
 # The floors within `stores.redis`, likewise.

@@ -71,7 +71,7 @@ async def async_predicate(scope: Scope) -> bool:
         ({"https_only": "false"}, TypeError, "https_only is True or False, not the text 'false'"),
         ({"partitioned": "0"}, TypeError, "partitioned is True or False"),
         ({"rolling": "no"}, TypeError, "rolling is True or False"),
-        ({"lock": "off"}, TypeError, "lock is True or False"),
+        ({"lock": "off"}, TypeError, 'lock is True, False or "auto"'),
         ({"max_age": True}, TypeError, "max_age is a number"),
         ({"max_age": float("inf")}, ValueError, "max_age is a finite number"),
         ({"idle_timeout": 0}, ValueError, "above 0, or None"),

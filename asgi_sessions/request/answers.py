@@ -100,7 +100,7 @@ class Answers:
         elif isinstance(error, SessionConflictError):
             self._events.emit(CONFLICT, session_id, level=logging.WARNING)
         elif isinstance(error, SessionDataError):
-            facts = {"path": error.path, "reason": error.reason, "route": _route(scope)}
+            facts = {"path": error.path, "reason": error.reason, "route": route_of(scope)}
             if " of type " in error.reason:
                 facts["remedy"] = _TYPED_FIELD
             self._events.emit(UNSTORABLE_VALUE, session_id, level=logging.ERROR, **facts)
@@ -109,7 +109,7 @@ class Answers:
         else:
             what = f"{type(error).__name__}: {error}"
             self._events.emit(
-                UNCAUGHT_ERROR, session_id, level=logging.ERROR, error=what, route=_route(scope)
+                UNCAUGHT_ERROR, session_id, level=logging.ERROR, error=what, route=route_of(scope)
             )
 
 
@@ -118,7 +118,7 @@ async def no_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def _route(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """Method and path, as the app declared it where its framework says so: it may hold what is private."""
     template = getattr(scope.get("route"), "path", None)
     return f"{scope.get('method', 'WEBSOCKET')} {template or scope['path']}"

@@ -30,10 +30,19 @@ class Commit:
     new_id: str | None = None  # of that record
     has_ended = False  # the record that the request held
     has_begun = False  # a session that has nothing to do with that one
+    locked: Checkout | None = None  # the record that the request held without the lock, now with it
     is_over: anyio.Event | None = None  # made by a task that waits for it
 
     def __init__(
-        self, settings: Settings, session: Session, *, releases: bool, is_late: bool, tried: str | None
+        self,
+        settings: Settings,
+        session: Session,
+        *,
+        releases: bool,
+        is_late: bool,
+        tried: str | None,
+        optimistic: bool = False,
+        may_run_again: bool = False,
     ) -> None:
         self.settings = settings
         self.session = session
@@ -41,6 +50,8 @@ class Commit:
         self.releases = releases  # the lock goes with the commit
         self.is_late = is_late  # no cookie can be sent any more
         self.tried = tried  # a new id; whether a record was stored under it is not known
+        self.optimistic = optimistic  # the record was loaded without the lock
+        self.may_run_again = may_run_again  # the app, where this commit is refused
 
     async def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Outcome:
         """Do to the store what the handle asks for, in as few trips as there are.
@@ -49,6 +60,24 @@ class Commit:
         """
         if not isinstance(taken, Checkout):
             return await self._create(taken)
+        if self.optimistic:
+            return await self._carry_out_unlocked(change, taken, since)
+        return await self._carry_out_locked(change, taken, since)
+
+    async def _carry_out_unlocked(self, change: Change, taken: Checkout, since: float) -> Outcome:
+        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed."""
+        if change is _WRITE:
+            outcome = await self._write(taken, since, unlocked=True)
+            if outcome is not Outcome.BUSY or self.may_run_again:
+                return outcome
+        if change is Change.MOVE:
+            self._require_cookie()  # before anybody has to wait for the lock
+        locked = self.locked = await lock_as_loaded(self.settings, taken)
+        if locked is None:
+            return Outcome.CONFLICT
+        return await self._carry_out_locked(change, locked, time.monotonic())
+
+    async def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Outcome:
         if change is _WRITE:
             return await self._write(taken, since)
         if change is _DELETE:
@@ -74,12 +103,15 @@ class Commit:
         settings.events.emit(SESSION_CREATED, session_id)
         return _STORED
 
-    async def _write(self, taken: Checkout, since: float) -> Outcome:
+    async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
         self._encode()
         store, user_id = self.settings.store, self.user_id
         if user_id is not None and user_id != self.session.stored_user:
             await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
-        outcome = await store.commit(taken, self.encoded, release=self.releases)
+        if unlocked:
+            outcome = await store.commit_unlocked(taken, self.encoded)
+        else:
+            outcome = await store.commit(taken, self.encoded, release=self.releases)
         if outcome is _STORED:
             self._is_stored()
         return outcome
@@ -190,6 +222,18 @@ def remaining(settings: Settings, taken: Checkout, since: float) -> Lifetime:
         return settings.lifetime
     left = taken.expires_in - (time.monotonic() - since)
     return Lifetime(absolute=max(left, 0.001), idle=settings.lifetime.idle)
+
+
+async def lock_as_loaded(settings: Settings, loaded: Checkout) -> Checkout | None:
+    """Take the lock of a record that was loaded without it; None where the record is not what was loaded."""
+    policy = settings.lock_to_transact
+    taken = await settings.store.checkout(loaded.session_id, policy, None, passive=True)
+    if not isinstance(taken, Checkout):
+        return None
+    if taken.version == loaded.version or taken.version in (loaded.unsure or "").split():
+        return taken
+    await let_go(settings, taken)
+    return None
 
 
 async def let_go(settings: Settings, taken: Checkout) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
+from typing import NoReturn, TypeGuard
 
-from ..asgi import Message, Receive
+from ..asgi import Message
+from ..client.headers import ByName
 from ..stores.checkout import Checkout, Outcome, raise_for
 from .answers import no_body, status_of
+from .incoming import MAX_BODY
 from .replacement import take_replaced
 from .response import explain, fail, send_start
+from .state import DISCARDED
 from .unit import UnitOfWork
 
 
@@ -41,6 +45,7 @@ _WAITING, _HELD, _FAILED = Answer.WAITING, Answer.HELD, Answer.FAILED
 _STARTED, _OVER = Answer.STARTED, Answer.OVER
 _STORED = Outcome.STORED
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -50,11 +55,15 @@ class HTTPRequest(UnitOfWork):
     answer = _WAITING
     start: Message | None = None
     failure: Exception | None = None
+    releases_early = False  # a stream lets the lock go at its start, whatever it has changed
+    is_waiting = False  # for the lock, before the app is called
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
         kind, answer = message["type"], self.answer
         if answer is _OVER:
+            if self.rerun is not None:
+                self.rerun.refuse()
             return
         if kind == "http.response.start":
             if type(message.get("headers")) not in _READ_AGAIN:
@@ -63,7 +72,7 @@ class HTTPRequest(UnitOfWork):
                 return
             self._raise_failure()
             self.start, self.answer = message, _HELD
-            if not self._ends_at_once(message):
+            if self.rerun is not None or not self._ends_at_once(message):
                 await self._store(last=False)
             return
         if kind in _BODY:
@@ -75,20 +84,24 @@ class HTTPRequest(UnitOfWork):
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
+        if self.state is DISCARDED:
+            return
         if self.answer is _HELD:
             await self._store(last=True)
         self._raise_failure()
         take_replaced(self.scope, self.session)  # after the last message: too late
         self.answer = _OVER
 
-    async def fail(self, error: Exception, receive: Receive) -> None:
+    async def fail(self, error: Exception) -> None:
         """A commit that failed is what counts, whatever the app made of it on the way up."""
+        if self.state is DISCARDED:
+            return
         if self.answer is _FAILED and self.failure is not None:
             error = self.failure
         if self.answer is _OVER and status_of(error) is not None:
             return  # answered already
         self.answer = _OVER
-        await fail(self, error, receive)
+        await fail(self, error)
 
     async def _sent_error_page(self, start: Message) -> bool:
         """Send an error page, the app's or ours, and store nothing; False if it is like any other answer."""
@@ -112,19 +125,30 @@ class HTTPRequest(UnitOfWork):
         handled = self.failure is None and ours == 500  # what `save` raised, answered as an app may
         return status == 500 and ours is not None and not handled
 
+    def may_run_again(self) -> bool:
+        """Nothing of an answer has left, nothing was stored, and all of the body is there to be played."""
+        if self.rerun is None or self.has_stored or self.answer not in (_WAITING, _HELD):
+            return False
+        return self.rerun.has_all_messages
+
+    def discard(self) -> NoReturn:
+        """As for any unit; `send` raises from now on."""
+        self.answer, self.start = _OVER, None
+        super().discard()
+
     def _raise_failure(self) -> None:
         """A commit that failed is not forgotten because the app swallowed its error and went on."""
         if self.answer is _FAILED and self.failure is not None:
             raise self.failure
 
     async def _store(self, *, last: bool) -> None:
-        """Store, then send what was held back. While a stream goes on, a touched session keeps its lock."""
+        """Store, then send what was held back. While a stream goes on, a changed session keeps its lock."""
         session, start = self.session, self.start
         try:
             take_replaced(self.scope, session)
-            release = last or self.settings.early_release or not session.accessed
+            release = last or self.settings.early_release or self.releases_early or not session.accessed
             if session.accessed or isinstance(self.record, Checkout):
-                outcome = await self.store_changes(release=release)
+                outcome = await self.store_changes(release=release, release_unchanged=not self.is_versioned)
                 if outcome is not _STORED:
                     raise_for(outcome)
         except Exception as error:
@@ -147,3 +171,15 @@ class HTTPRequest(UnitOfWork):
         if b"content-length" in dict(headers) or start["status"] in (204, 304):
             return True
         return self.scope.get("method") == "HEAD" or any(n.lower() == b"content-length" for n, _ in headers)
+
+
+def runs_without_lock(unit: UnitOfWork, headers: ByName) -> TypeGuard[HTTPRequest]:
+    """Whether `lock="auto"` lets this request run without the lock.
+
+    It is safe (RFC 9110 section 9.2.1), it has a session, and its body can be played once more.
+    """
+    presented = unit.presented
+    if unit.scope.get("method") not in _SAFE or not (presented.session_id or presented.rivals):
+        return False
+    length = headers.get(b"content-length", b"0")
+    return isinstance(unit, HTTPRequest) and len(length) < 6 and length.isdigit() and int(length) <= MAX_BODY

@@ -73,12 +73,12 @@ def dressed(unit: UnitOfWork, start: Message) -> Message:
     return {**start, "headers": headers}
 
 
-async def fail(unit: UnitOfWork, error: Exception, receive: Receive) -> None:
+async def fail(unit: UnitOfWork, error: Exception) -> None:
     """Nothing more is stored; the error is answered where it is the session's, else it rises."""
     await unit.roll_back()
     if unit.news is _TOLD or status_of(error) is None:
         raise error
-    await explain(unit, error, receive)
+    await explain(unit, error, unit.receive)
 
 
 async def explain(unit: UnitOfWork, error: Exception, receive: Receive) -> None:

@@ -25,6 +25,7 @@ class Settings:
     lifetime: Lifetime
     lock: LockPolicy | None  # None: requests take no lock, and commits compare versions
     lock_to_transact: LockPolicy
+    optimistic: bool  # lock="auto": safe requests run without the lock
     cookie: SessionCookie
     cookie_name: str
     max_age: float | None

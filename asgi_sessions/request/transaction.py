@@ -14,7 +14,7 @@ from ..record.model import SessionData
 from ..session.changes import Change
 from ..session.handle import Session
 from ..stores.checkout import Outcome, raise_for
-from .state import IS_OVER, REFUSED, RELEASED, State
+from .state import IS_OVER, OPTIMISTIC, REFUSED, RELEASED, State
 
 
 class Block:
@@ -93,6 +93,10 @@ class Work(Protocol):
 
     async def load_anew(self) -> None: ...
 
+    async def lock_as_loaded(self) -> None: ...
+
+    def resume(self) -> None: ...
+
     def undo(self) -> None: ...
 
     async def abandon(self) -> None: ...
@@ -116,7 +120,7 @@ async def transacting(work: Work, session: Session, outer: Block, store: bool) -
             if work.block is not None and work.block.is_over():
                 work.block = outer.under_way()
                 if work.block is None and work.below is not None:
-                    work.state, work.below = work.below, None
+                    work.resume()
                     if work.state is RELEASED:
                         await work.abandon()
 
@@ -124,7 +128,11 @@ async def transacting(work: Work, session: Session, outer: Block, store: bool) -
 def _kind_of(work: Work, block: Block, store: bool) -> AbstractAsyncContextManager[SessionData]:
     if block.outer is not work.outermost:
         return _within_another(work, block)
-    return _with_own_lock(work, block) if work.state in IS_OVER else _with_request(work, block, store)
+    if work.state is OPTIMISTIC and work.session.change() is not Change.NOTHING:
+        return _with_lock_as_loaded(work, block)
+    if work.state is OPTIMISTIC or work.state in IS_OVER:
+        return _with_own_lock(work, block)
+    return _with_request(work, block, store)
 
 
 @asynccontextmanager
@@ -168,6 +176,22 @@ async def _with_own_lock(work: Work, block: Block) -> AsyncIterator[SessionData]
             await work.commit_is_over()
         work.undo()
         raise
+    finally:
+        await work.abandon()
+
+
+@asynccontextmanager
+async def _with_lock_as_loaded(work: Work, block: Block) -> AsyncIterator[SessionData]:
+    """Lock for one block what the request changed without the lock; store all of it after the block."""
+    block.pending = True
+    await work.lock_as_loaded()
+    try:
+        async with _savepoint(work, lambda: work.state is REFUSED) as data:
+            yield data
+            await block.nested_are_over()
+            if block.is_void:
+                raise SessionClosedError("the request that this transaction is a part of was rolled back")
+            raise_for(await work.store_changes(release=True))
     finally:
         await work.abandon()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import NoReturn, TypeVar
 
 import anyio
 
-from ..asgi import Message, Scope, Send
+from ..asgi import Message, Receive, Scope, Send
 from ..client.cookie import Presented
 from ..client.headers import ByName
 from ..errors import (
@@ -29,10 +30,23 @@ from ..session.changes import Change, Fate
 from ..session.handle import Session
 from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
 from .admission import admits
-from .commit import Commit, let_go
+from .commit import Commit, let_go, lock_as_loaded
 from .duplicates import settle
+from .rerun import Discarded, Rerun
 from .settings import Settings
-from .state import FOLLOWS_RECORD, IS_OVER, READ_ONLY, REFUSED, RELEASED, News, State, state_of
+from .state import (
+    DISCARDED,
+    FOLLOWS_RECORD,
+    IS_OVER,
+    OPEN,
+    OPTIMISTIC,
+    READ_ONLY,
+    REFUSED,
+    RELEASED,
+    News,
+    State,
+    state_of,
+)
 from .transaction import Block, inside, transacting
 
 _EVENTS = {
@@ -47,6 +61,9 @@ _NOBODY = Session()
 _NOTHING, _END = Change.NOTHING, Fate.END
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _TOLD = News.TOLD
+_RUNS_AGAIN = (Outcome.CONFLICT, Outcome.BUSY, Outcome.GONE)  # a change that was refused for others' sake
+
+T = TypeVar("T")
 
 
 class UnitOfWork:
@@ -69,16 +86,25 @@ class UnitOfWork:
     client_ended = False  # this request ended the session to which it led
     tried: str | None = None  # a new id; whether a record was stored under it is not known
     passive = False  # this request does not count as activity
+    rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
+    has_stored = False  # something that a second run of the app would do again
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
     error: SessionError | None = None  # what the last of these or of the transactions raised
 
     def __init__(
-        self, settings: Settings, scope: Scope, headers: ByName, send: Send, presented: Presented
+        self,
+        settings: Settings,
+        scope: Scope,
+        headers: ByName,
+        receive: Receive,
+        send: Send,
+        presented: Presented,
     ) -> None:
         self.began = self.held_since = time.monotonic()
         self.settings = settings
         self.scope = scope
+        self.receive = receive
         self.to_client = send
         self.presented = presented
         reader = settings.client
@@ -98,7 +124,8 @@ class UnitOfWork:
         if presented.reason is not None:
             settings.events.emit(_EVENTS[presented.reason])
         if presented.session_id is not None:
-            missing = await self._load(presented.session_id, None if read_only else settings.lock)
+            lock = None if read_only or self.rerun is not None else settings.lock
+            missing = await self._load(presented.session_id, lock)
             if missing is not None:
                 settings.events.emit(_EVENTS[missing], presented.session_id)
             elif settings.refreshes(presented) and isinstance(self.record, Checkout):
@@ -128,10 +155,16 @@ class UnitOfWork:
         self.hold(why)
         self.tell(None)
 
+    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+        """Wait for a turn, as long as the client stays where it is known to be waiting."""
+        return await turn()
+
     # -- what may be changed ------------------------------------------------------------------------------
 
     def require_writable(self) -> None:
         """Raise the error that says why a change made here could not be stored; nothing where it can."""
+        if self.state is DISCARDED:
+            raise SessionClosedError("the app is run again: nothing that this run of it changes is stored")
         elsewhere = self.block is not None and not self.is_inside()
         if self.state is READ_ONLY or elsewhere:
             raise ReadOnlySessionError(
@@ -154,10 +187,15 @@ class UnitOfWork:
         return (self.below or self.state) not in IS_OVER
 
     @property
+    def is_versioned(self) -> bool:
+        """Whether no request takes the lock, and versions alone decide (`lock=False`)."""
+        return self.settings.lock is None
+
+    @property
     def keeps_record(self) -> bool:
         """Whether later changes of this request can still be stored: there is a record to commit to."""
         taken = self.record
-        return isinstance(taken, Checkout) and (taken.token is not None or self.settings.lock is None)
+        return isinstance(taken, Checkout) and (taken.token is not None or self.is_versioned)
 
     def holds(self, store: object, session_id: str) -> bool:
         """Whether this session of this store is the unit's record, and this code may change it there."""
@@ -187,7 +225,7 @@ class UnitOfWork:
         """From now on this is the record of the session, or why there is none."""
         self.record, self.held_since = record, time.monotonic()
         if self.state in FOLLOWS_RECORD:
-            self.state = state_of(record)
+            self.state = state_of(record, optimistic=self.rerun is not None)
 
     def tell(self, new_id: str | None) -> None:
         """Have the client learn this id, or that its session has ended; if the headers have not left."""
@@ -205,14 +243,16 @@ class UnitOfWork:
         if release:
             self.end()
             if self.is_inside():
-                self.state = RELEASED
+                self._is_over()
 
-    async def store_changes(self, *, release: bool) -> Outcome:
+    async def store_changes(self, *, release: bool, release_unchanged: bool = False) -> Outcome:
         """Bring the store up to date in as few trips as there are; STORED also when there was nothing to do.
 
         With `release` nobody can change the session any more from when the commit begins: it would be lost.
         Without, what the app changes meanwhile is left for the next commit. What a transaction of another
         task changes is that transaction's to store; what the handle held before it began waits for its end.
+        With `release_unchanged` the lock goes too where there was nothing to do. `Discarded` where the app is
+        to be run again.
         """
         if self.block is not None and not self.is_inside():
             return await self._store_after(self.block, release)
@@ -221,7 +261,7 @@ class UnitOfWork:
         session = self.session
         change = session.change()
         if change is _NOTHING:
-            if release:
+            if release or release_unchanged:
                 self._is_released()
                 if isinstance(self.record, Checkout):
                     await let_go(self.settings, self.record)
@@ -230,7 +270,11 @@ class UnitOfWork:
         if self.state is REFUSED and session.fate is not _END:
             return self.refusal
         outcome = await self._carry_out(change, release)
-        if outcome is not _STORED:
+        if outcome is _STORED:
+            self.has_stored = True
+        else:
+            if outcome in _RUNS_AGAIN and self.state is OPTIMISTIC and self.may_run_again():
+                self.discard()
             outcome = self.refusal = await self._why_gone() if outcome is _GONE else outcome
             if self.state is not RELEASED:
                 self.state = REFUSED
@@ -244,8 +288,9 @@ class UnitOfWork:
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
         commit = self.committing = Commit(
-            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried
-        )
+            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried,
+            optimistic=self.state is OPTIMISTIC, may_run_again=self.may_run_again(),
+        )  # fmt: skip
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
         finally:
@@ -264,6 +309,8 @@ class UnitOfWork:
             self.client_ended = True
         if commit.has_begun:
             self.is_clients = False
+        if commit.locked is not None:
+            self.hold(commit.locked)
         if commit.record is not None:
             self.hold(commit.record)
             self.tell(commit.new_id)
@@ -292,7 +339,7 @@ class UnitOfWork:
         return Outcome.CONFLICT
 
     def _is_released(self) -> None:
-        if self.block is None and self.state is not READ_ONLY:
+        if self.block is None and self.state is not READ_ONLY and self.state is not DISCARDED:
             self.state = RELEASED
 
     @contextmanager
@@ -313,6 +360,8 @@ class UnitOfWork:
 
         Without `store` the changes are left to the request, which holds the lock.
         """
+        if self.state is DISCARDED:
+            self.require_writable()
         with self._noted():
             async with transacting(self, session, self._around(), store) as data:
                 yield data
@@ -340,12 +389,34 @@ class UnitOfWork:
         if isinstance(self.record, Checkout):
             await self._load(self.record.session_id, self.settings.lock_to_transact)
             if not isinstance(self.record, Checkout):
+                if self.below is OPTIMISTIC and self.may_run_again():
+                    self.below = None
+                    self.discard()
                 raise SessionConflictError("the session has ended since it was loaded")
         elif self.news is _TOLD:
             raise SessionClosedError(
                 "this client has no session, and its cookie can no longer be sent:"
                 " begin the session before the response starts or the WebSocket is accepted"
             )
+
+    async def lock_as_loaded(self) -> None:
+        """Take the lock for a transaction over changes that stand on what was loaded without it."""
+        assert isinstance(self.record, Checkout)  # noqa: S101  # the state says so
+        locked = await lock_as_loaded(self.settings, self.record)
+        if locked is None:
+            if self.may_run_again():
+                self.discard()
+            raise_for(Outcome.CONFLICT)
+            return
+        self.below, self.state = self.state, OPEN
+        self.hold(locked)
+
+    def resume(self) -> None:
+        """A transaction with a lock of its own is over: the request's own state comes back."""
+        assert self.below is not None  # noqa: S101  # the transaction has put it there
+        self.state, self.below = self.below, None
+        if self.state in FOLLOWS_RECORD:
+            self.hold(self.record)
 
     def undo(self) -> None:
         """Bring back what such a transaction has loaded; nothing where that has ended."""
@@ -356,10 +427,25 @@ class UnitOfWork:
         else:
             self.session.load(self.record.record)
 
+    # -- running the app again ----------------------------------------------------------------------------
+
+    def may_run_again(self) -> bool:
+        """Whether the app can be run once more, with nothing done twice that a client or the store saw."""
+        return False
+
+    def discard(self) -> NoReturn:
+        """Give this run of the app up: it is run once more, under the lock."""
+        self.state = DISCARDED
+        if self.rerun is not None:
+            self.rerun.discard()
+        raise Discarded
+
     # -- letting go ---------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """The request changes nothing more; a transaction under way goes on and stores its own."""
+        if self.state is DISCARDED:
+            return
         if self.block is None:
             self.state = RELEASED
         else:
@@ -372,7 +458,7 @@ class UnitOfWork:
         """
         self.end()
         if self.block is None or self.is_inside():
-            self.state = RELEASED
+            self._is_over()
             await self.abandon()
             return
         for block in self.block.chain():
@@ -386,12 +472,16 @@ class UnitOfWork:
         if self.block is not None or self._keeps_token():
             await self.roll_back()
         else:
-            self.state = RELEASED
+            self._is_over()
         self.settings.store.note_response(time.monotonic() - self.began)
-        self.scope, self.to_client = {}, _nowhere
+        self.scope, self.to_client, self.receive, self.rerun = {}, _nowhere, _nothing, None
         if self.block is None and self.committing is None:
             self.session.let_go()
             self.session = _NOBODY
+
+    def _is_over(self) -> None:
+        if self.state is not DISCARDED:
+            self.state = RELEASED
 
     async def abandon(self) -> None:
         """Let the lock go if it is still held, even while the request is being cancelled."""
@@ -405,3 +495,8 @@ class UnitOfWork:
 
 async def _nowhere(message: Message) -> None:
     """The request is over: its client hears nothing more."""
+
+
+async def _nothing() -> Message:
+    """The request is over: its client says nothing more."""
+    return {"type": "http.disconnect"}

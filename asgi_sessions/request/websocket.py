@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..asgi import Message, Receive
+from ..asgi import Message
 from ..errors import SessionError
 from .replacement import take_replaced
 from .response import fail, send_start
@@ -38,10 +38,10 @@ class WebSocket(UnitOfWork):
         take_replaced(self.scope, self.session)
         self.refuse_unseen_change()
 
-    async def fail(self, error: Exception, receive: Receive) -> None:
+    async def fail(self, error: Exception) -> None:
         """An error of ours closes an open connection; any other one rises."""
         if not (self.is_accepted and isinstance(error, SessionError)):
-            await fail(self, error, receive)
+            await fail(self, error)
             return
         await self.roll_back()
         self.is_accepted = False

@@ -49,6 +49,7 @@ class Outcome(enum.Enum):
     GONE = "gone"  # the record was deleted or expired since it was checked out
     CONFLICT = "conflict"  # a writer that did not wait for the lock changed the record
     LOST = "lost"  # the lease ended, and somebody else took the lock
+    BUSY = "busy"  # the commit was made without the lock, and somebody holds it
     UNSURE = "unsure"  # refused, but an earlier try may have been stored, and changed by others since
 
 
@@ -112,6 +113,8 @@ def raise_for(outcome: Outcome) -> None:
         return
     if outcome is Outcome.LOST:
         raise LockLostError("the lease on the session ended before its change was stored")
+    if outcome is Outcome.BUSY:
+        raise SessionConflictError("another request holds the session, and this one did not wait for it")
     if outcome is Outcome.CONFLICT:
         raise SessionConflictError("the session was changed by another writer since it was loaded")
     if outcome is Outcome.GONE:

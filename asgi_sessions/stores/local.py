@@ -105,6 +105,10 @@ class LocalLocks:
         holder = self._holders.get(session_id)
         return holder is not None and holder[0] != token
 
+    def is_held(self, session_id: str) -> bool:
+        """Whether somebody holds the lock. A lease that has run out goes to the next waiter, or is free."""
+        return session_id in self._holders and not self._relieve(session_id)
+
     def counts(self) -> dict[str, int]:
         """How many locks are held, and for how many of them somebody waits."""
         return {"locks_held": len(self._holders), "locks_waited_for": len(self._queues)}

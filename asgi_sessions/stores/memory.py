@@ -228,6 +228,11 @@ class InMemorySessionStore(SessionStore):
             checkout.token = None
         return outcome
 
+    async def commit_unlocked(self, checkout: Checkout, record: bytes) -> Outcome:
+        if self._locks.is_held(checkout.session_id):
+            return Outcome.BUSY
+        return await self.commit(checkout, record, release=False)
+
     async def move(
         self,
         checkout: Checkout,

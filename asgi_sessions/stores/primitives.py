@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
+from ..backend import asyncio_task
 from ..record.codec import id_of
 from .checkout import Lifetime, Missing, shorter
 from .local import Latches
@@ -104,7 +105,7 @@ async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:
     A write that went on without its latch could overwrite one that was acknowledged later.
     """
     with anyio.CancelScope(shield=True):
-        if not _is_asyncio():  # on trio the scope is enough
+        if asyncio_task() is None:  # on trio the scope is enough
             return await write
         task, cancelled = asyncio.ensure_future(write), None
         while not task.done():
@@ -117,11 +118,3 @@ async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:
         if not task.cancelled():
             task.exception()  # fetch the error, or asyncio logs that nobody did
         raise cancelled
-
-
-def _is_asyncio() -> bool:
-    """Whether asyncio runs the current task."""
-    try:
-        return asyncio.current_task() is not None
-    except RuntimeError:
-        return False

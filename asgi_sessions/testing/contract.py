@@ -32,6 +32,7 @@ from .rivals import (
     Pause,
     check_out,
     commit,
+    commit_unlocked,
     count,
     create,
     end,
@@ -490,6 +491,31 @@ class StoreContract:
             await store.set(data.session_id, newer)
             assert await commit(store, taken, stale=True) is Outcome.CONFLICT
             assert await store.get(data.session_id) == newer
+
+    async def test_a_commit_without_the_lock_disturbs_no_holder(
+        self, store: SessionStore, let_time_pass: _PassTime
+    ) -> None:
+        """It is stored while nobody holds the lock, and only over the version that was loaded."""
+        data = new()
+        await store.set(data.session_id, data)
+        reader = await check_out(store, data.session_id, None)
+        holder = await check_out(store, data.session_id)
+        assert await commit_unlocked(store, reader, n=1) is Outcome.BUSY
+        assert await commit(store, holder, n=2) is Outcome.STORED
+        assert await commit_unlocked(store, reader, n=1) is Outcome.CONFLICT
+        reader = await check_out(store, data.session_id, None)
+        assert await commit_unlocked(store, reader, n=3) is Outcome.STORED
+        assert await commit_unlocked(store, reader, n=4) is Outcome.STORED
+        await store.release(await check_out(store, data.session_id))
+        after = await store.get(data.session_id)
+        assert after is not None
+        assert after.metadata == {"n": 4}
+        await check_out(store, data.session_id, LockPolicy(timeout=0.1, max_hold=0.1))
+        await let_time_pass(0.3)
+        assert await commit_unlocked(store, reader, n=5) is Outcome.STORED
+        await store.delete(data.session_id)
+        assert await commit_unlocked(store, reader, n=6) is Outcome.GONE
+        assert await store.get(data.session_id) is None
 
     async def test_one_at_a_time_in_order_of_arrival(self, store: SessionStore) -> None:
         """Checkouts of one session wait for each other, and each sees the commit before it."""

@@ -50,6 +50,13 @@ async def commit(store: SessionStore, taken: Checkout, release: bool = True, **m
     return await store.commit(taken, encode_checked(data), release=release)
 
 
+async def commit_unlocked(store: SessionStore, taken: Checkout, **metadata: Any) -> Outcome:
+    """Commit a checkout that was made without the lock, with these values."""
+    data = decode(SessionData, taken.record)
+    data.metadata.update(metadata)
+    return await store.commit_unlocked(taken, encode_checked(data))
+
+
 async def try_to_move(
     store: SessionStore,
     taken: Checkout,

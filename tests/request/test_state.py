@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import anyio
 import pytest
-from asgi import KEY, http_scope
+from asgi import KEY, empty_body, http_scope
 
 from asgi_sessions import (
     InMemorySessionStore,
@@ -20,6 +20,7 @@ from asgi_sessions import (
 from asgi_sessions.asgi import Message
 from asgi_sessions.client.cookie import NO_COOKIE, Presented
 from asgi_sessions.request.http import HTTPRequest
+from asgi_sessions.request.rerun import Discarded, Rerun
 from asgi_sessions.request.response import dressed
 from asgi_sessions.request.state import News, State
 from asgi_sessions.stores.checkout import Checkout, Outcome
@@ -37,6 +38,7 @@ def table() -> dict[tuple[str, str], str]:
 
 
 TABLE = table()
+HAS_RECORD = (State.OPEN, State.OPTIMISTIC)
 
 
 class FailingStore(InMemorySessionStore):
@@ -61,11 +63,13 @@ async def nobody(message: Message) -> None:
     """A client that looks at nothing."""
 
 
-def unit_for(store: InMemorySessionStore, session_id: str | None) -> HTTPRequest:
+def unit_for(store: InMemorySessionStore, session_id: str | None, *, optimistic: bool = False) -> HTTPRequest:
     """A unit of work that is not opened yet; the client presents this id."""
     settings = SessionMiddleware(lambda *_: nobody({}), KEY, store=store, fingerprint=None)._settings
     presented = NO_COOKIE if session_id is None else Presented(session_id)
-    return HTTPRequest(settings, http_scope(), {}, nobody, presented)
+    unit = HTTPRequest(settings, http_scope(), {}, empty_body, nobody, presented)
+    unit.rerun = Rerun(unit.scope, empty_body) if optimistic else None
+    return unit
 
 
 async def stored(store: InMemorySessionStore) -> str:
@@ -85,8 +89,13 @@ async def in_state(state: State) -> HTTPRequest:
         await other.open(read_only=False)
         other.session.regenerate_id()
         await other.commit(release=True)
-    unit = unit_for(store, session_id)
+    unit = unit_for(store, session_id, optimistic=state in (State.OPTIMISTIC, State.DISCARDED))
     await unit.open(read_only=state is State.READ_ONLY)
+    if state is State.DISCARDED:
+        with pytest.raises(Discarded):
+            await another_wrote(unit)
+        assert unit.rerun is not None
+        unit.rerun.is_over()
     if state is State.REFUSED:
         with pytest.raises(SessionError):
             await another_wrote(unit)
@@ -117,6 +126,11 @@ async def find_replaced(unit: HTTPRequest) -> None:
 async def find_read_only(unit: HTTPRequest) -> None:
     unit.presented = Presented(await stored(unit.settings.store))  # type: ignore[arg-type]
     await unit.open(read_only=True)
+
+
+async def find_without_lock(unit: HTTPRequest) -> None:
+    unit.rerun = Rerun(unit.scope, empty_body)
+    await find(unit)
 
 
 async def commit_values(unit: HTTPRequest) -> None:
@@ -181,6 +195,7 @@ EVENTS: dict[str, Event] = {
     "open: absent": find_nothing,
     "open: replaced id": find_replaced,
     "open: read-only": find_read_only,
+    "open: optimistic": find_without_lock,
     "commit: values": commit_values,
     "commit: sign-in": commit_sign_in,
     "commit: end": commit_end,
@@ -210,10 +225,10 @@ async def test_each_event_leads_where_the_table_says(event: str, state: str) -> 
     unit = await in_state(State[state])
     assert unit.state is State[state]
     after = TABLE[event, state]
-    if after == "REFUSED" != state:
-        with pytest.raises(SessionConflictError):
+    if after != state and after in ("REFUSED", "DISCARDED"):
+        with pytest.raises(SessionConflictError if after == "REFUSED" else Discarded):
             await EVENTS[event](unit)
-        assert unit.state is State.REFUSED
+        assert unit.state is State[after]
     elif after in State.__members__:
         await EVENTS[event](unit)
         assert unit.state is State[after]
@@ -221,14 +236,14 @@ async def test_each_event_leads_where_the_table_says(event: str, state: str) -> 
         with pytest.raises(AssertionError if after == "-" else SessionError):
             await EVENTS[event](unit)
         assert unit.state is State[state]
-    assert isinstance(unit.record, Checkout) is (unit.state is State.OPEN) or unit.state not in (
-        State.FRESH, State.RETIRED, State.OPEN,
+    assert isinstance(unit.record, Checkout) is (unit.state in HAS_RECORD) or unit.state not in (
+        State.FRESH, State.RETIRED, *HAS_RECORD,
     )  # fmt: skip
-    if unit.state in (State.READ_ONLY, State.RELEASED):
+    if unit.state in (State.OPTIMISTIC, State.READ_ONLY, State.RELEASED, State.DISCARDED):
         assert (await unit.settings.store.get_stats())["locks_held"] == 0
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", [each for each in State if each is not State.DISCARDED])
 @pytest.mark.parametrize("ending", [HTTPRequest.close, HTTPRequest.roll_back])
 async def test_an_end_of_the_request_waits_for_no_transaction(state: State, ending: Event) -> None:
     """Whatever state it lies over: it stores its own changes, and the request is released after it."""

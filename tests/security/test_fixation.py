@@ -181,7 +181,7 @@ async def test_a_sign_in_that_comes_too_late_is_refused(service: Service) -> Non
     visitor = service.visitor()
     before = await visitor.begin(n=1)
     with pytest.raises(SessionClosedError, match=r"login\(\).*before the response starts"):
-        await visitor.use(stream(read, lambda session: session.update(user="ada")))
+        await visitor.use(stream(write, lambda session: session.update(user="ada")))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
@@ -191,7 +191,7 @@ async def test_a_sign_in_that_comes_too_late_is_refused(service: Service) -> Non
     await visitor.connect(app)
     data = await service.store.get(before)
     assert data is not None
-    assert data.metadata == {"n": 1}
+    assert data.metadata == {"n": 2}
 
 
 @requirement("FIX-1")

@@ -136,6 +136,10 @@ class RedisSessionStore(SessionStore):
         state = self._states.here() or await self._states.get()
         return await state.checkouts.commit(checkout, record, release)
 
+    async def commit_unlocked(self, checkout: Checkout, record: bytes) -> Outcome:
+        state = self._states.here() or await self._states.get()
+        return await state.checkouts.commit_unlocked(checkout, record)
+
     async def discard(self, checkout: Checkout) -> Outcome:
         return await (await self._states.get()).checkouts.discard(checkout)
 

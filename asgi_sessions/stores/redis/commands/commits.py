@@ -6,13 +6,13 @@ from ....errors import SessionStoreError
 from ...checkout import Checkout, Outcome
 from ..connection.replies import NOT_OURS, Reply
 from ..connection.resp import pack_args
-from .header import HEADER_SIZE, head_of
+from .header import HEADER_SIZE, head_of, pack_value
 from .keys import Keys
-from .scripts import COMMIT, COMMIT_AGAIN
+from .scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED
 
 UNLOCKED = (b"UNHELD", b"GONE", b"LOST")  # the lock is not ours any more
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
-_REFUSED = (Outcome.CONFLICT, Outcome.LOST)
+_REFUSED = (Outcome.CONFLICT, Outcome.LOST, Outcome.BUSY)
 _MOST = 32  # versions of unknown outcome that a checkout remembers
 _OUTCOMES = {
     b"STORED": Outcome.STORED,
@@ -20,6 +20,7 @@ _OUTCOMES = {
     b"GONE": Outcome.GONE,
     b"CONFLICT": Outcome.CONFLICT,
     b"LOST": Outcome.LOST,
+    b"BUSY": Outcome.BUSY,
 }
 
 
@@ -33,6 +34,12 @@ def pack(
         HEADER_SIZE + len(record), version, record, flags,
         b"" if unsure is None else pack_args(unsure.encode()),
     )  # fmt: skip
+
+
+def pack_unlocked(keys: Keys, was: bytes, version: bytes, record: bytes, unsure: str | None) -> bytes:
+    """A call of `COMMIT_UNLOCKED`, packed."""
+    args = pack_args(head_of(was), pack_value(version, record), (unsure or "").encode())
+    return COMMIT_UNLOCKED.by_sha + keys.packed + args
 
 
 def noted(checkout: Checkout, word: Reply, version: bytes, record: bytes, unsure: str | None) -> Outcome:

@@ -27,7 +27,7 @@ MOST_KNOWN = 1024  # ids whose record is wrong, about 300 kB
 _OURS = b"asgi"  # how a value of ours begins, in every version of its header
 _BODY = 65  # where its record begins, in the version that is written; of others it is looked for
 _TAKEN = {b"L": 3, b"A": 1, b"R": 1, b"X": 1, b"B": 2, b"W": 3, b"K": 3}
-_REFUSALS = (b"GONE", b"LOST", b"CONFLICT")
+_REFUSALS = (b"GONE", b"LOST", b"CONFLICT", b"BUSY")
 
 
 def bears(value: bytes, mark: bytes) -> bool:

@@ -13,7 +13,7 @@ from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from ..commands.keys import Keys, KeySpace
-from ..commands.scripts import COMMIT, COMMIT_AGAIN, CREATE, REMOVE, RENEW, SHORTEN
+from ..commands.scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
 from ..connection.call import NotSentError
@@ -172,12 +172,8 @@ class Checkouts:
             if after is _HAND_OVER:
                 return await self._commit_and_hand_over(checkout, reply, version, record, unsure)
             word = commits.word_of(await reply)
-        except NotSentError:
-            raise
-        except (
-            BaseException
-        ):  # only now: until then another commit must not take this version for the loaded one
-            checkout.unsure = commits.one_more(checkout.unsure, version)
+        except BaseException as error:
+            _doubt(checkout, version, error)
             raise
         outcome = commits.noted(checkout, word, version, record, unsure)
         if not release and word in commits.UNLOCKED:
@@ -212,6 +208,18 @@ class Checkouts:
         self._locks.handed_over(keys, token, timing, stored)
         checkout.token = None
         return outcome
+
+    async def commit_unlocked(self, checkout: Checkout, record: bytes) -> Outcome:
+        """Write the record if nobody holds the lock and nobody has changed it since it was loaded."""
+        keys, was, unsure = self._keys.of(checkout.session_id), checkout.version.encode(), checkout.unsure
+        version = next_version(was)
+        packed = commits.pack_unlocked(keys, was, version, record, unsure)
+        try:
+            reply = await self._commands.call(COMMIT_UNLOCKED, keys.record, packed, STORED + version[:NONCE])
+        except BaseException as error:
+            _doubt(checkout, version, error)
+            raise
+        return commits.noted(checkout, commits.word_of(reply), version, record, unsure)
 
     async def discard(self, checkout: Checkout, retired: bytes = b"0") -> Outcome:
         """Delete the record, and remember its id as replaced for so long (ms)."""
@@ -274,6 +282,15 @@ class Checkouts:
         if checkout.token is not None and isinstance(lease, Lease):
             return lease.keys, lease.token, lease.timing
         return self._keys.of(checkout.session_id), b"", self._commands.unlocked
+
+
+def _doubt(checkout: Checkout, version: bytes, error: BaseException) -> None:
+    """Remember a version that may be stored, unless nothing was sent.
+
+    Only now: while the commit was under way no other one could take this version for the loaded one.
+    """
+    if not isinstance(error, NotSentError):
+        checkout.unsure = commits.one_more(checkout.unsure, version)
 
 
 def _missing(word: bytes) -> Missing:
