@@ -1,4 +1,4 @@
-"""What a writer does beside its calls: leases are renewed, what has expired is dropped, the log is folded in."""
+"""What a writer does beside its calls: it renews leases, drops what has expired, and folds the log in."""
 
 from __future__ import annotations
 

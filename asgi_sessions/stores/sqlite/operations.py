@@ -18,7 +18,7 @@ _HELD, _FULL = Standing.HELD, Standing.FULL
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a checkout may change: its session, its lock (None without one), and the versions that are its own."""
+    """What a checkout may change: its session, its lock (None without one), the versions that are its own."""
 
     session_id: str = field(repr=False)
     token: str | None = field(repr=False)
@@ -96,7 +96,7 @@ def write_unlocked(tx: Transaction, claim: Claim, record: bytes, version: str, c
 
 
 def move(tx: Transaction, claim: Claim, new: New) -> Outcome | Checkout:
-    """Store the record under a new id and retire the old one; the new one's checkout, or why it is not stored."""
+    """Store the record under a new id and retire the old one; the new checkout, or why there is none."""
     outcome = _judge(tx, claim)
     old = records.find(tx, claim.session_id) if outcome is _STORED else None
     if old is None:
@@ -124,7 +124,7 @@ def discard(tx: Transaction, claim: Claim) -> Outcome:
 
 
 def put(tx: Transaction, new: New, ttl: float | None, default_ttl: float, allow_new: bool) -> bool:
-    """Store a record whoever holds it. Without ttl an old one keeps its bounds, and a new one gets the default."""
+    """Store a record whoever holds it. Without ttl old bounds stay, and a new record gets the default."""
     value = records.find(tx, new.session_id)
     if value is None:
         if allow_new:

@@ -76,7 +76,7 @@ def retire(tx: Transaction, session_id: str) -> None:
 def bounded(
     tx: Transaction, session_id: str, value: Value, rule: Lifetime | None, token: str | None, waited: float
 ) -> Checkout | None:
-    """The checkout of a live record, whose bounds are shortened to the rule; None where it has ended by that."""
+    """The checkout of a live record, with bounds shortened to the rule; None where it has ended by that."""
     taken = value.checkout(session_id, tx.now, token, waited)
     bounds = None if rule is None else shorter(rule, taken)
     if bounds is None:

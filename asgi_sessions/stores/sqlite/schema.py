@@ -16,9 +16,9 @@ from .place import Place
 OLDEST = (3, 35)  # the release of SQLite that has RETURNING
 APPLICATION = 0x41534753  # "ASGS", in the header of each database of ours
 
-# Times of `session` and `retired` are seconds by the store's clock, those of `lock` by the machine's monotonic
-# clock. `ends` is the earlier of `expires` and `until`. The lock of a session is held by its row with the lowest
-# `pos`, the others wait; `lease` is how long it lasts for whoever holds it.
+# Times of `session` and `retired` are seconds by the store's clock, those of `lock` by the monotonic
+# clock. `ends` is the earlier of `expires` and `until`. The lock of a session is held by its row with the
+# lowest `pos`, the others wait; `lease` is how long it lasts for whoever holds it.
 _FIRST = """
 CREATE TABLE session (
   id TEXT PRIMARY KEY NOT NULL, version TEXT NOT NULL,
@@ -58,16 +58,16 @@ def connect(path: Path) -> sqlite3.Connection:
 def prepare(place: Place) -> None:
     """See to it that the database is there and has our tables; to be called behind the gate.
 
-    `SessionStoreError` for a file that is none of ours, is empty, cannot be written, or has tables of a newer
-    release. It is left as it is then.
+    `SessionStoreError` for a file that is none of ours, is empty, cannot be written, or has tables of a
+    newer release. It is left as it is then.
     """
     try:
         if not place.exists():
             _make(place.path)
         elif not place.path.stat().st_size:
             raise SessionStoreError(
-                f"{place.path} is empty, and so no database: remove it, and a new one is made, or put a backup"
-                " in its place"
+                f"{place.path} is empty, and so no database: remove it, and a new one is made, or put"
+                " a backup in its place"
             )
         elif not os.access(place.path, os.R_OK | os.W_OK):
             raise SessionStoreError(

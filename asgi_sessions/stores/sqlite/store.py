@@ -36,6 +36,7 @@ from .transaction import Standing, Waiter
 from .writer import Fault
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+_REFUSED = (Outcome.CONFLICT, Outcome.LOST, Outcome.BUSY)
 _QUEUED, _FULL = Standing.QUEUED, Standing.FULL
 _AT_ONCE = 100  # records in one step of a batch
 _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noqa: S608  # constants
@@ -44,11 +45,11 @@ _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noq
 class SQLiteSessionStore(SessionStore):
     """Sessions in a SQLite database, for any number of processes of one machine. Nothing to install or start.
 
-    `path` is the file, which is made with mode 0600 where it is missing; its folder has to be there, on a local
-    disk. `default_ttl` (seconds) is for records that are stored without a ttl. With `synchronous="full"` an
-    acknowledged change survives a power cut, with "normal" a crash of the process. `busy_timeout` is for how
-    many seconds a call waits where another program has the database locked. `clock` gives the seconds since the
-    epoch, by which records expire.
+    `path` is the file, which is made with mode 0600 where it is missing; its folder has to be there, on a
+    local disk. `default_ttl` (seconds) is for records that are stored without a ttl. With
+    `synchronous="full"` an acknowledged change survives a power cut, with "normal" a crash of the process.
+    `busy_timeout` is for how many seconds a call waits where another program has the database locked. `clock`
+    gives the seconds since the epoch, by which records expire.
 
     One object serves any number of event loops and threads, on asyncio and trio, also after a fork.
     `ValueError` for what cannot work; what is wrong with the file is a `SessionStoreError` at its first use.
@@ -285,7 +286,7 @@ class SQLiteSessionStore(SessionStore):
     # -- all records: read in a thread, page by page ----------------------------------------------------------
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids of the records that are not absent, in order. Sessions that begin meanwhile may be missing."""
+        """The ids of the records that are not absent, in order. One that begins meanwhile may be missing."""
         engine = self._ready() or await self._get()
         async with aclosing(engine.reader.pages("ends", ALIVE, self._clock())) as pages:
             async for rows in pages:
@@ -455,6 +456,6 @@ def _claim(checkout: Checkout) -> Claim:
 
 def _as_far_as_known(outcome: Outcome, unsure: str | None) -> Outcome:
     """A refusal may be of our own earlier commit, whose outcome is not known: it says nothing of that."""
-    if unsure is not None and outcome in (Outcome.CONFLICT, Outcome.LOST):
+    if unsure is not None and outcome in _REFUSED:
         return Outcome.UNSURE
     return outcome

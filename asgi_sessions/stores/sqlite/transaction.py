@@ -1,4 +1,4 @@
-"""What one transaction works with, and what this process knows of locks: who waits here, what is held here."""
+"""What one transaction works with, and what this process knows of locks: who waits, what is held."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ class Waking:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._rung = threading.Event()
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | None = None  # takes messages, and waits for them
+        self._sender: socket.socket | None = None  # never waits
         self._fd: int | None = None
         self._prefix = os.fspath(folder)
         with contextlib.suppress(OSError, AttributeError):
@@ -42,12 +43,14 @@ class Waking:
         os.chmod(self._folder / f"{name}.sock", 0o600)
         self._name = name
         self._socket = opened
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
 
     def tell(self, name: str, session_id: str) -> None:
         """Tell another process to look after this session. A full queue wakes it as well."""
-        if self._socket is not None:
+        if self._sender is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto(session_id.encode(), socket.MSG_DONTWAIT, self._path(name))
+                self._sender.sendto(session_id.encode(), self._path(name))
 
     def ring(self) -> None:
         """End this process's own `listen`, from another thread."""
@@ -63,11 +66,12 @@ class Waking:
             self._rung.clear()
             return set()
         heard: set[str] = set()
-        self._socket.settimeout(seconds)
         with contextlib.suppress(OSError):
+            self._socket.settimeout(seconds)
             heard.add(self._socket.recv(_SIZE).decode())
+            self._socket.setblocking(False)
             for _ in range(_EVERY):
-                heard.add(self._socket.recv(_SIZE, socket.MSG_DONTWAIT).decode())
+                heard.add(self._socket.recv(_SIZE).decode())
         heard.discard("")
         return heard
 
@@ -79,8 +83,9 @@ class Waking:
 
     def abandon(self) -> None:
         """Close what is open, in a child that was forked, where the socket is the parent's."""
-        if self._socket is not None:
-            self._socket.close()
+        for each in (self._socket, self._sender):
+            if each is not None:
+                each.close()
         if self._fd is not None:
             os.close(self._fd)
 

@@ -1,4 +1,4 @@
-"""The one that writes: a thread that takes all calls that wait into one transaction, so that one fsync serves all."""
+"""The thread that writes. It takes all calls that wait into one transaction: one fsync serves them all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from ...errors import SessionStoreError
@@ -55,8 +56,8 @@ class Writer:
 
     Who has the turn uses the connection: the thread, or a task whose call is the only one (`run_alone`).
     `clock` is the store's; `full` says whether a durable change survives a power cut; `patience` is for how
-    many seconds a foreign program may lock the database. `tell` sends a message to another process, and `watch`
-    is called when somebody begins to wait here.
+    many seconds a foreign program may lock the database. `tell` sends a message to another process, and
+    `watch` is called when somebody begins to wait here.
     """
 
     def __init__(
@@ -230,8 +231,8 @@ class Writer:
         """Let locks go that came too late: the event loops that waited for them have ended."""
         for value in values:
             if isinstance(value, Checkout) and value.token is not None:
-                session_id, token = value.session_id, value.token
-                self.put(Call(lambda tx, i=session_id, t=token: locks.release(tx, i, t), False))
+                work = partial(locks.release, session_id=value.session_id, token=value.token)
+                self.put(Call(work, False))
 
     # -- one transaction ----------------------------------------------------------------------------------
 
