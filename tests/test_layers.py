@@ -55,8 +55,8 @@ SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
     ("operations", "housekeeping"),  # a store's operations, each in one transaction
     ("locks",),  # the queue for a session's lock
     ("records",),  # records, their bounds and columns
-    ("transaction", "columns", "queries"),
-    ("answers", "waking", "gate", "schema"),  # threads and tasks, processes, tables
+    ("transaction", "columns"),
+    ("answers", "waking", "gate", "schema", "queries", "urls"),  # threads and tasks, processes, tables
     ("place",),  # the file
     ("faults",),  # errors in words
 )

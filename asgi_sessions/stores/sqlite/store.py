@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from math import inf
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
 from ..value import Value, new_version
-from . import housekeeping, locks, operations, records
+from . import housekeeping, locks, operations, records, urls
 from .answers import new_answer
 from .columns import columns_of
 from .engine import Engine, Settings
@@ -70,7 +71,7 @@ class SQLiteSessionStore(SessionStore):
             raise ValueError("default_ttl is a number of seconds above 0")
         if synchronous not in ("full", "normal"):
             raise ValueError(f'synchronous is "full" or "normal", not {synchronous!r}')
-        if not busy_timeout >= 0:
+        if not 0 <= busy_timeout < inf:
             raise ValueError("busy_timeout is a number of seconds, 0 or more")
         if sqlite3.sqlite_version_info < OLDEST:
             raise ValueError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
@@ -82,6 +83,14 @@ class SQLiteSessionStore(SessionStore):
         self._engine: Engine | None = None
         self._opening = threading.Lock()
         self._pid = os.getpid()
+
+    @classmethod
+    def from_url(cls, url: str) -> SQLiteSessionStore:
+        """The store of `sqlite:///path`, with the options `synchronous` and `busy_timeout`."""
+        path, *options = urls.read(url)
+        given = zip(("synchronous", "busy_timeout"), options, strict=True)
+        named: dict[str, Any] = {name: value for name, value in given if value is not None}
+        return cls(path, **named)
 
     def now(self) -> float:
         return self._clock()
