@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
+from typing import NamedTuple
 
 from . import locks, records
 from .transaction import Transaction
@@ -13,8 +14,16 @@ BITE = 100  # expired records that are deleted in one transaction
 TIDY = 5.0  # seconds between two looks for expired records
 FOLD = 2000  # pages written, about, until the log is folded into the database
 PAGE = 4096
-_VACUUM = 64  # free pages that are given back at once
+_VACUUM = 100  # free pages that are given back at once
 _SPARE = 4  # a fourth of the file may be free: it is needed again soon
+
+
+class Tidied(NamedTuple):
+    """How many records were dropped, and whether there is more to do."""
+
+    dropped: int
+    more: bool
+
 
 _logger = logging.getLogger("asgi_sessions.sqlite")
 
@@ -44,20 +53,21 @@ def _renew(tx: Transaction, token: str) -> None:
         lease.due = min(tx.moment + lease.lease / 3, lease.ends)
 
 
-def tidy(tx: Transaction) -> int:
-    """Drop a bite of what has expired, and give back free pages; how many records it were."""
+def tidy(tx: Transaction) -> Tidied:
+    """Drop a bite of what has expired, and give back some free pages."""
     dropped = records.expire(tx, BITE)
-    if dropped:
-        vacuum(tx.db)
-    return dropped
+    return Tidied(dropped, _vacuum(tx.db) or dropped == BITE)
 
 
-def vacuum(db: sqlite3.Connection) -> None:
-    """Give free pages back to the file system, some at a time, where there are many."""
+def _vacuum(db: sqlite3.Connection) -> bool:
+    """Give free pages back to the file system, some at a time; whether there are still many."""
     (free,) = db.execute("PRAGMA freelist_count").fetchone()
     (pages,) = db.execute("PRAGMA page_count").fetchone()
-    if free > max(_VACUUM, pages // _SPARE):
-        db.execute(f"PRAGMA incremental_vacuum({_VACUUM})").fetchall()
+    if free <= max(_VACUUM, pages // _SPARE):
+        return False
+    for _ in range(_VACUUM):  # `sqlite3` takes one step of this statement, and a step frees one page
+        db.execute("PRAGMA incremental_vacuum")
+    return True
 
 
 def fold(db: sqlite3.Connection) -> None:

@@ -14,6 +14,7 @@ from .faults import fault_of
 from .place import Place
 
 OLDEST = (3, 35)  # the release of SQLite that has RETURNING
+_LEAST = 512  # bytes; SQLite takes what is shorter for a new database
 APPLICATION = 0x41534753  # "ASGS", in the header of each database of ours
 
 # Times of `session` and `retired` are seconds by the store's clock, those of `lock` by the monotonic
@@ -64,10 +65,10 @@ def prepare(place: Place) -> None:
     try:
         if not place.exists():
             _make(place.path)
-        elif not place.path.stat().st_size:
+        elif place.path.stat().st_size < _LEAST:
             raise SessionStoreError(
-                f"{place.path} is empty, and so no database: remove it, and a new one is made, or put"
-                " a backup in its place"
+                f"{place.path} is empty or cut off, and so no database: remove it, and a new one is made, or"
+                " put a backup in its place"
             )
         elif not os.access(place.path, os.R_OK | os.W_OK):
             raise SessionStoreError(

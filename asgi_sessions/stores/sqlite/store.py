@@ -339,9 +339,9 @@ class SQLiteSessionStore(SessionStore):
     async def cleanup_expired(self) -> int:
         """Drop expired records now, some at a time, and return how many."""
         engine = self._ready() or await self._get()
-        dropped, bite = 0, housekeeping.BITE
-        while bite == housekeeping.BITE:
-            bite = await engine.perform(housekeeping.tidy, durable=False)
+        dropped, more = 0, True
+        while more:
+            bite, more = await engine.perform(housekeeping.tidy, durable=False)
             dropped += bite
         return dropped
 

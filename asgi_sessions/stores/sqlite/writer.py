@@ -276,9 +276,9 @@ class Writer:
             self._transact([Call(housekeeping.renew_due, False)], full=False)
             self.desk.due = max(self.desk.due, moment + 0.01)
         if moment >= self._tidies_at:
-            tidied: list[int] = []
+            tidied: list[housekeeping.Tidied] = []
             self._transact([Call(lambda tx: tidied.append(housekeeping.tidy(tx)), False)], full=False)
-            more = bool(tidied) and tidied[0] >= housekeeping.BITE
+            more = bool(tidied) and tidied[-1].more
             self._tidies_at = moment + (0.02 if more else housekeeping.TIDY)
         if self._pages >= housekeeping.FOLD:
             self._pages = 0

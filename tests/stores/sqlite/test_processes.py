@@ -58,7 +58,9 @@ async def test_a_lock_is_handed_from_process_to_process(
         assert found.message_count == count
 
 
-async def test_a_killed_holder_holds_nothing(store: SQLiteSessionStore, start: Callable[..., Process]) -> None:
+async def test_a_killed_holder_holds_nothing(
+    store: SQLiteSessionStore, start: Callable[..., Process]
+) -> None:
     """Its lease would last for a minute; the others notice that it is gone."""
     await store.set("s", SessionData(session_id="s"))
     for waits_already in (True, False):
