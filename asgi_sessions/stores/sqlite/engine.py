@@ -159,13 +159,12 @@ class Engine:
 
 
 def _leave(tx: Transaction) -> None:
-    """Let go what this process holds, for it ends."""
-    name = tx.others.name
-    rows = tx.db.execute("SELECT id, token FROM lock WHERE process = ?", (name,)).fetchall()
+    """Send away who waits in this process, then let go what it holds, for it ends."""
+    for waiter in [waiter for waiting in tx.desk.waiting.values() for waiter in waiting.values()]:
+        tx.settle(waiter, Fault(SessionStoreError(CLOSED)))
+        locks.release(tx, waiter.session_id, waiter.token)
+    rows = tx.db.execute("SELECT id, token FROM lock WHERE process = ?", (tx.others.name,)).fetchall()
     for session_id, token in rows:
-        waiter = tx.desk.waiter(session_id, token)
-        if waiter is not None:
-            tx.settle(waiter, Fault(SessionStoreError(CLOSED)))
         locks.release(tx, session_id, token)
 
 
