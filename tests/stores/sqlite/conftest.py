@@ -37,4 +37,4 @@ async def other(path: Path) -> AsyncIterator[SQLiteSessionStore]:
 def start(path: Path) -> Iterator[Callable[..., Process]]:
     """Starts a real process with a store on the database; it is killed at the end of the test."""
     with ExitStack() as started:
-        yield lambda *wrapper: started.enter_context(Process(path, *wrapper))
+        yield lambda *wrapper, **options: started.enter_context(Process(path, *wrapper, **options))

@@ -27,11 +27,12 @@ ROOT = Path(__file__).parents[3]
 class Process:
     """Starts the program, tells it what to do, freezes and kills it. `wrapper` is a command that runs it."""
 
-    def __init__(self, path: Path, *wrapper: str) -> None:
+    def __init__(self, path: Path, *wrapper: str, synchronous: str = "full") -> None:
         self._process = subprocess.Popen(
-            [*wrapper, sys.executable, __file__, str(path)],
+            [*wrapper, sys.executable, __file__, str(path), synchronous],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,  # with its wrapper it is a group, which gets the signals
         )  # fmt: skip
         assert self.hear() == "ready"
 
@@ -65,23 +66,24 @@ class Process:
 
     def freeze(self) -> None:
         """Stop it where it is, all its threads."""
-        self._process.send_signal(signal.SIGSTOP)
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        self._process.send_signal(signal.SIGCONT)
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it where it is."""
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 class Program:
     """The other side."""
 
-    def __init__(self, path: str) -> None:
-        self.store = SQLiteSessionStore(path, busy_timeout=20)
+    def __init__(self, path: str, synchronous: Any) -> None:
+        self.store = SQLiteSessionStore(path, synchronous=synchronous, busy_timeout=20)
         self.held: dict[str, Checkout] = {}
 
     async def take(self, session_id: str, lease: float = LEASE, wait: float = 60.0) -> bool:
@@ -129,7 +131,7 @@ def answer(words: object) -> None:
 
 
 async def main() -> None:
-    program = Program(sys.argv[1])
+    program = Program(*sys.argv[1:])
     await program.store.open()
     answer("ready")
     while line := await asyncio.to_thread(sys.stdin.readline):
