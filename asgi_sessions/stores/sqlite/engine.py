@@ -34,6 +34,7 @@ class Settings:
     synchronous: str
     busy_timeout: float
     clock: Callable[[], float]
+    moments: Callable[[], float] = time.monotonic  # the clock of leases; never goes back
 
 
 class Engine:
@@ -77,7 +78,8 @@ class Engine:
             self._gate.leave()
         self.writer = Writer(
             self._db, self._gate, place, self._presence,
-            clock=self._settings.clock, full=self._full, patience=self._settings.busy_timeout,
+            clock=self._settings.clock, moments=self._settings.moments,
+            full=self._full, patience=self._settings.busy_timeout,
             tell=self._waking.tell, watch=self._waking.ring,
         )  # fmt: skip
         self._watch = Watch(self._waking, self.writer)
@@ -146,7 +148,7 @@ class Engine:
         if not dead:
             return
         db.execute("BEGIN IMMEDIATE")
-        tx = Transaction(db, self._settings.clock(), time.monotonic(), Desk(), self._presence)
+        tx = Transaction(db, self._settings.clock(), self._settings.moments(), Desk(), self._presence)
         for name in dead:
             rows = db.execute("DELETE FROM lock WHERE process = ? RETURNING id", (name,)).fetchall()
             for session_id in {row[0] for row in rows}:

@@ -12,6 +12,7 @@ from .transaction import Transaction
 
 BITE = 100  # expired records that are deleted in one transaction
 TIDY = 5.0  # seconds between two looks for expired records
+SOON = 0.02  # seconds, where the last look did not find the end
 FOLD = 2000  # pages written, about, until the log is folded into the database
 PAGE = 4096
 _VACUUM = 100  # free pages that are given back at once

@@ -22,7 +22,7 @@ _REWRITE = (
 )
 _BOUND = "UPDATE session SET expires = ?, idle = ?, until = ?, ends = ? WHERE id = ?"
 _TOUCH = (
-    "UPDATE session SET until = ?1 + idle, ends = min(expires, ?1 + idle)"
+    "UPDATE session SET until = max(until, ?1 + idle), ends = min(expires, max(until, ?1 + idle))"
     " WHERE id = ?2 AND ends > ?1 AND idle < ?3"
 )
 _EXPIRED = "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE ends <= ? LIMIT ?)"
@@ -58,9 +58,9 @@ def bound(tx: Transaction, session_id: str, value: Value) -> None:
     tx.db.execute(_BOUND, (value.expires, value.idle, value.until, value.ends, session_id))
 
 
-def touch(tx: Transaction, session_id: str) -> None:
-    """Restart the idle timeout of a record that has one and lives."""
-    tx.db.execute(_TOUCH, (tx.now, session_id, math.inf))
+def touch(tx: Transaction, session_id: str, when: float) -> None:
+    """Restart the idle timeout of a record that has one and lived then, when its request came."""
+    tx.db.execute(_TOUCH, (when, session_id, math.inf))
 
 
 def remove(tx: Transaction, session_id: str) -> None:

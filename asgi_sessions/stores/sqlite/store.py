@@ -23,6 +23,7 @@ from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
+from ..running import while_client_stays
 from ..value import Value, new_version
 from . import housekeeping, locks, operations, records, urls
 from .answers import new_answer
@@ -103,13 +104,14 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         if lock is None:
             return await self._load(engine, session_id, lifetime)
-        waiter = _waiter(session_id, lock, lifetime)
+        waiter = Waiter(session_id, token_hex(16), lock, lifetime, self._settings.moments(), new_answer())
+        began = time.monotonic()
         try:
             taken = await engine.perform(
                 partial(operations.check_out, waiter=waiter, passive=passive), durable=False
             )
             if taken is _QUEUED:
-                taken = await _turn_of(waiter)
+                taken = await while_client_stays(partial(_turn_of, waiter, began))
         except BaseException:
             engine.send(partial(locks.release, session_id=session_id, token=waiter.token))
             raise
@@ -132,7 +134,8 @@ class SQLiteSessionStore(SessionStore):
     async def keep_alive(self, checkout: Checkout) -> None:
         if checkout.idle is not None:
             engine = self._ready() or await self._get()
-            engine.send(partial(records.touch, session_id=checkout.session_id))
+            when = self._clock()
+            engine.send(partial(records.touch, session_id=checkout.session_id, when=when))
 
     async def create(
         self,
@@ -292,10 +295,10 @@ class SQLiteSessionStore(SessionStore):
             deleted += await engine.perform(work, durable=True)
         return dict(zip(ids, deleted, strict=True))
 
-    # -- all records: read in a thread, page by page ----------------------------------------------------------
+    # -- all records: read in a thread, page by page --------------------------------------------------------
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids of the records that are not absent, in order. One that begins meanwhile may be missing."""
+        """The ids of the records that are not absent, in order; new ones may be missing."""
         engine = self._ready() or await self._get()
         async with aclosing(engine.reader.pages("ends", ALIVE, self._clock())) as pages:
             async for rows in pages:
@@ -316,7 +319,7 @@ class SQLiteSessionStore(SessionStore):
         return int((await engine.reader.scan(sql, *values))[0][0])
 
     async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
-        """The records that match, at most any `limit` of them, sorted by session id; found by indexes.
+        """The records that match, at most any `limit` of them, sorted by id. Indexes find them.
 
         Records that the model cannot read are left out.
         """
@@ -367,7 +370,7 @@ class SQLiteSessionStore(SessionStore):
             "total_sessions": active + expired,
             "active_sessions": active,
             "expired_sessions": expired,
-            "locks_held": await self._count(held, time.monotonic()),
+            "locks_held": await self._count(held, self._settings.moments()),
             "locks_waited_for": await self._count("SELECT count(DISTINCT id) FROM lock WHERE until = 0"),
         }
 
@@ -426,20 +429,15 @@ class SQLiteSessionStore(SessionStore):
             return engine
 
 
-async def _turn_of(waiter: Waiter) -> Checkout | Missing:
-    """Wait for the lock; `LockTimeoutError` when the time is over."""
+async def _turn_of(waiter: Waiter, began: float) -> Checkout | Missing:
+    """Wait for the lock; `LockTimeoutError` when the time is over that began then."""
     assert waiter.granted is not None  # noqa: S101  # for the types
-    left = waiter.started + waiter.policy.wait - time.monotonic()
-    if not await waiter.granted.wait(left):
-        raise LockTimeoutError(time.monotonic() - waiter.started)
+    if not await waiter.granted.wait(began + waiter.policy.wait - time.monotonic()):
+        raise LockTimeoutError(time.monotonic() - began)
     found: Checkout | Missing | Fault = waiter.granted.value
     if isinstance(found, Fault):
         raise found.error
     return found
-
-
-def _waiter(session_id: str, lock: LockPolicy, rule: Lifetime | None) -> Waiter:
-    return Waiter(session_id, token_hex(16), lock, rule, time.monotonic(), new_answer())
 
 
 def _new(
@@ -448,7 +446,7 @@ def _new(
     columns = columns_of(record)._replace(user_id=user)
     owner = None
     if lock is not None:
-        owner = Waiter(session_id, token_hex(16), lock, None, time.monotonic(), None)
+        owner = Waiter(session_id, token_hex(16), lock, None, 0.0, None)
     return New(session_id, record, columns, lifetime, owner)
 
 

@@ -38,7 +38,7 @@ class Others(Protocol):
 class Waiter:
     """A request that wants the lock of a session; `granted` gets its checkout, or why there is none.
 
-    `started` is when it came, by the monotonic clock. One that makes the session does not wait: it has None.
+    `started` is when it came, by the clock of leases. One that makes the session does not wait: it has None.
     """
 
     session_id: str = field(repr=False)
@@ -56,7 +56,7 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A lock that is held here. Times are by the monotonic clock."""
+    """A lock that is held here. Times are by the clock of leases."""
 
     session_id: str = field(repr=False)
     lease: float
@@ -106,7 +106,7 @@ class Desk:
 class Transaction:
     """One transaction on the database, and what is to be done once it is committed or rolled back.
 
-    `now` is the time by the store's clock and `moment` by the monotonic one, both in seconds.
+    `now` is the time by the store's clock and `moment` by that of leases, both in seconds.
     """
 
     __slots__ = ("db", "desk", "moment", "now", "others", "settled", "told", "undo")

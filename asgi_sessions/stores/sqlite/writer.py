@@ -24,6 +24,7 @@ from .transaction import Desk, Others, Transaction
 Work = Callable[[Transaction], Any]
 
 _MOST = 256  # calls in one transaction
+_EARLY = 0.01  # seconds that the thread may wake too late for what is due
 _PAUSE = 0.005  # seconds until a database that a foreign program has locked is asked again
 
 
@@ -55,9 +56,9 @@ class Writer:
     """Carries out calls, in the order in which they came, in few transactions.
 
     Who has the turn uses the connection: the thread, or a task whose call is the only one (`run_alone`).
-    `clock` is the store's; `full` says whether a durable change survives a power cut; `patience` is for how
-    many seconds a foreign program may lock the database. `tell` sends a message to another process, and
-    `watch` is called when somebody begins to wait here.
+    `clock` is the store's, `moments` that of leases. `full` says whether a durable change survives a power
+    cut, and `patience` for how many seconds a foreign program may lock the database. `tell` sends a message
+    to another process, and `watch` is called when somebody begins to wait here.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Writer:
         others: Others,
         *,
         clock: Callable[[], float],
+        moments: Callable[[], float],
         full: bool,
         patience: float,
         tell: Callable[[str, str], None],
@@ -80,6 +82,7 @@ class Writer:
         self._place = place
         self._others = others
         self._clock = clock
+        self._moments = moments
         self._full = full
         self._is_full: bool | None = None  # what the connection is set to
         self._patience = patience
@@ -92,7 +95,7 @@ class Writer:
         self._turn = threading.Lock()
         self._closing = self._closed = False
         self._tidies_at = time.monotonic() + housekeeping.TIDY
-        self._wakes_at = self._tidies_at
+        self._sleeps_until = self._tidies_at
         self._pages = 0  # written since the log was folded, about
         self._thread = threading.Thread(target=self._serve, name="asgi_sessions-sqlite-writer", daemon=True)
         self._thread.start()
@@ -138,7 +141,7 @@ class Writer:
     def _serve(self) -> None:
         while not self._closing:
             with contextlib.suppress(queue.Empty):
-                self._bell.get(timeout=max(self._wakes_at - time.monotonic(), 0.001))
+                self._bell.get(timeout=max(self._sleeps_until - time.monotonic(), 0.001))
             self._rung = False
             with self._turn:
                 self._round()
@@ -149,20 +152,23 @@ class Writer:
         """Everything that waits, and what is due beside it."""
         while True:
             calls = [self._calls.popleft() for _ in range(min(len(self._calls), _MOST))]
-            moment = time.monotonic()
-            due = moment >= self.desk.due or moment >= self._tidies_at or self._pages >= housekeeping.FOLD
+            due = self._next_due() <= time.monotonic() or self._pages >= housekeeping.FOLD
             if calls or due:
-                self._behind_the_gate(calls, moment if due else None)
+                self._behind_the_gate(calls, due)
             if not self._calls:
                 break
-        self._wakes_at = min(self.desk.due, self._tidies_at)
+        self._sleeps_until = self._next_due()
 
-    def _behind_the_gate(self, calls: list[Call], due: float | None) -> None:
+    def _next_due(self) -> float:
+        """When a lease is to be renewed, or what has expired to be dropped, by the monotonic clock."""
+        return min(self.desk.due - self._moments() + time.monotonic(), self._tidies_at)
+
+    def _behind_the_gate(self, calls: list[Call], due: bool) -> None:
         try:
             with self._gate:
                 self._carry_out(calls)
-                if due is not None:
-                    self._keep_house(due)
+                if due:
+                    self._keep_house()
         except Exception as error:  # of the gate's file
             _answer_all(calls, error)
 
@@ -211,8 +217,8 @@ class Writer:
             return NotImplemented  # the thread tries again, and says what is wrong
         self._pages += 2
         self._finish(tx, [])
-        if min(self.desk.due, self._tidies_at) < self._wakes_at or self._pages >= housekeeping.FOLD:
-            self._wakes_at = 0.0
+        if self._pages >= housekeeping.FOLD or self._next_due() < self._sleeps_until - _EARLY:
+            self._sleeps_until = 0.0
             self._bell.put(None)
         return result
 
@@ -237,7 +243,7 @@ class Writer:
     # -- one transaction ----------------------------------------------------------------------------------
 
     def _transaction(self) -> Transaction:
-        return Transaction(self._db, self._clock(), time.monotonic(), self.desk, self._others)
+        return Transaction(self._db, self._clock(), self._moments(), self.desk, self._others)
 
     def _prepare(self, full: bool) -> None:
         """Set whether the next commit is synced; it cannot be set within a transaction."""
@@ -270,16 +276,17 @@ class Writer:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _keep_house(self, moment: float) -> None:
+    def _keep_house(self) -> None:
         """Each step is tried again later where it fails."""
+        moment = self._moments()
         if moment >= self.desk.due:
             self._transact([Call(housekeeping.renew_due, False)], full=False)
-            self.desk.due = max(self.desk.due, moment + 0.01)
-        if moment >= self._tidies_at:
+            self.desk.due = max(self.desk.due, moment + _PAUSE)
+        if time.monotonic() >= self._tidies_at:
             tidied: list[housekeeping.Tidied] = []
             self._transact([Call(lambda tx: tidied.append(housekeeping.tidy(tx)), False)], full=False)
             more = bool(tidied) and tidied[-1].more
-            self._tidies_at = moment + (0.02 if more else housekeeping.TIDY)
+            self._tidies_at = time.monotonic() + (housekeeping.SOON if more else housekeeping.TIDY)
         if self._pages >= housekeeping.FOLD:
             self._pages = 0
             with contextlib.suppress(sqlite3.Error):

@@ -32,7 +32,7 @@ class Disk:
             _apply(content, offset, data)
 
     def cut(self, folder: Path, chance: random.Random) -> None:
-        """Put the files there as a power cut leaves them: what was synced, and of the rest what chance wants."""
+        """Put the files there as a power cut leaves them: what was synced, of the rest what chance wants."""
         for path in {*self.synced, *self.pending}:
             content = bytearray(self.synced.get(path, b""))
             for offset, data in self.pending.get(path, []):

@@ -19,6 +19,7 @@ from typing import Any
 from asgi_sessions import SessionData, SessionStoreError, SQLiteSessionStore
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
+from asgi_sessions.stores.sqlite.transaction import Transaction
 
 LEASE = 60.0  # seconds; nobody in a test waits for so long
 ROOT = Path(__file__).parents[3]
@@ -116,12 +117,14 @@ class Program:
     async def stick(self) -> None:
         """Freeze in the middle of a transaction, and do nothing more afterwards."""
         engine = await self.store._get()
-        engine.send(lambda tx: (tx.db.execute("DELETE FROM retired"), answer("in it"), stop()), durable=True)
+        engine.send(stop_within, durable=True)
         await asyncio.Event().wait()
 
 
-def stop() -> None:
-    """Freeze this process."""
+def stop_within(tx: Transaction) -> None:
+    """Freeze this process after it has written something."""
+    tx.db.execute("DELETE FROM retired")
+    answer("in it")
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

@@ -25,7 +25,7 @@ def new(session_id: str = "s") -> SessionData:
     return SessionData(session_id=session_id)
 
 
-# --- making and opening ------------------------------------------------------------------------------------
+# --- making and opening ---------------------------------------------------------------------------
 
 
 async def test_it_is_made_for_the_owner_alone(path: Path, store: SQLiteSessionStore) -> None:
@@ -54,7 +54,7 @@ async def test_nothing_is_left_but_the_database(path: Path, store: SQLiteSession
     "name", ["a b.db", "50%.db", "a?b#c.db", "ünï.db", "x" * 200, "sub/deep/" + "y" * 90]
 )
 async def test_a_path_of_any_kind(tmp_path: Path, name: str) -> None:
-    """With spaces and percent signs, and so long that a socket's path would not do; waking works there too."""
+    """With spaces and percent signs, or too long for a socket's path; waking works there too."""
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     store, other = SQLiteSessionStore(path), SQLiteSessionStore(str(path))
@@ -91,7 +91,7 @@ async def test_many_open_it_at_once(path: Path) -> None:
         await store.aclose()
 
 
-# --- what the constructor refuses -----------------------------------------------------------------------------
+# --- what the constructor refuses -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_url_names_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert first.store._facts()["synchronous"] == ("normal" if "normal" in url else "full")
 
 
-# --- what is refused at the first use ---------------------------------------------------------------------------
+# --- what is refused at the first use -------------------------------------------------------------
 
 
 async def refused(path: Path, message: str) -> None:
@@ -279,7 +279,7 @@ def test_ground_that_does_not_hold(
     assert bool(caplog.records) is path.startswith("/host")
 
 
-# --- what goes wrong later ----------------------------------------------------------------------------------------
+# --- what goes wrong later ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("synchronous", ["full", "normal"])
@@ -367,7 +367,7 @@ async def test_large_records(store: SQLiteSessionStore) -> None:
     assert await store.get("s") == data
 
 
-# --- its size -------------------------------------------------------------------------------------------------------
+# --- its size -------------------------------------------------------------------------------------
 
 
 async def test_it_shrinks(path: Path) -> None:
@@ -407,7 +407,7 @@ async def test_the_log_does_not_grow_without_end(path: Path, store: SQLiteSessio
     assert max(sizes) < 60_000_000, "4,000 changes of 5 pages each are 80 MB"
 
 
-# --- the schema -----------------------------------------------------------------------------------------------------
+# --- the schema -----------------------------------------------------------------------------------
 
 
 async def test_a_schema_migrates_forward(

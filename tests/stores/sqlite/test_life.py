@@ -7,10 +7,11 @@ import gc
 import os
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -200,7 +201,7 @@ async def test_a_waiter_is_told_that_the_store_was_closed(store: SQLiteSessionSt
 # --- forks -----------------------------------------------------------------------------------------------
 
 
-def in_a_child(work: Callable[[], Awaitable[None]]) -> int:
+def in_a_child(work: Callable[[], Coroutine[Any, Any, None]]) -> int:
     """Run this in a forked child; its exit status."""
     child = os.fork()
     if child:
@@ -228,7 +229,7 @@ def test_a_fork_opens_anew(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_keeps_none_of_its_parents_locks(path: Path) -> None:
-    """Not the one by which the parent's death is noticed, either; what the parent holds it goes on holding."""
+    """Nor the one by which its death is noticed; what the parent holds it goes on holding."""
     store = SQLiteSessionStore(path)
 
     async def hold() -> Checkout:
