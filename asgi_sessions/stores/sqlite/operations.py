@@ -160,12 +160,18 @@ def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     return sum(ends > tx.now for _, ends in rows)
 
 
-def renew(tx: Transaction, claims: Sequence[tuple[Claim, float]]) -> list[bool]:
-    """Prolong leases by so many seconds each; False for each that is lost."""
-    return [
-        claim.token is not None and locks.renew(tx, claim.session_id, claim.token, lease)
-        for claim, lease in claims
-    ]
+def renew(tx: Transaction, claims: Sequence[Claim]) -> list[bool]:
+    """Prolong the leases that last; which do."""
+    return [claim.token is not None and _renew(tx, claim.session_id, claim.token) for claim in claims]
+
+
+def _renew(tx: Transaction, session_id: str, token: str) -> bool:
+    head, lease = locks.head_of(tx, session_id), tx.desk.leases.get(token)
+    if head is None or head.token != token or head.until <= tx.moment:
+        return False
+    if lease is not None:
+        locks.renew(tx, session_id, token, min(lease.lease, lease.ends - tx.moment))
+    return True
 
 
 def _loaded(

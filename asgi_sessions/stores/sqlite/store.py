@@ -223,8 +223,7 @@ class SQLiteSessionStore(SessionStore):
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The writer does so by itself."""
         engine = self._ready() or await self._get()
-        lease = (self.lock_policy or LockPolicy()).timeout
-        claims = [(_claim(checkout), lease) for checkout in checkouts]
+        claims = [_claim(checkout) for checkout in checkouts]
         kept: list[bool] = await engine.perform(partial(operations.renew, claims=claims), durable=False)
         return kept
 
