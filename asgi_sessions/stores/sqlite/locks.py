@@ -10,6 +10,11 @@ from .transaction import Standing, Transaction, Waiter
 
 _HEAD = "SELECT pos, token, process, until, lease FROM lock WHERE id = ? ORDER BY pos LIMIT 1"
 _ENTER = "INSERT INTO lock (id, pos, token, process, until, lease) VALUES (?, ?, ?, ?, ?, ?)"
+_ENTER_IF_FREE = (
+    "INSERT INTO lock (id, pos, token, process, until, lease)"
+    " SELECT ?1, 1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?1)"
+)
+_FIRST_TWO = "SELECT pos, token FROM lock WHERE id = ? ORDER BY pos LIMIT 2"
 
 
 class Head(NamedTuple):
@@ -38,12 +43,12 @@ def is_held(tx: Transaction, head: Head) -> bool:
 
 def enter(tx: Transaction, waiter: Waiter) -> Standing:
     """Take the lock if it is free, else queue for it."""
+    if _took(tx, waiter):
+        return Standing.HELD
     session_id, name = waiter.session_id, tx.others.name
     head = _relieved(tx, session_id)
     if head is None:
-        row = session_id, 1, waiter.token, name, tx.moment + waiter.lease, waiter.lease
-        tx.db.execute(_ENTER, row)
-        tx.hold(waiter)
+        _took(tx, waiter)
         return Standing.HELD
     rows = tx.db.execute("SELECT count(*) FROM lock WHERE id = ? AND process = ?", (session_id, name))
     if rows.fetchone()[0] - (head.process == name) >= waiter.policy.max_waiters:
@@ -54,6 +59,16 @@ def enter(tx: Transaction, waiter: Waiter) -> Standing:
     return Standing.QUEUED
 
 
+def _took(tx: Transaction, waiter: Waiter) -> bool:
+    """Take a lock that nobody has or waits for; False where somebody does."""
+    lease = waiter.lease
+    row = waiter.session_id, waiter.token, tx.others.name, tx.moment + lease, lease
+    if tx.db.execute(_ENTER_IF_FREE, row).rowcount != 1:
+        return False
+    tx.hold(waiter)
+    return True
+
+
 def release(tx: Transaction, session_id: str, token: str) -> None:
     """Let a lock go, or leave its queue. A holder's lock goes to the next.
 
@@ -61,12 +76,13 @@ def release(tx: Transaction, session_id: str, token: str) -> None:
     """
     tx.desk.drop(token)
     tx.desk.dismiss(session_id, token)
-    head = head_of(tx, session_id)
-    if head is not None and head.token == token:
-        _drop(tx, session_id, head)
-        hand_over(tx, session_id)
-    else:
+    first = tx.db.execute(_FIRST_TWO, (session_id,)).fetchall()
+    if not first or first[0][1] != token:
         tx.db.execute("DELETE FROM lock WHERE id = ? AND token = ?", (session_id, token))
+        return
+    _drop(tx, session_id, first[0][0])
+    if len(first) > 1:
+        hand_over(tx, session_id)
 
 
 def hand_over(tx: Transaction, session_id: str) -> None:
@@ -80,7 +96,7 @@ def hand_over(tx: Transaction, session_id: str) -> None:
             _prolong(tx, session_id, head, head.lease)
             tx.told.append((head.process, session_id))
             return None
-        _drop(tx, session_id, head)  # nobody waits there any more
+        _drop(tx, session_id, head.pos)  # nobody waits there any more
     return None
 
 
@@ -146,7 +162,7 @@ def _relieved(tx: Transaction, session_id: str) -> Head | None:
     if head is None or is_held(tx, head):
         return head
     if head.until:  # else it still waits
-        _drop(tx, session_id, head)
+        _drop(tx, session_id, head.pos)
     hand_over(tx, session_id)
     return head_of(tx, session_id)
 
@@ -157,5 +173,5 @@ def _prolong(tx: Transaction, session_id: str, head: Head, lease: float) -> None
     )
 
 
-def _drop(tx: Transaction, session_id: str, head: Head) -> None:
-    tx.db.execute("DELETE FROM lock WHERE id = ? AND pos = ?", (session_id, head.pos))
+def _drop(tx: Transaction, session_id: str, pos: int) -> None:
+    tx.db.execute("DELETE FROM lock WHERE id = ? AND pos = ?", (session_id, pos))

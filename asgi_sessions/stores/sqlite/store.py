@@ -27,7 +27,7 @@ from ..running import while_client_stays
 from ..value import Value, new_version
 from . import housekeeping, locks, operations, records, urls
 from .answers import new_answer
-from .columns import columns_of
+from .columns import Columns, columns_of
 from .engine import Engine, Settings
 from .faults import DELETED
 from .operations import Claim, New
@@ -165,8 +165,9 @@ class SQLiteSessionStore(SessionStore):
     ) -> Outcome:
         engine = self._ready() or await self._get()
         claim, earlier, version = _claim(checkout), checkout.unsure, new_version()
+        columns = _changed(checkout, record)
         checkout.unsure = version if earlier is None else f"{earlier} {version}"
-        work = partial(write, claim=claim, record=record, version=version, columns=columns_of(record))
+        work = partial(write, claim=claim, record=record, version=version, columns=columns)
         if release:
             checkout.token = None
         try:
@@ -453,6 +454,14 @@ def _of(data: SessionData) -> New:
     record = encode_checked(data)
     columns = columns_of(record)._replace(user_id=data.user_id)
     return New(data.session_id, record, columns, None, None)
+
+
+def _changed(checkout: Checkout, record: bytes) -> Columns | None:
+    """The columns of a record; None where they are those of the record that was loaded, and lies there."""
+    columns = columns_of(record)
+    if checkout.unsure is None and columns == columns_of(checkout.record):
+        return None
+    return columns
 
 
 def _claim(checkout: Checkout) -> Claim:
