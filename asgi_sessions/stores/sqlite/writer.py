@@ -90,6 +90,7 @@ class Writer:
         self._watch = watch
         self._waits = False
         self._calls: deque[Call] = deque()
+        self._results: list[tuple[Answer, object]] = []  # committed, and not told yet
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._rung = False
         self._turn = threading.Lock()
@@ -171,9 +172,10 @@ class Writer:
                     self._keep_house()
         except Exception as error:  # of the gate's file
             _answer_all(calls, error)
+        self._hand_out()  # the next process writes meanwhile
 
     def _carry_out(self, calls: list[Call]) -> None:
-        """First what need not be synced: its callers do not wait for the disk."""
+        """First what need not be synced: its callers go on while the disk works for the others."""
         calls = [call for call in calls if not call.dropped]
         if not self._full:
             return self._transact(calls, full=False)
@@ -191,6 +193,8 @@ class Writer:
                 result = call.work(tx)
                 if call.answer is not None:
                     done.append((call.answer, result))
+            if full:
+                self._hand_out()
             self._db.execute("COMMIT")
         except Exception as error:
             self._roll_back(tx)
@@ -217,25 +221,27 @@ class Writer:
             return NotImplemented  # the thread tries again, and says what is wrong
         self._pages += 2
         self._finish(tx, [])
+        self._hand_out()
         if self._pages >= housekeeping.FOLD or self._next_due() < self._sleeps_until - _EARLY:
             self._sleeps_until = 0.0
             self._bell.put(None)
         return result
 
     def _finish(self, tx: Transaction, done: list[tuple[Answer, object]]) -> None:
-        """Tell everybody what was committed."""
+        """Note what was committed, to be told to those who wait here, and tell the other processes."""
         for process, session_id in tx.told:
             self._tell(process, session_id)
-        if tx.settled or done:
-            self._take_back(deliver(done + tx.settled))
+        self._results += done
+        self._results += tx.settled
         if bool(self.desk.waiting) is not self._waits:
             self._waits = not self._waits
             if self._waits:
                 self._watch()
 
-    def _take_back(self, values: Iterable[object]) -> None:
-        """Let locks go that came too late: the event loops that waited for them have ended."""
-        for value in values:
+    def _hand_out(self) -> None:
+        """Tell who waits here what was committed; locks that come too late, as event loops have ended, go."""
+        results, self._results = self._results, []
+        for value in deliver(results):
             if isinstance(value, Checkout) and value.token is not None:
                 work = partial(locks.release, session_id=value.session_id, token=value.token)
                 self.put(Call(work, False))
