@@ -30,6 +30,10 @@ class Answer(Protocol):
         """Wait so long for the value; whether it has come."""
         ...
 
+    async def wait_out(self, seconds: float) -> BaseException | None:
+        """Wait so long for the value, also when cancelled; gives that cancellation, to be raised then."""
+        ...
+
 
 class AsyncioAnswer:
     """On asyncio: a future that is made only where there is something to wait for."""
@@ -60,6 +64,15 @@ class AsyncioAnswer:
                 timer.cancel()
         return self.value is not PENDING
 
+    async def wait_out(self, seconds: float) -> BaseException | None:
+        ends, cancelled = self.home.time() + seconds, None
+        while self.value is PENDING and (left := ends - self.home.time()) > 0:
+            try:
+                await self.wait(left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        return cancelled
+
 
 class TrioAnswer:
     """On trio."""
@@ -85,6 +98,11 @@ class TrioAnswer:
         with anyio.move_on_after(min(seconds, _LONGEST)):
             await self._event.wait()
         return self.value is not PENDING
+
+    async def wait_out(self, seconds: float) -> BaseException | None:
+        with anyio.CancelScope(shield=True):
+            await self.wait(seconds)
+        return None  # trio raises it at the next checkpoint
 
 
 def new_answer() -> Answer:

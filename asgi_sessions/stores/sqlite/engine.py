@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import SessionStoreError
 from . import locks
-from .answers import new_answer
+from .answers import PENDING, new_answer
 from .faults import BUSY, CLOSED, fault_of
 from .gate import Gate, Presence
 from .place import Place
@@ -89,26 +89,38 @@ class Engine:
         """Whether calls can succeed: it is open, in this process, and the file is still there."""
         return not self.closed and not self.writer.lost
 
-    async def perform(self, work: Work, *, durable: bool) -> Any:
+    async def perform(self, work: Work, *, durable: bool, note: Callable[[Any], object] | None = None) -> Any:
         """The result of `work` in a transaction. `SessionStoreError` on a fault, and after a long wait.
 
-        It is not known then, nor after a cancellation, whether the work was done.
+        It is not known then whether the work was done. A task that is cancelled waits for what is `durable`,
+        and `note` is told the result before the cancellation goes on; anything else is left.
         """
         if not (durable and self._full):
             result = self.writer.run_alone(work)
             if result is not NotImplemented:
+                if note is not None:
+                    note(result)
                 return result
         call = Call(work, durable, new_answer())
         assert call.answer is not None  # noqa: S101  # for the types
         self.writer.put(call)
+        cancelled = None
         try:
-            if not await call.answer.wait(self._settings.busy_timeout + _GRACE):
-                raise SessionStoreError(BUSY)
+            if durable:
+                cancelled = await call.answer.wait_out(self._settings.busy_timeout + _GRACE)
+            else:
+                await call.answer.wait(self._settings.busy_timeout + _GRACE)
         finally:
             call.dropped = True
         result = call.answer.value
+        if result is PENDING:
+            raise SessionStoreError(BUSY) from cancelled
         if isinstance(result, Fault):
-            raise result.error
+            raise result.error from cancelled
+        if note is not None:
+            note(result)
+        if cancelled is not None:
+            raise cancelled
         return result
 
     def send(self, work: Work, *, durable: bool = False) -> None:

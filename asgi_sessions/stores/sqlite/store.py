@@ -32,7 +32,7 @@ from .engine import Engine, Settings
 from .faults import DELETED
 from .operations import Claim, New
 from .place import Place
-from .queries import ALIVE, where_of
+from .queries import ALIVE, ids_of
 from .schema import OLDEST
 from .transaction import Standing, Waiter
 from .writer import Fault
@@ -170,17 +170,19 @@ class SQLiteSessionStore(SessionStore):
         work = partial(write, claim=claim, record=record, version=version, columns=columns)
         if release:
             checkout.token = None
+
+        def note(outcome: Outcome) -> None:
+            checkout.unsure = earlier
+            if outcome is _STORED:
+                checkout.record, checkout.version, checkout.unsure = record, version, None
+
         try:
-            outcome: Outcome = await engine.perform(work, durable=True)
+            outcome: Outcome = await engine.perform(work, durable=True, note=note)
         except BaseException:
-            if release and claim.token is not None:
-                engine.send(partial(locks.release, session_id=claim.session_id, token=claim.token))
+            if release:
+                _let_go(engine, claim)
             raise
-        if outcome is _STORED:
-            checkout.record, checkout.version, checkout.unsure = record, version, None
-            return outcome
-        checkout.unsure = earlier
-        return _as_far_as_known(outcome, earlier)
+        return _as_far_as_known(outcome, checkout.unsure)
 
     async def move(
         self,
@@ -197,22 +199,30 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         claim, new = _claim(checkout), _new(session_id, record, lifetime, lock, user)
         checkout.token = None
+
+        def note(moved: Checkout | Outcome) -> None:
+            checkout.successor = moved if isinstance(moved, Checkout) else None
+
         try:
-            moved = await engine.perform(partial(operations.move, claim=claim, new=new), durable=True)
+            moved = await engine.perform(
+                partial(operations.move, claim=claim, new=new), durable=True, note=note
+            )
         except BaseException:
-            if claim.token is not None:
-                engine.send(partial(locks.release, session_id=claim.session_id, token=claim.token))
+            _let_go(engine, claim)
+            if new.owner is not None and checkout.successor is None:
+                _let_go(engine, Claim(session_id, new.owner.token, ()))
             raise
-        if isinstance(moved, Checkout):
-            checkout.successor = moved
-            return _STORED
-        return _as_far_as_known(moved, checkout.unsure)
+        return _STORED if isinstance(moved, Checkout) else _as_far_as_known(moved, checkout.unsure)
 
     async def discard(self, checkout: Checkout) -> Outcome:
         engine = self._ready() or await self._get()
         claim = _claim(checkout)
         checkout.token = None
-        outcome = await engine.perform(partial(operations.discard, claim=claim), durable=True)
+        try:
+            outcome = await engine.perform(partial(operations.discard, claim=claim), durable=True)
+        except BaseException:
+            _let_go(engine, claim)
+            raise
         return _as_far_as_known(outcome, checkout.unsure)
 
     async def release(self, checkout: Checkout) -> None:
@@ -239,15 +249,19 @@ class SQLiteSessionStore(SessionStore):
         wanted = list(session_ids)
         for session_id in wanted:
             check_id(session_id)
-        engine = self._ready() or await self._get()
         found: dict[str, SessionData | None] = dict.fromkeys(wanted)
         for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
-            sql = f"SELECT id, record FROM session WHERE id IN ({','.join('?' * len(some))}) AND {ALIVE}"  # noqa: S608
-            read = engine.reader.rows if len(wanted) == 1 else engine.reader.scan
-            for session_id, record in await read(sql, *some, self._clock()):
+            for session_id, record in (await self._records(wanted[start : start + _AT_ONCE])).items():
                 found[session_id] = self.read(record)
         return found
+
+    async def _records(self, session_ids: Sequence[str]) -> dict[str, bytes]:
+        """Those of some records that are not absent, in the order of their ids."""
+        engine = self._ready() or await self._get()
+        marks = ",".join("?" * len(session_ids))
+        sql = f"SELECT id, record FROM session WHERE id IN ({marks}) AND {ALIVE} ORDER BY id"  # noqa: S608  # marks
+        read = engine.reader.rows if len(session_ids) == 1 else engine.reader.scan
+        return dict(await read(sql, *session_ids, self._clock()))
 
     async def exists(self, session_id: str) -> bool:
         check_id(session_id)
@@ -327,16 +341,16 @@ class SQLiteSessionStore(SessionStore):
         if limit == 0:
             return found
         engine = self._ready() or await self._get()
-        where, values = where_of(criteria, self._clock())
-        async with aclosing(engine.reader.pages("record", where, *values)) as pages:
-            async for rows in pages:
-                for _, record in rows:
-                    with suppress(SessionStoreError):  # of another model: not for a list
-                        data = self.read(record)
-                        if criteria.matches(data):
-                            found.append(data)
-                    if len(found) == limit:
-                        return found
+        query, values = ids_of(criteria, self._clock())
+        ids = sorted([row[0] for row in await engine.reader.scan(query, *values)])
+        for start in range(0, len(ids), _AT_ONCE):
+            for record in (await self._records(ids[start : start + _AT_ONCE])).values():
+                with suppress(SessionStoreError):  # of another model: not for a list
+                    data = self.read(record)
+                    if criteria.matches(data):
+                        found.append(data)
+                if len(found) == limit:
+                    return found
         return found
 
     async def cleanup_expired(self) -> int:
@@ -467,6 +481,13 @@ def _changed(checkout: Checkout, record: bytes) -> Columns | None:
 def _claim(checkout: Checkout) -> Claim:
     earlier = () if checkout.unsure is None else checkout.unsure.split()
     return Claim(checkout.session_id, checkout.token, (checkout.version, *earlier))
+
+
+def _let_go(engine: Engine, claim: Claim) -> None:
+    """Release a lock after a call that failed, and that may still be carried out."""
+    if claim.token is not None:
+        work = partial(locks.release, session_id=claim.session_id, token=claim.token)
+        engine.send(work, durable=True)
 
 
 def _as_far_as_known(outcome: Outcome, unsure: str | None) -> Outcome:
