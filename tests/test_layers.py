@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("middleware",),  # the walk of a request
     ("options",),  # its arguments, checked
     ("request",),  # one request's life: its messages, its unit of work, our own answers
-    ("stores",),  # what a store promises; memory, Redis
+    ("stores",),  # what a store promises; memory, SQLite, Redis
     ("session",),  # what an app holds: the dict, the draft of its record
     ("record", "client"),  # the record and its bytes; cookies, fingerprints, headers
     ("observation",),  # events
