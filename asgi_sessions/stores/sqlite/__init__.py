@@ -14,8 +14,8 @@ How a request takes its session out:
 3. `records.find` loads the record, `locks.enter` takes the lock or queues for it.
 4. Who has to queue waits for `Waiter.granted`. Whoever lets the lock go hands it over in the same transaction
    (`locks.hand_over`): to a waiter of the same process with the record, to one of another process by a
-   message (`waking`), upon which its `watch` has the writer look (`locks.look`). It looks 20 times a second in
-   any case: messages may be lost, and processes may die (`gate.Presence`).
+   message (`waking`), upon which its `watch` has the writer look (`locks.look`). It looks 20 times a second
+   in any case: messages may be lost, and processes may die (`gate.Presence`).
 
 How it writes the session back and lets the lock go: `operations.write_back`, one transaction again. What has
 to survive a power cut is committed with an fsync, for all that wait at once; locks are not.

@@ -12,7 +12,7 @@ _HEAD = "SELECT pos, token, process, until, lease FROM lock WHERE id = ? ORDER B
 _ENTER = "INSERT INTO lock (id, pos, token, process, until, lease) VALUES (?, ?, ?, ?, ?, ?)"
 _ENTER_IF_FREE = (
     "INSERT INTO lock (id, pos, token, process, until, lease)"
-    " SELECT ?1, 1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?1)"
+    " SELECT ?, 1, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?)"
 )
 _FIRST_TWO = "SELECT pos, token FROM lock WHERE id = ? ORDER BY pos LIMIT 2"
 
@@ -62,7 +62,8 @@ def enter(tx: Transaction, waiter: Waiter) -> Standing:
 def _took(tx: Transaction, waiter: Waiter) -> bool:
     """Take a lock that nobody has or waits for; False where somebody does."""
     lease = waiter.lease
-    row = waiter.session_id, waiter.token, tx.others.name, tx.moment + lease, lease
+    session_id = waiter.session_id
+    row = session_id, waiter.token, tx.others.name, tx.moment + lease, lease, session_id
     if tx.db.execute(_ENTER_IF_FREE, row).rowcount != 1:
         return False
     tx.hold(waiter)
