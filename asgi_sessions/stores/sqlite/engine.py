@@ -116,7 +116,7 @@ class Engine:
         if result is PENDING:
             raise SessionStoreError(BUSY) from cancelled
         if isinstance(result, Fault):
-            raise result.error from cancelled
+            raise result.error
         if note is not None:
             note(result)
         if cancelled is not None:

@@ -13,6 +13,9 @@ from .columns import Columns, columns_of
 from .transaction import Standing, Transaction, Waiter
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
+_COUNT_OF_USER = "SELECT count(*) FROM session WHERE user_id = ? AND id IS NOT ? AND ends > ?"
+_LOCKED_OF_USER = "SELECT id FROM session WHERE user_id = ? AND id IS NOT ? AND id IN (SELECT id FROM lock)"
+_DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ?"
 _REPLACE = "UPDATE session SET record = ?, version = ? WHERE id = ? AND version = ? AND ends > ?"
 _REPLACE_LOCKED = f"{_REPLACE} AND (SELECT token FROM lock WHERE id = ? ORDER BY pos LIMIT 1) = ?"  # noqa: S608
 _HELD, _FULL = Standing.HELD, Standing.FULL
@@ -158,12 +161,12 @@ def delete(tx: Transaction, session_ids: Sequence[str]) -> list[bool]:
 
 def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     """Delete all records of a user but one; how many lived."""
-    rows = tx.db.execute(
-        "DELETE FROM session WHERE user_id = ? AND id IS NOT ? RETURNING id, ends", (user, keep)
-    ).fetchall()
-    for session_id, _ in rows:
+    (lived,) = tx.db.execute(_COUNT_OF_USER, (user, keep, tx.now)).fetchone()
+    locked = tx.db.execute(_LOCKED_OF_USER, (user, keep)).fetchall()
+    tx.db.execute(_DELETE_OF_USER, (user, keep))
+    for (session_id,) in locked:
         locks.send_away(tx, session_id, Missing.ABSENT)
-    return sum(ends > tx.now for _, ends in rows)
+    return int(lived)
 
 
 def renew(tx: Transaction, claims: Sequence[Claim]) -> list[bool]:

@@ -42,19 +42,19 @@ class Reader:
         return await anyio.to_thread.run_sync(partial(self._patiently, sql, values))
 
     async def pages(self, columns: str, where: str, *values: object) -> AsyncGenerator[Rows, None]:
-        """All sessions for which `where` holds, by id, page by page: the id, then the columns.
+        """These columns of all sessions for which `where` holds, in the order of their rows, page by page.
 
         One that comes or goes meanwhile may be missing.
         """
-        last = ""
-        sql = f"SELECT id, {columns} FROM session WHERE id > ? AND {where} ORDER BY id LIMIT {PAGE}"  # noqa: S608
+        last = -1
+        sql = f"SELECT {columns}, rowid FROM session WHERE rowid > ? AND {where} ORDER BY rowid LIMIT {PAGE}"  # noqa: S608
         while True:
             rows = await self.scan(sql, last, *values)
             if rows:
                 yield rows
             if len(rows) < PAGE:
                 return
-            last = rows[-1][0]
+            last = rows[-1][-1]
 
     def close(self) -> None:
         """Close the connections."""

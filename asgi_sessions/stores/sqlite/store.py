@@ -312,9 +312,9 @@ class SQLiteSessionStore(SessionStore):
     # -- all records: read in a thread, page by page --------------------------------------------------------
 
     async def iter_active(self) -> AsyncGenerator[str, None]:
-        """The ids of the records that are not absent, in order; new ones may be missing."""
+        """The ids of the records that are not absent, in any order; new ones may be missing."""
         engine = self._ready() or await self._get()
-        async with aclosing(engine.reader.pages("ends", ALIVE, self._clock())) as pages:
+        async with aclosing(engine.reader.pages("id", ALIVE, self._clock())) as pages:
             async for rows in pages:
                 for row in rows:
                     yield row[0]
@@ -392,7 +392,7 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         async with aclosing(engine.reader.pages("record", ALIVE, self._clock())) as pages:
             async for rows in pages:
-                for _, record in rows:
+                for record, _ in rows:
                     yield record
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
