@@ -89,17 +89,24 @@ class Engine:
         """Whether calls can succeed: it is open, in this process, and the file is still there."""
         return not self.closed and not self.writer.lost
 
-    async def perform(self, work: Work, *, durable: bool, note: Callable[[Any], object] | None = None) -> Any:
+    async def perform(
+        self,
+        work: Work,
+        *,
+        durable: bool,
+        note: Callable[[Any], object] = lambda result: None,
+        brief: bool = True,
+    ) -> Any:
         """The result of `work` in a transaction. `SessionStoreError` on a fault, and after a long wait.
 
         It is not known then whether the work was done. A task that is cancelled waits for what is `durable`,
-        and `note` is told the result before the cancellation goes on; anything else is left.
+        and `note` is told the result before the cancellation goes on; anything else is left. What is not
+        `brief` never runs in the task itself.
         """
-        if not (durable and self._full):
+        if brief and not (durable and self._full):
             result = self.writer.run_alone(work)
             if result is not NotImplemented:
-                if note is not None:
-                    note(result)
+                note(result)
                 return result
         call = Call(work, durable, new_answer())
         assert call.answer is not None  # noqa: S101  # for the types
@@ -117,8 +124,7 @@ class Engine:
             raise SessionStoreError(BUSY) from cancelled
         if isinstance(result, Fault):
             raise result.error
-        if note is not None:
-            note(result)
+        note(result)
         if cancelled is not None:
             raise cancelled
         return result

@@ -292,7 +292,7 @@ class SQLiteSessionStore(SessionStore):
         for start in range(0, len(all_new), _AT_ONCE):
             some = all_new[start : start + _AT_ONCE]
             work = partial(operations.put_all, all_new=some, ttl=ttl, default_ttl=self.default_ttl)
-            stored += await engine.perform(work, durable=True)
+            stored += await engine.perform(work, durable=True, brief=False)
         return dict(zip(records, stored, strict=True))
 
     async def delete(self, session_id: str) -> bool:
@@ -306,7 +306,7 @@ class SQLiteSessionStore(SessionStore):
         deleted: list[bool] = []
         for start in range(0, len(ids), _AT_ONCE):
             work = partial(operations.delete, session_ids=ids[start : start + _AT_ONCE])
-            deleted += await engine.perform(work, durable=True)
+            deleted += await engine.perform(work, durable=True, brief=len(ids) == 1)
         return dict(zip(ids, deleted, strict=True))
 
     # -- all records: read in a thread, page by page --------------------------------------------------------
@@ -358,7 +358,7 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         dropped, more = 0, True
         while more:
-            bite, more = await engine.perform(housekeeping.tidy, durable=False)
+            bite, more = await engine.perform(housekeeping.tidy, durable=False, brief=False)
             dropped += bite
         return dropped
 
@@ -397,7 +397,9 @@ class SQLiteSessionStore(SessionStore):
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         engine = self._ready() or await self._get()
-        ended: int = await engine.perform(partial(operations.end_all_of, user=user, keep=keep), durable=True)
+        ended: int = await engine.perform(
+            partial(operations.end_all_of, user=user, keep=keep), durable=True, brief=False
+        )
         return ended
 
     # -- life of the store itself ---------------------------------------------------------------------------
