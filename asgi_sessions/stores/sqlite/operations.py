@@ -21,7 +21,7 @@ _REPLACE_LOCKED = f"{_REPLACE} AND (SELECT token FROM lock WHERE id = ? ORDER BY
 _HELD, _FULL = Standing.HELD, Standing.FULL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """What a checkout may change: its session, its lock (None without one), the versions that are its own."""
 
@@ -30,7 +30,7 @@ class Claim:
     versions: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class New:
     """A record to be stored under an id of its own, with its columns, and locked for `owner`, if given."""
 

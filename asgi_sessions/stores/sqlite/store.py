@@ -27,7 +27,7 @@ from ..running import while_client_stays
 from ..value import Value, new_version
 from . import housekeeping, locks, operations, records, urls
 from .answers import new_answer
-from .columns import Columns, columns_of
+from .columns import Columns, columns_of, have_same_columns
 from .engine import Engine, Settings
 from .faults import DELETED
 from .operations import Claim, New
@@ -474,10 +474,9 @@ def _of(data: SessionData) -> New:
 
 def _changed(checkout: Checkout, record: bytes) -> Columns | None:
     """The columns of a record; None where they are those of the record that was loaded, and lies there."""
-    columns = columns_of(record)
-    if checkout.unsure is None and columns == columns_of(checkout.record):
+    if checkout.unsure is None and have_same_columns(record, checkout.record):
         return None
-    return columns
+    return columns_of(record)
 
 
 def _claim(checkout: Checkout) -> Claim:

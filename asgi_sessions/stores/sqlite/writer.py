@@ -24,7 +24,6 @@ from .transaction import Desk, Others, Transaction
 Work = Callable[[Transaction], Any]
 
 _MOST = 256  # calls in one transaction
-_EARLY = 0.01  # seconds that the thread may wake too late for what is due
 _PAUSE = 0.005  # seconds until a database that a foreign program has locked is asked again
 
 
@@ -97,6 +96,7 @@ class Writer:
         self._closing = self._closed = False
         self._tidies_at = time.monotonic() + housekeeping.TIDY
         self._sleeps_until = self._tidies_at
+        self._knows_due = self.desk.due  # when it wakes for a lease
         self._pages = 0  # written since the log was folded, about
         self._thread = threading.Thread(target=self._serve, name="asgi_sessions-sqlite-writer", daemon=True)
         self._thread.start()
@@ -158,7 +158,7 @@ class Writer:
                 self._behind_the_gate(calls, due)
             if not self._calls:
                 break
-        self._sleeps_until = self._next_due()
+        self._knows_due, self._sleeps_until = self.desk.due, self._next_due()
 
     def _next_due(self) -> float:
         """When a lease is to be renewed, or what has expired to be dropped, by the monotonic clock."""
@@ -222,8 +222,8 @@ class Writer:
         self._pages += 2
         self._finish(tx, [])
         self._hand_out()
-        if self._pages >= housekeeping.FOLD or self._next_due() < self._sleeps_until - _EARLY:
-            self._sleeps_until = 0.0
+        if self._pages >= housekeeping.FOLD or self.desk.due < self._knows_due:
+            self._knows_due, self._sleeps_until = self.desk.due, 0.0
             self._bell.put(None)
         return result
 
@@ -240,6 +240,8 @@ class Writer:
 
     def _hand_out(self) -> None:
         """Tell who waits here what was committed; locks that come too late, as event loops have ended, go."""
+        if not self._results:
+            return
         results, self._results = self._results, []
         for value in deliver(results):
             if isinstance(value, Checkout) and value.token is not None:
