@@ -65,7 +65,10 @@ class Commit:
         return await self._carry_out_locked(change, taken, since)
 
     async def _carry_out_unlocked(self, change: Change, taken: Checkout, since: float) -> Outcome:
-        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed."""
+        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed.
+
+        Where the app cannot run again, an end wins over what has changed, as it does with the lock.
+        """
         if change is _WRITE:
             outcome = await self._write(taken, since, unlocked=True)
             if outcome is not Outcome.BUSY or self.may_run_again:
@@ -74,7 +77,9 @@ class Commit:
             self._require_cookie()  # before anybody has to wait for the lock
         locked = self.locked = await lock_as_loaded(self.settings, taken)
         if locked is None:
-            return Outcome.CONFLICT
+            if self.may_run_again or self.intent is not _END:
+                return Outcome.CONFLICT
+            locked = taken
         return await self._carry_out_locked(change, locked, time.monotonic())
 
     async def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Outcome:
@@ -232,7 +237,8 @@ async def lock_as_loaded(settings: Settings, loaded: Checkout) -> Checkout | Non
         return None
     if taken.version == loaded.version or taken.version in (loaded.unsure or "").split():
         return taken
-    await let_go(settings, taken)
+    with anyio.CancelScope(shield=True):
+        await let_go(settings, taken)
     return None
 
 
