@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from asgi import FIREFOX, Answer, Browser, Clock, RecordingStore, Site, chunk, page, run, start, stream
 
-from asgi_sessions import Session, SessionConflictError, SessionData, SessionMiddleware, SessionStoreError
+from asgi_sessions import Session, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.request import rerun
 from asgi_sessions.request.incoming import Incoming
@@ -76,7 +76,7 @@ def cookie_of(browser: Browser) -> list[tuple[bytes, bytes]]:
 
 
 async def test_no_task_of_a_discarded_run_starts_an_answer(browser: Browser, store: PausedStore) -> None:
-    """Not one that waited for the `save` whose refusal discarded the run, and has nothing to store any more."""
+    """Not one that waited for the `save` that discarded the run, and has nothing to store any more."""
     await browser.begin(n=0)
     runs: list[int] = []
     made: list[str] = []
@@ -312,7 +312,7 @@ async def test_an_app_that_sends_from_a_task_of_its_own(
                 group.start_soon(answer)
             else:
                 group.start_soon(swallowing, answer)
-                await (sent.wait() if kind == "waits for it to be sent" else anyio.sleep(0))
+                await (sent.wait() if kind == "waits for it to be sent" else anyio.lowlevel.checkpoint())
 
     with anyio.fail_after(10):
         got = await browser.open(app)
@@ -369,7 +369,7 @@ async def test_a_task_that_outlives_its_discarded_run(browser: Browser) -> None:
 async def test_a_client_that_leaves_between_the_runs(site: Site, browser: Browser) -> None:
     """The second run waits for a holder no longer than its client; nothing of it is stored."""
     await browser.begin(n=0)
-    held, go_on, gone = anyio.Event(), anyio.Event(), anyio.Event()
+    held, go_on, gone, answered = anyio.Event(), anyio.Event(), anyio.Event(), anyio.Event()
 
     async def hold(session: Session) -> None:
         count(session)
@@ -389,14 +389,14 @@ async def test_a_client_that_leaves_between_the_runs(site: Site, browser: Browse
 
         async def get() -> None:
             answers.append(await site.request(page(count), headers=cookie_of(browser), receive=receive))
+            answered.set()
 
         group.start_soon(get)
         while "checkout+lock" not in site.log:
             await anyio.lowlevel.checkpoint()
         gone.set()
         with anyio.fail_after(5):
-            while not answers:
-                await anyio.sleep(0.01)
+            await answered.wait()
         assert answers[0].status == 503
         assert site.log.count("app") == 1
         go_on.set()
