@@ -16,7 +16,7 @@ from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .settings import Settings
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_WRITE, _DELETE = Change.WRITE, Change.DELETE
+_NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _KEEP, _END = Fate.KEEP, Fate.END
 
@@ -80,9 +80,21 @@ class Commit:
             if self.may_run_again or self.intent is not _END:
                 return Outcome.CONFLICT
             locked = taken
-        return await self._carry_out_locked(change, locked, time.monotonic())
+        return await self._carry_out_locked(self._decide_again(), locked, time.monotonic())
+
+    def _decide_again(self) -> Change:
+        """What the handle asks for now: the app's tasks may have changed it while this one waited."""
+        session = self.session
+        session.want(self.intent)
+        change = session.change()
+        self.intent, session.fate = session.fate, _KEEP
+        return change
 
     async def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Outcome:
+        if change is _NOTHING:  # any more
+            if self.releases:
+                await let_go(self.settings, taken)
+            return _STORED
         if change is _WRITE:
             return await self._write(taken, since)
         if change is _DELETE:

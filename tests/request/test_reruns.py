@@ -190,6 +190,39 @@ async def test_what_may_be_stored_is_not_done_again(browser: Browser, store: Pau
     assert browser.site.locks == 0
 
 
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_sign_in_while_a_change_waits_for_the_lock_gets_a_new_id(
+    site: Site, browser: Browser, store: PausedStore, nested: bool
+) -> None:
+    """Another task signs somebody in by a value while a `save` waits for a holder: fixation."""
+    old = await browser.begin(n=0, user={})
+    held, go_on = anyio.Event(), anyio.Event()
+
+    async def use(session: Session) -> None:
+        count(session)
+        await session.save()  # from here on the app cannot be run again
+        group.start_soon(lambda: browser.twin().open(page(lambda _: wait_here(held, go_on)), method="POST"))
+        await held.wait()
+        count(session)
+
+        async def sign_in() -> None:
+            if nested:
+                session["user"]["id"] = "ada"
+            else:
+                session["user"] = {"id": "ada"}
+            go_on.set()
+
+        store.before_next["checkout+lock"] = sign_in
+        await session.save()
+
+    async with anyio.create_task_group() as group:
+        assert (await browser.open(page(use))).status == 200
+    assert browser.session_id != old
+    assert await site.store.get(old) is None
+    assert await browser.stored() == {"n": 2, "user": {"id": "ada"}}
+    assert site.locks == 0
+
+
 async def fail() -> None:
     raise SessionStoreError("the reply was lost")
 
