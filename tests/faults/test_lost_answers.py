@@ -205,7 +205,7 @@ async def test_a_stored_change_is_never_called_refused(
 async def test_the_app_is_not_run_again_where_a_commit_may_still_arrive(
     elsewhere: Process, raw: Redis, proxy: ChaosProxy, on: Direction
 ) -> None:
-    """A first try was lost on its way, and the second finds a holder: what is on its way could count twice."""
+    """A first try was lost on its way, and the second finds a holder: it could count twice."""
     async with process_at(proxy.url, lock="auto", lock_wait=0.5) as process:
         browser = Browser(process, raw)
         for _ in range(2):
