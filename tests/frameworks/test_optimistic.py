@@ -26,6 +26,7 @@ from starlette.routing import Mount, Route
 from asgi_sessions import InMemorySessionStore, Session, SessionMiddleware, get_session
 from asgi_sessions.asgi import ASGIApp
 from asgi_sessions.record.codec import encode_checked
+from asgi_sessions.request import rerun
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 
 pytestmark = pytest.mark.anyio
@@ -312,6 +313,37 @@ async def test_a_second_middleware_of_ours_inside(
     assert (await stored(store), await stored(inner)) == ({"n": 12}, {"n": 3})
     assert did == ["ran", "ran"]
     assert len(inner._locks) == 0
+
+
+@pytest.mark.parametrize("outside", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("inside", AROUND.values(), ids=AROUND)
+async def test_a_first_run_that_hangs_is_cancelled_alone(
+    store: ContendedStore, sessions: Middleware, did: list[str], monkeypatch: pytest.MonkeyPatch,
+    outside: list[Any], inside: list[Any],
+) -> None:  # fmt: skip
+    """Not the request, whatever task groups there are around it and in it."""
+    monkeypatch.setattr(rerun, "GRACE", 0.05)
+
+    class Hanging:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await self.app(scope, receive, send)
+            except BaseException:
+                did.append("hangs")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(anyio.sleep, 60)
+
+    app = Starlette(
+        routes=[Route("/", page(did))],
+        middleware=[*outside, sessions, Middleware(Hanging), *inside],
+    )
+    with anyio.fail_after(20):
+        answer = await ask_twice(app, store, did)
+    assert (answer.status_code, answer.text) == (200, "12")
+    assert did == ["ran", "hangs", "ran"]
 
 
 # -- FastAPI -------------------------------------------------------------------------------------------------

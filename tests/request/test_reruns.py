@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +17,7 @@ from asgi import FIREFOX, Answer, Browser, Clock, RecordingStore, Site, chunk, p
 from asgi_sessions import Session, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.request import rerun
+from asgi_sessions.request.http import HTTPRequest
 from asgi_sessions.request.incoming import Incoming
 
 pytestmark = pytest.mark.anyio
@@ -513,6 +517,85 @@ async def test_an_app_that_catches_the_end_at_save_and_writes_on(browser: Browse
     assert (await browser.open(page(use))).status == 200
     assert tried == ["Discarded", "SessionClosedError", "Discarded", "Discarded"]
     assert await browser.stored() == {"n": 2}
+
+
+# -- nothing is left ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["it waits for the lock", "its app runs"])
+async def test_a_second_run_that_is_cancelled_leaves_no_lock(
+    site: Site, browser: Browser, store: PausedStore, when: str
+) -> None:
+    """As a time limit around the middleware does it; nothing of it is stored."""
+    await browser.begin(n=0)
+    runs: list[int] = []
+    with anyio.CancelScope() as around:
+
+        async def stop() -> None:
+            around.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        async def use(session: Session) -> None:
+            runs.append(1)
+            count(session)
+            if len(runs) == 1:
+                await post(browser)
+                if when == "it waits for the lock":
+                    store.before_next["checkout+lock"] = stop
+            else:
+                await stop()
+
+        await browser.open(page(use))
+    assert around.cancelled_caught
+    assert len(runs) == (1 if when == "it waits for the lock" else 2)
+    assert site.locks == 0
+    assert (await post(browser)).status == 200
+    assert await browser.stored() == {"n": 2}
+
+
+async def test_nothing_of_many_reruns_stays(browser: Browser, way: str) -> None:
+    """Neither a task nor an object of a request, without a garbage collection."""
+    await browser.begin(n=0)
+    await browser.open(page(once(lambda: post(browser))))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await browser.open(page(once(lambda: post(browser))))
+        await anyio.lowlevel.checkpoint()
+        left = [each for each in gc.get_objects() if isinstance(each, HTTPRequest | rerun.Rerun | Incoming)]
+        assert left == []
+    finally:
+        gc.enable()
+    if way == "asyncio":
+        assert len(asyncio.all_tasks()) <= 2  # of the test, and of its fixtures
+
+
+async def test_no_log_tells_a_secret(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At any level: of a discarded run that hangs, and of a route that is often run twice."""
+    monkeypatch.setattr(rerun, "GRACE", 0.01)
+    caplog.set_level(logging.DEBUG)
+    session_id = await browser.begin(n=0, card="4000-1234")
+    use = once(lambda: post(browser))
+
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        await run(use, scope["session"])
+        try:
+            await send(start())
+        except rerun.Discarded:
+            await anyio.sleep(10)
+        await send(chunk(b"ok"))
+
+    assert (await browser.open(hang)).status == 200
+    for _ in range(12):
+        await browser.open(page(once(lambda: post(browser))))
+    assert browser.site.events.count("run_twice") == 1
+    assert "did not end" in caplog.text
+    assert browser.cookie is not None
+    for secret in (session_id, browser.cookie, "4000-1234", FIREFOX):
+        assert secret not in caplog.text
 
 
 # -- two middlewares ---------------------------------------------------------------------------------------
