@@ -84,7 +84,8 @@ def test_figures_are_printed_and_saved(name: str) -> None:
     """The same tables are printed and saved, with a figure in every row and the facts to judge them by."""
     told = run(name)
     assert {"title", "facts", "tables", "targets"} == set(told.saved) - {"raw"}
-    assert {"Python", "processors", "redis", "server"} <= set(told.saved["facts"])
+    server = set() if name == "which_lock" else {"redis", "server"}
+    assert {"Python", "processors"} | server <= set(told.saved["facts"])
     for table in told.saved["tables"]:
         assert table["title"] in told.text, f"{table['title']} is saved, not printed"
         for row in table["rows"]:
@@ -134,10 +135,9 @@ def test_which_lock_tries_every_mode() -> None:
     """Only without a lock is anything refused."""
     rows = run("which_lock").table("milliseconds, in memory")
     assert len(rows) == 8
-    for locked, auto, unlocked, recipes in rows.values():
-        assert not any("x" in cell for cell in (locked, auto, recipes)), rows
-        assert float(unlocked.partition(",")[0]) > 0
-    assert "9 x 409" in rows["10 writes by GET at once"][2]
+    for locked, auto, _, recipes in rows.values():
+        assert all(isinstance(figure, float) for figure in (locked, auto, recipes)), rows
+    assert rows["10 writes by GET at once"][2].endswith("9 x 409")
 
 
 def test_floor_measures_every_way() -> None:
