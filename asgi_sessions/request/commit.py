@@ -75,7 +75,7 @@ class Commit:
         return _STORED
 
     async def _write(self, taken: Checkout, since: float) -> Outcome:
-        self._encode()
+        self._encode(as_decided=True)
         store, user_id = self.settings.store, self.user_id
         if user_id is not None and user_id != self.session.stored_user:
             await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
@@ -168,9 +168,9 @@ class Commit:
         self.tried = self._encode()
         return self.tried
 
-    def _encode(self) -> str:
+    def _encode(self, *, as_decided: bool = False) -> str:
         """Encode the record as it is now, which the handle may change while it is stored; returns its id."""
-        self.encoded, identity = self.session.seal(), self.session.identity()
+        self.encoded, identity = self.session.seal(as_decided=as_decided), self.session.identity()
         self.user_id = identity.user_id
         return identity.session_id
 

@@ -21,7 +21,6 @@ from ..record.values import new_session_id
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
-
 _lines_read_back: ReadBack[tuple[Parts, Who, dict[str, Any]]] = ReadBack()
 _data_read_back: ReadBack[tuple[Parts, SessionData]] = ReadBack()
 
@@ -65,7 +64,7 @@ class Draft:
     _let_go: ref[SessionData] | None = None  # the typed record when the request is over
     _is_looked_at = False  # an app has the typed record
     is_assigned = False  # and has assigned a field of it since it was stored
-    _encoded: _Encoded | None = None
+    _encoded: _Encoded | None = None  # by the last `is_changed`
     _sealed: _Sealed | None = None  # for as long as it is not known whether the store has it
     _pristine = b""  # a record without content: as it was made or emptied
 
@@ -87,7 +86,7 @@ class Draft:
                 parts = Parts(record, b"", b"", record, to_json(data.metadata))
             self._become(data, live)
             self._as_read = self._image_as_read(data, parts.fields) if self._is_looked_at else None
-        self.stored, self._encoded, self._sealed, self.is_assigned = parts, None, None, False
+        self.stored, self._sealed, self.is_assigned = parts, None, False
 
     def committed(self, record: bytes, user_id: str | None) -> None:
         """Take note that the store holds `record`, which was sealed last, with this user in it.
@@ -107,7 +106,7 @@ class Draft:
 
     def detach(self) -> None:
         """Have no stored record: what is here would be a new one."""
-        self.stored = self.stored_user = self._as_read = self._encoded = self._sealed = None
+        self.stored = self.stored_user = self._as_read = self._sealed = None
 
     def forget(self, live: dict[str, Any]) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
@@ -176,7 +175,6 @@ class Draft:
     def rename(self, live: dict[str, Any], session_id: str) -> None:
         """Put the record under another id."""
         vars(self.typed(live))["session_id"] = session_id
-        self._encoded = None
 
     def empty(self, live: dict[str, Any], session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
@@ -217,8 +215,7 @@ class Draft:
     def is_changed(self, live: dict[str, Any]) -> bool:
         """Whether it says something else than the record that was loaded.
 
-        New defaults of a release are no change, unless the app has assigned one. What is encoded here is
-        taken by the next `seal`, which has to follow before the app runs again.
+        New defaults of a release are no change, unless the app has assigned one.
         """
         stored = self.stored
         assert stored is not None  # noqa: S101  # asked of a loaded record only
@@ -235,16 +232,13 @@ class Draft:
         # nested values may be the same objects, and other programs write otherwise
         return self._read != values or json != to_json(from_json(stored.metadata))
 
-    def forget_encoded(self) -> None:
-        """The app ran since the last decision, so what was encoded for that one is not what it has now."""
-        self._encoded = None
-
-    def seal(self, live: dict[str, Any]) -> bytes:
+    def seal(self, live: dict[str, Any], *, as_decided: bool = False) -> bytes:
         """The record as it is to be stored, with the time of this change; `SessionDataError` if it cannot be.
 
         What is returned has been proven to read back as it is. What did not change is there byte by byte.
+        With `as_decided` nothing has run since `is_changed`, and what that encoded is not encoded again.
         """
-        encoded, self._encoded = self._encoded, None
+        encoded = self._encoded if as_decided else None
         sealed = self._seal_lines(live, encoded) if self._who is not None else None
         if sealed is None:
             sealed = self._seal_typed(self.typed(live), live, encoded)
@@ -276,7 +270,7 @@ class Draft:
             values, json, image = encoded or _encoded(live)
             if image is None or not codec.has_lines:  # one line has the time of this change in it
                 image = codec.image(data)
-            now = codec.facts(data), image[1]  # the id may be another one since
+            now = codec.facts(data), image[1]  # with the time of this change
             who, fields = b"", image[1]
             if stored is not None and as_read is not None and stored.who:
                 who = stored.who if codec.has_same_line(now, as_read) else b""

@@ -233,9 +233,12 @@ class Session(TrackedDict):
         """Whether nothing but the defaults is in it."""
         return self._draft.is_blank(self)
 
-    def seal(self) -> bytes:
-        """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be."""
-        return self._draft.seal(self)
+    def seal(self, *, as_decided: bool = False) -> bytes:
+        """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be.
+
+        `as_decided`: `change` has just said WRITE, and nothing has run since.
+        """
+        return self._draft.seal(self, as_decided=as_decided)
 
     def let_go(self) -> None:
         """The request is over: what it left is freed at once. A later use takes back what an app holds."""
@@ -250,7 +253,6 @@ class Session(TrackedDict):
 
         A sign-in that is found among the values is noted in `fate`; nothing else changes.
         """
-        self._draft.forget_encoded()
         if self._draft.stored is None:
             if self.is_blank():
                 return _NOTHING
