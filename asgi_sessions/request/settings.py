@@ -26,7 +26,6 @@ class Settings:
     lock: LockPolicy | None  # None: requests take no lock, and commits compare versions
     lock_to_transact: LockPolicy
     cookie: SessionCookie
-    cookie_name: str
     max_age: float | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
