@@ -300,12 +300,11 @@ class Draft:
         return parts
 
     def _parsed(self, record: bytes) -> tuple[Parts, Who, dict[str, Any]] | None:
-        parts = split(record)
-        who = None if parts is None else self._codec.who_of(parts)
-        if parts is None or who is None:
+        found = self._codec.lines_of(record)
+        if found is None:
             return None
         try:
-            return parts, who, from_json(parts.metadata)
+            return *found, from_json(found[0].metadata)
         except ValueError:
             return None
 
