@@ -83,7 +83,7 @@ class UnitOfWork:
         self.presented = presented
         reader = settings.client
         self.client = None if reader is None else reader.of(scope, headers)  # a fingerprint
-        self.session = Session(model=settings.model, client=self.client, rotate_on=settings.rotate_on)
+        self.session = Session((), settings.model, self.client, settings.rotate_on)
         self.session.unit = self
 
     # -- opening ------------------------------------------------------------------------------------------

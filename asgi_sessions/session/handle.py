@@ -59,12 +59,12 @@ class Session(TrackedDict):
         self,
         values: Any = (),
         /,
-        *,
         model: type[SessionData] = SessionData,
         client: str | None = None,
         rotate_on: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(values)
+        if values:
+            dict.update(self, values)
         self._draft = Draft(model, client)
         self.accessed = self.modified = False
         self._is_new = True
