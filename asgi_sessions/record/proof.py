@@ -34,9 +34,9 @@ def check_size(parts: Parts, values: object) -> None:
 def holds(values: dict[str, Any], json: bytes, again: object) -> bool:
     """Whether metadata, encoded as `json` and read back as `again`, are stored without loss for certain.
 
-    An infinity would read back, yet JSON has none; what is nested too deep would not be read by all.
+    What is nested too deep would not be read by all. Whoever reads has to refuse an infinity: JSON has none.
     """
-    return again == values and b"Infinity" not in json and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
+    return again == values and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
 
 
 def check_same(
@@ -53,9 +53,10 @@ def check_same(
             raise SessionDataError(name, "would not read back as it is now")
     if data.__pydantic_extra__ or again.__pydantic_extra__:
         _check_extras(data, again)
-    if holds(values, json, reads["metadata"]):
+    has_infinity = b"Infinity" in json
+    if not has_infinity and holds(values, json, reads["metadata"]):
         return
-    is_doubtful = reads["metadata"] != values or b"Infinity" in json or _is_deep(values)
+    is_doubtful = has_infinity or reads["metadata"] != values or _is_deep(values)
     if is_doubtful and reads["metadata"] != normalise(values, "metadata"):  # names what JSON cannot hold
         raise SessionDataError("metadata", "would not read back as it is now")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from logging import WARNING
 
 import anyio
@@ -42,18 +43,18 @@ class Commit:
         self.is_late = is_late  # no cookie can be sent any more
         self.tried = tried  # a new id; whether a record was stored under it is not known
 
-    async def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Outcome:
+    def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Awaitable[Outcome]:
         """Do to the store what the handle asks for, in as few trips as there are.
 
         `taken` was checked out at `since`, by `time.monotonic()`.
         """
         if not isinstance(taken, Checkout):
-            return await self._create(taken)
+            return self._create(taken)
         if change is _WRITE:
-            return await self._write(taken, since)
+            return self._write(taken, since)
         if change is _DELETE:
-            return await self._delete(taken)
-        return await self._move(taken)
+            return self._delete(taken)
+        return self._move(taken)
 
     async def _create(self, why: Missing = Missing.ABSENT) -> Outcome:
         if why is Missing.RETIRED and self.intent is _KEEP:

@@ -252,7 +252,7 @@ class Draft:
         assert who is not None  # noqa: S101  # the same
         try:
             values, json, _ = encoded or _encoded(live)
-            again = from_json(json)
+            again = from_json(json, allow_inf_nan=False)
             if len(json) > MAX_METADATA_BYTES or not holds(values, json, again):
                 return None
         except ValueError:
