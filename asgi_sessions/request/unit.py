@@ -32,7 +32,7 @@ from .admission import admits
 from .commit import Commit, let_go
 from .duplicates import settle
 from .settings import Settings
-from .state import FOLLOWS_RECORD, IS_OVER, READ_ONLY, REFUSED, RELEASED, News, State, state_of
+from .state import FOLLOWS_RECORD, FRESH, IS_OVER, READ_ONLY, REFUSED, RELEASED, News, State, state_of
 from .transaction import Block, inside, transacting
 
 _EVENTS = {
@@ -44,7 +44,8 @@ _EVENTS = {
 }
 _NOBODY = Session()
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_NOTHING, _END = Change.NOTHING, Fate.END
+_NOTHING = Change.NOTHING
+_KEEP, _END = Fate.KEEP, Fate.END
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _TOLD = News.TOLD
 
@@ -57,7 +58,7 @@ class UnitOfWork:
     else. A cancelled request lets its lock go too.
     """
 
-    state = State.FRESH
+    state: State = FRESH
     below: State | None = None  # the request's own state, if it is not the one of the transaction under way
     record: Checkout | Missing = Missing.ABSENT  # what the store gave, or why it gave nothing
     news: News | str = News.NOTHING
@@ -90,7 +91,7 @@ class UnitOfWork:
 
     async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """Load the session that the cookie names; a request without one gets a fresh session, for free."""
-        assert self.state is State.FRESH  # noqa: S101  # a unit of work serves one request
+        assert self.state is FRESH  # noqa: S101  # a unit of work serves one request
         settings, presented = self.settings, self.presented
         self.passive = passive
         if presented.rivals:
@@ -269,7 +270,7 @@ class UnitOfWork:
             self.tell(commit.new_id)
         elif commit.has_ended and not isinstance(self.news, str):
             self.tell(None)
-        if commit.intent is not Fate.KEEP:
+        if commit.intent is not _KEEP:
             self.session.want(commit.intent)
         if commit.is_over is not None:
             commit.is_over.set()
