@@ -20,6 +20,7 @@ _ATOMS = frozenset({str, int, float, bool, bytes, type(None), datetime, date, De
 NOT_COMPARED = frozenset(
     {"metadata", "created_at", "updated_at", "last_activity"}
 )  # times may be set on load
+_LISTS = (list, tuple)
 _UNSET = object()
 
 
@@ -70,14 +71,14 @@ def same(was: object, reads: object) -> bool:
     kind: Any = type(was)
     if was is reads or kind in _ATOMS:
         return was is reads or was == reads
-    if _is_compared(kind):
-        return kind is type(reads) and _same_models(was, reads)
+    plan = _plan(kind)
+    if plan is not None:
+        return kind is type(reads) and _same_models(was, reads, *plan)
+    if isinstance(was, _LISTS) and isinstance(reads, _LISTS):
+        is_list = isinstance(was, list)
+        return is_list is isinstance(reads, list) and len(was) == len(reads) and all(map(same, was, reads))
     if isinstance(was, dict) and isinstance(reads, dict):
         return was.keys() == reads.keys() and all(same(was[key], reads[key]) for key in was)
-    if isinstance(was, list | tuple) and isinstance(reads, list | tuple):
-        return isinstance(was, list) is isinstance(reads, list) and (
-            len(was) == len(reads) and all(map(same, was, reads))
-        )
     return bool(was == reads)
 
 
@@ -106,22 +107,19 @@ def kept_fields(model: type[BaseModel]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _is_compared(kind: Any) -> bool:
-    """Whether it is a model without an `__eq__` of its own."""
-    return issubclass(kind, BaseModel) and kind.__eq__ is BaseModel.__eq__
+def _plan(kind: Any) -> tuple[list[str], bool] | None:
+    """The fields by which a model's instances are compared; and whether none of them can hold a model.
+
+    None for what is no model, or one with an `__eq__` of its own.
+    """
+    if not issubclass(kind, BaseModel) or kind.__eq__ is not BaseModel.__eq__:
+        return None
+    names = kept_fields(kind)
+    return names, all(kind.__pydantic_fields__[name].annotation in _ATOMS for name in names)
 
 
-@lru_cache(maxsize=1024)
-def _plan(model: Any) -> tuple[list[str], bool]:
-    """The fields by which instances are compared; and whether none of them can hold a model."""
-    names = kept_fields(model)
-    return names, all(model.__pydantic_fields__[name].annotation in _ATOMS for name in names)
-
-
-def _same_models(was: Any, reads: Any) -> bool:
+def _same_models(was: Any, reads: Any, names: list[str], is_flat: bool) -> bool:
     before, after = was.__dict__, reads.__dict__
-    kind: Any = type(was)
-    names, is_flat = _plan(kind)
     if not is_flat or before != after:  # what a model caches of itself is there too
         for name in names:
             value, other = before.get(name), after.get(name)
