@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple, TypeAlias
 from weakref import ref
 
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaSerializer, core_schema, from_json, to_json
 
 from ..errors import SessionStoreError
 from ..record.codec import Image, Who, codec_of, encode, encode_checked, misfit
@@ -28,9 +28,12 @@ _Encoded: TypeAlias = "tuple[dict[str, Any], bytes, Image | None]"
 """What was encoded to decide whether the session has changed: the values, their JSON, the typed fields."""
 
 
-def _encoded(live: dict[str, Any], image: Image | None = None) -> _Encoded:
-    values = dict(dict.items(live))  # an exact dict: it encodes fastest, and the handle notes no look at it
-    return values, to_json(values), image
+# as `pydantic_core.to_json`, for a subclass of dict as fast as for a dict; the handle notes no look at it
+_writer = SchemaSerializer(core_schema.dict_schema(), {"ser_json_inf_nan": "constants"})
+
+
+def _encoded(live: dict[str, Any]) -> _Encoded:
+    return dict(dict.items(live)), _writer.to_json(live, by_alias=True), None
 
 
 class _Sealed(NamedTuple):
@@ -222,15 +225,18 @@ class Draft:
         self._encoded = None
         try:
             image = self._codec.image(self._data) if self._data is not None and self._as_read else None
-            self._encoded = values, json, _ = _encoded(live, image)
+            json = _writer.to_json(live, by_alias=True)
         except ValueError:  # not storable, so it was changed; sealing says what is wrong
             return True
-        if image is not None and (image != self._as_read or (self.is_assigned and image[1] != stored.fields)):
-            return True
-        if json == stored.metadata:
+        has_other_fields = image is not None and (
+            image != self._as_read or (self.is_assigned and image[1] != stored.fields)
+        )
+        if json == stored.metadata and not has_other_fields:
             return False
+        values = dict(dict.items(live))
+        self._encoded = values, json, image
         # nested values may be the same objects, and other programs write otherwise
-        return self._read != values or json != to_json(from_json(stored.metadata))
+        return has_other_fields or self._read != values or json != to_json(from_json(stored.metadata))
 
     def seal(self, live: dict[str, Any], *, as_decided: bool = False) -> bytes:
         """The record as it is to be stored, with the time of this change; `SessionDataError` if it cannot be.
