@@ -244,7 +244,7 @@ class Draft:
         What is returned has been proven to read back as it is. What did not change is there byte by byte.
         With `as_decided` nothing has run since `is_changed`, and what that encoded is not encoded again.
         """
-        encoded = self._encoded if as_decided else None
+        encoded, self._encoded = self._encoded if as_decided else None, None
         sealed = self._seal_lines(live, encoded) if self._who is not None else None
         if sealed is None:
             sealed = self._seal_typed(self.typed(live), live, encoded)
