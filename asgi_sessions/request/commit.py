@@ -34,7 +34,7 @@ class Commit:
     is_over: anyio.Event | None = None  # made by a task that waits for it
 
     def __init__(
-        self, settings: Settings, session: Session, *, releases: bool, is_late: bool, tried: str | None
+        self, settings: Settings, session: Session, releases: bool, is_late: bool, tried: str | None
     ) -> None:
         self.settings = settings
         self.session = session

@@ -244,9 +244,8 @@ class UnitOfWork:
             return await self.store_changes(release=release)
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
-        commit = self.committing = Commit(
-            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried
-        )
+        is_late = self.news is _TOLD
+        commit = self.committing = Commit(self.settings, self.session, release, is_late, self.tried)
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
         finally:
