@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from weakref import ref
 
 from pydantic_core import SchemaSerializer, core_schema, from_json, to_json
@@ -27,6 +27,10 @@ _data_read_back: ReadBack[tuple[Parts, SessionData]] = ReadBack()
 _Encoded: TypeAlias = "tuple[dict[str, Any], bytes, Image | None]"
 """What was encoded to decide whether the session has changed: the values, their JSON, the typed fields."""
 
+_Sealed: TypeAlias = "tuple[Parts, dict[str, Any], Image | None, dict[str, Any] | SessionData | None]"
+"""A record that is being stored; its values and, if it is typed, its image, to compare with once it is; and
+what was read back, if nobody has that yet."""
+
 
 # as `pydantic_core.to_json`, for a subclass of dict as fast as for a dict; the handle notes no look at it
 _writer = SchemaSerializer(core_schema.dict_schema(), {"ser_json_inf_nan": "constants"})
@@ -34,18 +38,6 @@ _writer = SchemaSerializer(core_schema.dict_schema(), {"ser_json_inf_nan": "cons
 
 def _encoded(live: dict[str, Any]) -> _Encoded:
     return dict(dict.items(live)), _writer.to_json(live, by_alias=True), None
-
-
-class _Sealed(NamedTuple):
-    """A record that is being stored, and what to compare with once it is."""
-
-    parts: Parts
-    values: dict[str, Any]
-    image: Image | None  # None: it was not typed
-    again: dict[str, Any] | SessionData | None = None  # what was read back, which nobody has yet
-
-    def __repr__(self) -> str:
-        return "_Sealed()"
 
 
 class Draft:
@@ -97,7 +89,7 @@ class Draft:
         What the app has changed since then is a change still.
         """
         assert self._sealed is not None  # noqa: S101  # nothing is stored that was not sealed
-        assert self._sealed.parts.record is record  # noqa: S101  # and one commit is under way at a time
+        assert self._sealed[0].record is record  # noqa: S101  # and one commit is under way at a time
         self.stored, self._read, image, again = self._sealed
         self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
         self._sealed, self.is_assigned = None, False
@@ -119,10 +111,19 @@ class Draft:
         if self._data is not None:
             self._become(self._fresh(), live)
 
-    def is_as_stored(self, live: dict[str, Any], name: str) -> bool:
-        """Whether this value is certainly the stored one. An app may change a list or dict within."""
-        value = dict.__getitem__(live, name)
-        return self.stored is not None and type(value) in _ATOMS and value == self._read.get(name, self)
+    def unlike_stored(self, live: dict[str, Any], names: Collection[str]) -> list[str]:
+        """Which values of these names are not certainly the stored ones.
+
+        An app may change a list or dict within.
+        """
+        there, read = dict.keys(live), {} if self.stored is None else self._read
+        found = []
+        for name in names:
+            if name in there:
+                value = dict.__getitem__(live, name)
+                if type(value) not in _ATOMS or value != read.get(name, read):
+                    found.append(name)
+        return found
 
     def stored_values(self) -> dict[str, Any]:
         """The values as the store has them, whatever the app did to them; {} where it has none."""
@@ -145,7 +146,7 @@ class Draft:
             self.take_back()
         data = self._data
         if data is None:
-            parts = self.stored if self._sealed is None else self._sealed.parts
+            parts = self.stored if self._sealed is None else self._sealed[0]
             data = self._data = self._fresh() if parts is None else self._decoded(parts.record)
             vars(data)["metadata"] = live
             self._who = None
@@ -249,7 +250,7 @@ class Draft:
         if sealed is None:
             sealed = self._seal_typed(self.typed(live), live, encoded)
         self._sealed = sealed
-        return sealed.parts.record
+        return sealed[0].record
 
     def _seal_lines(self, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed | None:
         """The record with other values; None where these are not storable beyond doubt."""
@@ -266,7 +267,7 @@ class Draft:
         now = time.time_ns()
         if now < who.created_ns:  # the clock has stepped back
             return None
-        return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None, again)
+        return join(stored.who, when_line(now), stored.fields, json), values, None, again
 
     def _seal_typed(self, data: SessionData, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed:
         """The record with this typed data; `SessionDataError`, which names the value, where it cannot be."""
@@ -286,9 +287,7 @@ class Draft:
             encode_checked(data)  # names the value
             raise
         again = codec.prove(data, values, parts)
-        return _Sealed(
-            parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
-        )
+        return parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
 
     # -- inside -----------------------------------------------------------------------------------------
 

@@ -300,7 +300,7 @@ class Session(TrackedDict):
         names = self.rotate_on
         if self.fate is _SIGN_IN or self.fate is _END or not names:
             return
-        there = [name for name in names & dict.keys(self) if not self._draft.is_as_stored(self, name)]
+        there = self._draft.unlike_stored(self, names)
         if there:
             stored = self._draft.stored_values()
             fate = fate_of(stored, self, there)
