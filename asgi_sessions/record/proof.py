@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,9 @@ NOT_COMPARED = frozenset(
 )  # times may be set on load
 _LISTS = (list, tuple)
 _UNSET = object()
+
+_Plan: TypeAlias = "tuple[list[str], bool]"
+"""The fields by which a model's instances are compared; and whether none of them can hold a model."""
 
 
 def check_size(parts: Parts, values: object) -> None:
@@ -73,7 +76,7 @@ def same(was: object, reads: object) -> bool:
         return was is reads or was == reads
     plan = _plan(kind)
     if plan is not None:
-        return kind is type(reads) and _same_models(was, reads, *plan)
+        return kind is type(reads) and _same_models(was, reads, plan)
     if isinstance(was, _LISTS) and isinstance(reads, _LISTS):
         is_list = isinstance(was, list)
         return is_list is isinstance(reads, list) and len(was) == len(reads) and all(map(same, was, reads))
@@ -107,19 +110,16 @@ def kept_fields(model: type[BaseModel]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _plan(kind: Any) -> tuple[list[str], bool] | None:
-    """The fields by which a model's instances are compared; and whether none of them can hold a model.
-
-    None for what is no model, or one with an `__eq__` of its own.
-    """
+def _plan(kind: Any) -> _Plan | None:
+    """None for what is no model, or one with an `__eq__` of its own."""
     if not issubclass(kind, BaseModel) or kind.__eq__ is not BaseModel.__eq__:
         return None
     names = kept_fields(kind)
     return names, all(kind.__pydantic_fields__[name].annotation in _ATOMS for name in names)
 
 
-def _same_models(was: Any, reads: Any, names: list[str], is_flat: bool) -> bool:
-    before, after = was.__dict__, reads.__dict__
+def _same_models(was: Any, reads: Any, plan: _Plan) -> bool:
+    before, after, (names, is_flat) = was.__dict__, reads.__dict__, plan
     if not is_flat or before != after:  # what a model caches of itself is there too
         for name in names:
             value, other = before.get(name), after.get(name)
