@@ -13,11 +13,11 @@ in memory of the process's own time, for nothing waits there. Instructions are c
 process of its own, less the bare app's too; "-" where there is no valgrind (`apt-get install valgrind`). With
 64 clients they vary by some percent: how many calls leave together is a matter of time.
 
-Ours is as it comes, its lock included; auto is `lock="auto"`, which takes none for these requests; typed is a
-model with a list of five models, one of which is read or changed. The floor is the least that keeps the
-promises in memory. The peers have no lock and are set up as their documentation says: starsessions autoloads and
-has a lifetime, Litestar's server-side session does not renew on access and is called without Litestar's routing.
-On Redis theirs have a redis-py client with hiredis and as many connections as they ask for.
+Ours is as it comes, its lock included; auto is `lock="auto"`, which takes none for these requests; typed is
+a model with a list of five models, one of which is read or changed. The floor is the least that keeps the
+promises in memory. The peers have no lock and are set up as their documentation says: starsessions autoloads
+and has a lifetime, Litestar's server-side session does not renew on access and is called without Litestar's
+routing. On Redis theirs have a redis-py client with hiredis and as many connections as they ask for.
 """
 
 from __future__ import annotations
