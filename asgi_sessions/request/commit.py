@@ -17,7 +17,7 @@ from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .settings import Settings
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_WRITE, _DELETE = Change.WRITE, Change.DELETE
+_NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _KEEP, _END = Fate.KEEP, Fate.END
 
@@ -65,7 +65,10 @@ class Commit:
         return self._carry_out_locked(change, taken, since)
 
     async def _carry_out_unlocked(self, change: Change, taken: Checkout, since: float) -> Outcome:
-        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed."""
+        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed.
+
+        Where the app cannot run again, an end wins over what has changed, as it does with the lock.
+        """
         if change is _WRITE:
             outcome = await self._write(taken, since, unlocked=True)
             if outcome is not Outcome.BUSY or self.may_run_again:
@@ -74,14 +77,27 @@ class Commit:
             self._require_cookie()  # before anybody has to wait for the lock
         locked = self.locked = await lock_as_loaded(self.settings, taken)
         if locked is None:
-            return Outcome.CONFLICT
-        return await self._carry_out_locked(change, locked, time.monotonic(), as_decided=False)
+            if self.may_run_again or self.intent is not _END:
+                return Outcome.CONFLICT
+            locked = taken
+        again = self._decide_again()
+        if again is not _NOTHING:
+            return await self._carry_out_locked(again, locked, time.monotonic())
+        if self.releases:
+            await let_go(self.settings, locked)
+        return _STORED
 
-    def _carry_out_locked(
-        self, change: Change, taken: Checkout, since: float, *, as_decided: bool = True
-    ) -> Awaitable[Outcome]:
+    def _decide_again(self) -> Change:
+        """What the handle asks for now: the app's tasks may have changed it while this one waited."""
+        session = self.session
+        session.want(self.intent)
+        change = session.change()
+        self.intent, session.fate = session.fate, _KEEP
+        return change
+
+    def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Awaitable[Outcome]:
         if change is _WRITE:
-            return self._write(taken, since, as_decided=as_decided)
+            return self._write(taken, since)
         if change is _DELETE:
             return self._delete(taken)
         return self._move(taken)
@@ -105,10 +121,8 @@ class Commit:
         settings.events.emit(SESSION_CREATED, session_id)
         return _STORED
 
-    async def _write(
-        self, taken: Checkout, since: float, *, as_decided: bool = True, unlocked: bool = False
-    ) -> Outcome:
-        self._encode(as_decided=as_decided)
+    async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
+        self._encode(as_decided=True)
         store, user_id = self.settings.store, self.user_id
         if user_id is not None and user_id != self.session.stored_user:
             await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
@@ -236,7 +250,8 @@ async def lock_as_loaded(settings: Settings, loaded: Checkout) -> Checkout | Non
         return None
     if taken.version == loaded.version or taken.version in (loaded.unsure or "").split():
         return taken
-    await let_go(settings, taken)
+    with anyio.CancelScope(shield=True):
+        await let_go(settings, taken)
     return None
 
 

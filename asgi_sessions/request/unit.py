@@ -16,6 +16,7 @@ from ..errors import (
     ReadOnlySessionError,
     SessionClosedError,
     SessionConflictError,
+    SessionDataError,
     SessionError,
 )
 from ..observation.events import (
@@ -90,7 +91,7 @@ class UnitOfWork:
     passive = False  # this request does not count as activity
     is_opened = False  # the session is loaded, or known to be absent
     rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
-    has_stored = False  # something that a second run of the app would do again
+    has_stored = False  # something, or perhaps so, that a second run of the app would do again
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
     error: SessionError | None = None  # what the last of these or of the transactions raised
@@ -262,6 +263,8 @@ class UnitOfWork:
             return await self._store_after(self.block, release)
         if self.committing is not None:
             await self.commit_is_over()
+        if self.state is DISCARDED:
+            raise Discarded
         session = self.session
         change = session.change()
         if change is _NOTHING:
@@ -302,6 +305,9 @@ class UnitOfWork:
         )
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
+        except BaseException as error:
+            self.has_stored = self.has_stored or not isinstance(error, SessionDataError)
+            raise
         finally:
             self.committing = None
             self._learn(commit)
@@ -482,7 +488,8 @@ class UnitOfWork:
             await self.roll_back()
         else:
             self._is_over()
-        self.settings.store.note_response(time.monotonic() - self.began)
+        if self.state is not DISCARDED:
+            self.settings.store.note_response(time.monotonic() - self.began)
         self.scope, self.to_client, self.receive, self.rerun = {}, _nowhere, _nothing, None
         if self.block is None and self.committing is None:
             self.session.let_go()
