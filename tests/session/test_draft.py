@@ -276,6 +276,17 @@ def test_a_handle_is_written_as_a_dict_of_its_values(values: dict[Any, Any]) -> 
     assert not session.accessed
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, {"a": [math.inf]}], ids=str)
+@pytest.mark.parametrize("model", MODELS, ids=IDS)
+def test_a_loaded_session_takes_no_number_that_json_lacks(model: type[SessionData], value: Any) -> None:
+    """An infinity would read back here, but not by every reader of JSON."""
+    session = loaded(record_of(model), model)
+    session["x"] = value
+    assert session.change() is Change.WRITE
+    with pytest.raises(SessionDataError):
+        session.seal(as_decided=True)
+
+
 # -- after the request ------------------------------------------------------------------------------------
 
 
