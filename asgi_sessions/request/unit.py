@@ -38,6 +38,7 @@ from .settings import Settings
 from .state import (
     DISCARDED,
     FOLLOWS_RECORD,
+    FRESH,
     IS_OVER,
     OPEN,
     OPTIMISTIC,
@@ -59,7 +60,8 @@ _EVENTS = {
 }
 _NOBODY = Session()
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_NOTHING, _END = Change.NOTHING, Fate.END
+_NOTHING = Change.NOTHING
+_KEEP, _END = Fate.KEEP, Fate.END
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _TOLD = News.TOLD
 _RUNS_AGAIN = (Outcome.CONFLICT, Outcome.BUSY, Outcome.GONE)  # a change that was refused for others' sake
@@ -75,7 +77,7 @@ class UnitOfWork:
     else. A cancelled request lets its lock go too.
     """
 
-    state = State.FRESH
+    state: State = FRESH
     below: State | None = None  # the request's own state, if it is not the one of the transaction under way
     record: Checkout | Missing = Missing.ABSENT  # what the store gave, or why it gave nothing
     news: News | str = News.NOTHING
@@ -111,14 +113,14 @@ class UnitOfWork:
         self.presented = presented
         reader = settings.client
         self.client = None if reader is None else reader.of(scope, headers)  # a fingerprint
-        self.session = Session(model=settings.model, client=self.client, rotate_on=settings.rotate_on)
+        self.session = Session((), settings.model, self.client, settings.rotate_on)
         self.session.unit = self
 
     # -- opening ------------------------------------------------------------------------------------------
 
     async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """Load the session that the cookie names; a request without one gets a fresh session, for free."""
-        assert self.state is State.FRESH  # noqa: S101  # a unit of work serves one request
+        assert self.state is FRESH  # noqa: S101  # a unit of work serves one request
         settings, presented = self.settings, self.presented
         self.passive = passive
         if presented.rivals:
@@ -293,9 +295,14 @@ class UnitOfWork:
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
         commit = self.committing = Commit(
-            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried,
-            optimistic=self.state is OPTIMISTIC, may_run_again=self.may_run_again(),
-        )  # fmt: skip
+            self.settings,
+            self.session,
+            release,
+            self.news is _TOLD,
+            self.tried,
+            self.state is OPTIMISTIC,
+            self.may_run_again(),
+        )
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
         except BaseException as error:
@@ -324,7 +331,7 @@ class UnitOfWork:
             self.tell(commit.new_id)
         elif commit.has_ended and not isinstance(self.news, str):
             self.tell(None)
-        if commit.intent is not Fate.KEEP:
+        if commit.intent is not _KEEP:
             self.session.want(commit.intent)
         if commit.is_over is not None:
             commit.is_over.set()
