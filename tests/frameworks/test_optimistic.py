@@ -68,7 +68,11 @@ def did() -> list[str]:
 
 @pytest.fixture
 def sessions(store: ContendedStore) -> Middleware:
-    return Middleware(SessionMiddleware, secret_key=KEY, store=store, lock="auto")
+    return Middleware(SessionMiddleware, **options(store))
+
+
+def options(store: ContendedStore) -> dict[str, Any]:
+    return {"secret_key": KEY, "store": store, "lock": "auto"}
 
 
 def count(session: Session) -> int:
@@ -128,7 +132,7 @@ async def test_error_handlers_do_not_hear_of_it(
     app = Starlette(
         routes=[Route("/", page(did))],
         middleware=[Middleware(Catching), sessions, Middleware(Catching)],
-        exception_handlers={Exception: handle, 500: handle, HTTPException: handle},  # type: ignore[dict-item]
+        exception_handlers={Exception: handle, 500: handle, HTTPException: handle},
     )
     answer = await ask_twice(app, store, did)
     assert (answer.status_code, answer.text) == (200, "12")
@@ -425,7 +429,7 @@ async def test_fastapi_cleans_up_after_each_run(
 # -- others --------------------------------------------------------------------------------------------------
 
 
-def litestar_app(did: list[str], sessions: Middleware, *, inside: bool) -> ASGIApp:
+def litestar_app(did: list[str], store: ContendedStore, *, inside: bool) -> ASGIApp:
     """The middleware around the app, or among its own."""
 
     async def endpoint(request: Any) -> Any:
@@ -442,22 +446,20 @@ def litestar_app(did: list[str], sessions: Middleware, *, inside: bool) -> ASGIA
     routes = [litestar.get("/")(endpoint)]
     if inside:
         define = import_module("litestar.middleware").DefineMiddleware
-        return litestar.Litestar(  # type: ignore[no-any-return]
-            routes, middleware=[define(sessions.cls, **sessions.kwargs)]
-        )
-    made: ASGIApp = sessions.cls(litestar.Litestar(routes), **sessions.kwargs)
-    return made
+        made: ASGIApp = litestar.Litestar(routes, middleware=[define(SessionMiddleware, **options(store))])
+        return made
+    return SessionMiddleware(litestar.Litestar(routes), **options(store))
 
 
 @pytest.mark.parametrize("inside", [True, False])
-async def test_litestar(store: ContendedStore, sessions: Middleware, did: list[str], inside: bool) -> None:
+async def test_litestar(store: ContendedStore, did: list[str], inside: bool) -> None:
     """Its background task runs once."""
-    answer = await ask_twice(litestar_app(did, sessions, inside=inside), store, did)
+    answer = await ask_twice(litestar_app(did, store, inside=inside), store, did)
     assert (answer.status_code, answer.text) == (200, "12")
     assert did == ["ran", "ran", "async task"]
 
 
-async def test_quart(store: ContendedStore, sessions: Middleware, did: list[str]) -> None:
+async def test_quart(store: ContendedStore, did: list[str]) -> None:
     """It sends and receives in tasks of its own."""
     app = quart.Quart(__name__)
 
@@ -466,7 +468,7 @@ async def test_quart(store: ContendedStore, sessions: Middleware, did: list[str]
         return str(count(quart.request.scope["session"]))
 
     app.get("/")(endpoint)
-    app.asgi_app = sessions.cls(app.asgi_app, **sessions.kwargs)
+    app.asgi_app = SessionMiddleware(app.asgi_app, **options(store))
     answer = await ask_twice(app, store, did)
     assert (answer.status_code, answer.text) == (200, "12")
     assert did == ["ran", "ran"]

@@ -67,6 +67,11 @@ def count(session: Session) -> None:
     session["n"] = session.get("n", 0) + 1
 
 
+def count_both(session: Session, other: Session) -> None:
+    count(session)
+    count(other)
+
+
 async def post(browser: Browser, act: Callable[[Session], object] = count) -> Answer:
     """Another request of this session, which takes the lock."""
     return await browser.twin().open(page(act), method="POST")
@@ -299,8 +304,8 @@ async def test_a_body_that_comes_slowly_keeps_nobody_waiting(site: Site, browser
 
     async with anyio.create_task_group() as group:
         group.start_soon(slowly)
-        got = await site.request(app, headers=cookie_of(browser), receive=messages_in.receive)
-    assert got.status == 200
+        answer = await site.request(app, headers=cookie_of(browser), receive=messages_in.receive)
+        assert answer.status == 200
     assert bodies == [b"".join([b"%02d" % number for number in range(60)])] * 2
     assert await browser.stored() == {"n": 7}
     send_in.close()
@@ -397,9 +402,9 @@ async def test_a_task_that_outlives_its_discarded_run(browser: Browser) -> None:
             assert (await receive())["type"] == "http.request"
             await send(chunk(b"ok"))
 
-        got = await browser.open(app)
-    assert (got.status, got.body) == (200, b"ok")
-    assert len(got.messages) == 2
+        answer = await browser.open(app)
+        assert (answer.status, answer.body) == (200, b"ok")
+        assert len(answer.messages) == 2
     assert outcomes[2] == "Discarded"
 
 
@@ -508,9 +513,9 @@ async def test_an_app_that_catches_the_end_at_save_and_writes_on(browser: Browse
         count(session)
         if session["n"] == 1:
             await post(browser)
-            for act in (session.save, lambda: count(session), session.save, session.release):
+            for act in (Session.save, count, Session.save, Session.release):
                 try:
-                    await run(lambda _, act=act: act(), session)
+                    await run(act, session)
                 except BaseException as error:
                     tried.append(type(error).__name__)
 
@@ -621,7 +626,7 @@ async def test_two_middlewares_never_take_one_anothers_end(
         await inner(scope, receive, send)
 
     inner = SessionMiddleware(innermost, key, session_cookie="inner", store=inner_site.store, lock="auto")
-    use: Any = lambda outer: (count(outer), count(handles["inner"]))  # noqa: E731
+    use: Any = lambda outer: count_both(outer, handles["inner"])  # noqa: E731
 
     async def open_both(method: str) -> Answer:
         headers = [(b"cookie", inner_cookie.encode())] if inner_cookie else []
@@ -640,8 +645,7 @@ async def test_two_middlewares_never_take_one_anothers_end(
             if conflict != "outer":
                 headers = [(b"user-agent", FIREFOX.encode()), (b"cookie", inner_cookie.encode())]
                 await inner_site.request(page(count), headers=headers, method="POST")
-        count(outer)
-        count(handles["inner"])
+        count_both(outer, handles["inner"])
 
     use = interrupted
     got = await open_both("GET")

@@ -160,10 +160,9 @@ async def test_round_trips_of_an_app_that_is_run_twice(
             await client.get("/")
         async with anyio.create_task_group() as group:
             calls.reset()
-            answer = await client.get("/")
+            assert (await client.get("/")).text == ("14" if comes_first == "a change" else "4")
     await store.aclose()
     await elsewhere.aclose()
-    assert answer.text == ("14" if comes_first == "a change" else "4")
     assert len(runs) == 5
     assert calls.count() - theirs <= most
 
