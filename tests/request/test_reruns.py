@@ -168,6 +168,25 @@ def once(act: Callable[[], Awaitable[object]], then: Callable[[Session], object]
     return use
 
 
+async def test_what_requests_share_in_their_scopes_is_left_alone(browser: Browser) -> None:
+    """A dict that others change meanwhile is not set back; what belongs to the request is."""
+    await browser.begin(n=0)
+    shared: dict[str, int] = {}
+    seen: list[tuple[int, int]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((len(scope["state"]), len(scope["extensions"])))
+        scope["state"]["mine"] = scope["extensions"]["mine"] = {}
+        if len(seen) == 1:
+            await browser.twin().open(page(lambda _: shared.update(theirs=1)), method="POST", shared=shared)
+            await post(browser)
+        await page(count)(scope, receive, send)
+
+    await browser.open(app, shared=shared, state={}, extensions={})
+    assert shared == {"theirs": 1}
+    assert seen == [(0, 0)] * 2
+
+
 # -- nothing is stored twice -----------------------------------------------------------------------------
 
 
