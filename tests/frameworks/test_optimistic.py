@@ -480,6 +480,7 @@ async def test_quart(store: ContendedStore, did: list[str]) -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 async def test_many_clients_over_a_real_server(http: str, did: list[str], sessions: Middleware) -> None:
     """Each number is answered once, by GET and by POST, with tasks, streams and middleware around them."""
+    pytest.importorskip(http)
 
     async def slowly(request: Request) -> Response:
         session = get_session(request)
