@@ -741,7 +741,7 @@ class HandleMachine(RuleBasedStateMachine):
         browser = self.browsers[which]
         presented = browser.session_id if browser.cookie is not None else None
         book = Book(self.world, presented)
-        visit = Visit(self.site, book)
+        visit = Visit(self.site, book, presented)
         self.site.log.clear()
         answer = self.loop.run_until_complete(visit.run(browser, first, kind, then))
         self.check_answer(visit, answer, presented)
@@ -837,8 +837,9 @@ def _content_of(data: SessionData) -> Content:
 class Visit:
     """One request: the app that takes the steps, and what the model expects of the answer."""
 
-    def __init__(self, site: Site, book: Book) -> None:
+    def __init__(self, site: Site, book: Book, presented: str | None) -> None:
         self.site, self.book = site, book
+        self.is_optimistic = site.options["lock"] == "auto" and presented is not None
         self.status = 200
         self.dressed = True  # the app's own answer, not the middleware's
         self.record_at_start: str | None = None
@@ -886,8 +887,8 @@ class Visit:
         await send(start(200))
         self._at_start(kind)
         self.book.started = True
-        lock = self.site.options["lock"]
-        is_let_go = lock == "auto" or (lock is True and len(self.book.writes) == written)
+        keeps_if_changed = self.site.options["lock"] is not False
+        is_let_go = self.is_optimistic or (keeps_if_changed and len(self.book.writes) == written)
         if self.book.record is None or not self.accessed_at_start or is_let_go:
             self.book.open = False
         await send(chunk(b"part", more=True))
