@@ -16,12 +16,13 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import uvicorn
 from demo_pages import clock, device_of, euro, fill, join
-from demo_race import RACERS, WORK, Counter, LastWriterWins, race
+from demo_race import RACERS, WORK, WRITERS, Counter, LastWriterWins, race
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -35,7 +36,6 @@ from starlette.responses import (
     StreamingResponse,
 )
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Scope
 from starlette.websockets import WebSocket
 
 from asgi_sessions import (
@@ -187,7 +187,8 @@ async def chat(request: Request) -> Response:
     """The answer as server-sent events, word by word."""
     session = get_session(request)
     question = (await field(request, "question"))[:200]
-    session["question"] = question  # stored before the stream starts, so a new visitor gets a cookie
+    session["question"] = question
+    await session.release()  # stored, so a new visitor gets a cookie; nobody waits for a slow answer
     words = answer_to(question, session.data.message_count).split()
     return StreamingResponse(stream(session, words, request.app.state.pause), media_type="text/event-stream")
 
@@ -197,16 +198,16 @@ async def stream(session: Session, words: Sequence[str], pause: float) -> AsyncI
     for word in words:
         yield f"event: word\ndata: {word}\n\n"
         await asyncio.sleep(pause)
-    count = session.data.increment_message_count()
-    await session.save()
+    async with session.transaction() as data:
+        count = data.increment_message_count()
     yield f"event: done\ndata: {count}\n\n"
 
 
 def answer_to(question: str, earlier: int) -> str:
     """A reply that needs no language model."""
     return (
-        f'You said "{question.strip()}". I take my time over this, one word after the other, and the session'
-        f" stays ours while I speak. Your message will be number {earlier + 1}, but not before I am done."
+        f'You said "{question.strip()}". I take my time over this, one word after the other, and your other'
+        f" tabs need not wait for me. Your message will be number {earlier + 1}, but not before I am done."
     )
 
 
@@ -235,15 +236,15 @@ async def socket(websocket: WebSocket) -> None:
 
 
 async def run_race(request: Request) -> Response:
-    """Many requests at once to one session: in this app, then in the same counter with other middlewares."""
-    store = store_of(request)
-    secret = request.app.state.secret
-    unlocked = SessionMiddleware(Counter, secret, store=store, model=ShopSession, lock=False)
+    """Many requests at once to one session: the same counter in each mode of the lock, and without any."""
+    store, secret = store_of(request), request.app.state.secret
+    wrapped = partial(SessionMiddleware, Counter, secret, store=store, model=ShopSession)
     return JSONResponse(
         {
-            "racers": RACERS,
-            "locked": await race(request.app),
-            "versions": await race(unlocked),
+            "writers": WRITERS,
+            "locked": await race(wrapped(lock=True)),
+            "auto": await race(request.app),
+            "versions": await race(wrapped(lock=False)),
             "naive": await race(LastWriterWins(Counter, store)),
         }
     )
@@ -295,8 +296,9 @@ async def socket_page(request: Request) -> Response:
 async def race_page(request: Request) -> Response:
     """The race; `?run=1` starts it at once."""
     return page(
-        request, "race", "Race", racers=RACERS, work=round(1000 * WORK), floor=round(1000 * WORK * RACERS)
-    )
+        request, "race", "Race", racers=RACERS, writers=WRITERS, work=round(1000 * WORK),
+        floor=round(1000 * WORK * RACERS), writing=round(1000 * WORK * WRITERS),
+    )  # fmt: skip
 
 
 async def field(request: Request, name: str) -> str:
@@ -331,11 +333,6 @@ ROUTES = [
 ]
 
 
-def is_page(scope: Scope) -> bool:
-    """Requests that only look take no lock, so no page waits while an answer streams in another tab."""
-    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-
-
 def build(store: SessionStore, secret: str, store_name: str = "memory", pause: float = 0.07) -> Starlette:
     """The app; `pause` is the chat's, in seconds from word to word."""
     sessions = Middleware(
@@ -344,7 +341,7 @@ def build(store: SessionStore, secret: str, store_name: str = "memory", pause: f
         store=store,
         model=ShopSession,
         idle_timeout=3600,
-        read_only=is_page,
+        lock="auto",  # no page waits while an answer streams in another tab
         exclude="/race/run",
     )
     app = Starlette(routes=ROUTES, middleware=[sessions])
@@ -381,7 +378,7 @@ BANNER = """
     http://{host}:{port}/cart      a typed cart, changed in place
     http://{host}:{port}/chat      a streamed answer, counted when it has ended
     http://{host}:{port}/socket    a WebSocket that changes the session
-    http://{host}:{port}/race      50 increments at once, with the lock and without
+    http://{host}:{port}/race      50 requests at once, in each mode of the lock
 
   What happens to sessions is logged below. Ctrl-C ends it.
 """

@@ -14,12 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_sessions import SessionData, SessionStore
 
-RACERS = 50
-WORK = 0.01  # seconds between reading the count and writing it
+READERS, WRITERS = 40, 10
+RACERS = READERS + WRITERS
+WORK = 0.01  # seconds that each of them works with what it has read
 
 
 class Counter(HTTPEndpoint):
-    """Reads a count from the session, works a while, and writes it plus one: PUT 0, POST + 1, GET, DELETE."""
+    """A count in the session: PUT begins it, GET reads it, POST adds one; DELETE ends it."""
 
     async def put(self, request: Request) -> Response:
         request.session["count"] = 0
@@ -32,7 +33,9 @@ class Counter(HTTPEndpoint):
         return Response(status_code=204)
 
     async def get(self, request: Request) -> Response:
-        return PlainTextResponse(str(request.session.get("count", 0)))
+        count = request.session.get("count", 0)
+        await asyncio.sleep(WORK)
+        return PlainTextResponse(str(count))
 
     async def delete(self, request: Request) -> Response:
         request.session.clear()
@@ -62,17 +65,18 @@ class LastWriterWins:
 
 
 async def race(app: ASGIApp) -> dict[str, int]:
-    """The result of `RACERS` simultaneous increments; `lost` ones were acknowledged and are not there."""
+    """The result of simultaneous reads and increments; `lost` ones were acknowledged and are not there."""
     cookie = (await call(app, "PUT")).cookie
     started = time.perf_counter()
-    answers = await asyncio.gather(*(call(app, "POST", cookie) for _ in range(RACERS)))
+    calls = [call(app, method, cookie) for method in ("GET", "GET", "POST", "GET", "GET") * WRITERS]
+    answers = await asyncio.gather(*calls)
     elapsed = time.perf_counter() - started
     stored = int((await call(app, "GET", cookie)).body)
     await call(app, "DELETE", cookie)
-    acknowledged = sum(answer.status < 300 for answer in answers)
+    acknowledged = sum(answer.status == 204 for answer in answers)
     return {
         "acknowledged": acknowledged,
-        "refused": RACERS - acknowledged,
+        "refused": sum(answer.status >= 300 for answer in answers),
         "stored": stored,
         "lost": acknowledged - stored,
         "ms": round(elapsed * 1000),

@@ -19,7 +19,12 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 PEERS = [name for name in ("starsessions", "litestar", "starlette") if importlib.util.find_spec(name)]
-SCRIPTS = {"overhead": ["--peers", ",".join(PEERS), "--requests", "0"], "floor": [], "contention": []}
+SCRIPTS = {
+    "overhead": ["--peers", ",".join(PEERS), "--requests", "0"],
+    "floor": [],
+    "contention": [],
+    "which_lock": [],
+}
 PATIENCE = 120  # seconds, on however slow a machine
 
 
@@ -123,6 +128,16 @@ def test_contention_compares_three_ways() -> None:
         total, failures, lost, *_ = rows["ours"]
         assert (failures, lost) == (0, 0)
         assert total > 0
+
+
+def test_which_lock_tries_every_mode() -> None:
+    """Only without a lock is anything refused."""
+    rows = run("which_lock").table("milliseconds, in memory")
+    assert len(rows) == 8
+    for locked, auto, unlocked, recipes in rows.values():
+        assert not any("x" in cell for cell in (locked, auto, recipes)), rows
+        assert float(unlocked.partition(",")[0]) > 0
+    assert "9 x 409" in rows["10 writes by GET at once"][2]
 
 
 def test_floor_measures_every_way() -> None:

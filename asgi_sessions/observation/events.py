@@ -30,6 +30,8 @@ UNREADABLE_RECORD = "unreadable_record"  # what the store has under the id is no
 FINGERPRINT_MISMATCH = "fingerprint_mismatch"  # not the client that the record was made for
 LOCK_TIMEOUT = "lock_timeout"  # the wait for the lock was too long; answered with 503
 TOO_MANY_WAITERS = "too_many_waiters"  # answered with 503
+CLIENT_GONE = "client_gone"  # while its request waited for the lock; answered with 503, which nobody reads
+RUN_TWICE = "run_twice"  # `lock="auto"` ran a route's app again, often; told once a minute for each route
 LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
 CONFLICT = "conflict"  # another writer changed the record; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
@@ -42,6 +44,7 @@ UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, but no proxy is trust
 Detail: TypeAlias = str | int | float
 
 LINES_PER_SECOND = 10  # in the log, of one event name: an attack must not fill the disk
+MOST_ROUTES = 1000  # that are counted in one minute
 MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
@@ -101,6 +104,8 @@ class EventSink:
         self._windows: dict[str, _Window] = {}
         self._complained: set[str] = set()
         self._kinds: set[tuple[str, ...]] = set()
+        self._minute = clock()
+        self._in_minute: dict[tuple[str, str], int] = {}
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -126,6 +131,18 @@ class EventSink:
         """Emit a warning, the first time only: for a mistake in the set-up."""
         if self.is_first(name):
             self.emit(name, level=logging.WARNING, remedy=remedy)
+
+    def warn_often(self, name: str, route: str, remedy: str, *, times: int) -> None:
+        """Emit a warning when this has happened so many times on a route, once a minute at most."""
+        now = self._clock()
+        if now - self._minute >= 60:
+            self._minute = now
+            self._in_minute.clear()
+        count = self._in_minute.get((name, route), 0) + 1
+        if count > 1 or len(self._in_minute) < MOST_ROUTES:
+            self._in_minute[name, route] = count
+        if count == times:
+            self.emit(name, level=logging.WARNING, route=route, times=times, remedy=remedy)
 
     def flush(self) -> None:
         """Log how many lines were left out so far. Called at the shut-down."""

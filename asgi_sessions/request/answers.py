@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from ..asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from ..errors import (
+    ClientGoneError,
     LockAcquisitionError,
     LockLostError,
     LockTimeoutError,
@@ -18,6 +19,7 @@ from ..errors import (
     TooManyWaitersError,
 )
 from ..observation.events import (
+    CLIENT_GONE,
     CONFLICT,
     LOCK_LOST,
     LOCK_TIMEOUT,
@@ -95,6 +97,8 @@ class Answers:
             self._events.emit(LOCK_TIMEOUT, session_id, level=logging.WARNING, waited=error.waited)
         elif isinstance(error, TooManyWaitersError):
             self._events.emit(TOO_MANY_WAITERS, session_id, level=logging.WARNING, limit=error.limit)
+        elif isinstance(error, ClientGoneError):
+            self._events.emit(CLIENT_GONE, session_id)
         elif isinstance(error, LockLostError):
             self._events.emit(LOCK_LOST, session_id, level=logging.WARNING)
         elif isinstance(error, SessionConflictError):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import NoReturn, TypeGuard
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeGuard, TypeVar
 
 from ..asgi import Message
 from ..client.headers import ByName
+from ..observation.events import RUN_TWICE
 from ..stores.checkout import Checkout, Outcome, raise_for
-from .answers import no_body, status_of
-from .incoming import MAX_BODY
+from .answers import no_body, route_of, status_of
+from .incoming import MAX_BODY, Incoming
 from .replacement import take_replaced
 from .response import explain, fail, send_start
 from .state import DISCARDED
@@ -46,6 +48,14 @@ _STARTED, _OVER = Answer.STARTED, Answer.OVER
 _STORED = Outcome.STORED
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
+_OFTEN = 10  # times in a minute
+_TRANSACT = (
+    'with lock="auto" this route ran twice each time, because another request changed the session first:'
+    " change it in `async with session.transaction()`, or by a method that takes the lock, such as POST"
+)
+
+T = TypeVar("T")
+
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -56,7 +66,7 @@ class HTTPRequest(UnitOfWork):
     start: Message | None = None
     failure: Exception | None = None
     releases_early = False  # a stream lets the lock go at its start, whatever it has changed
-    is_waiting = False  # for the lock, before the app is called
+    incoming: Incoming | None = None  # where the request had to wait for the lock
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
@@ -81,6 +91,20 @@ class HTTPRequest(UnitOfWork):
                 await self._store(last=last)
             self._raise_failure()
         await self.to_client(message)
+
+    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+        """Wait for the lock before the app is called, no longer than the client stays."""
+        if self.is_opened:
+            return await turn()
+        incoming = self.incoming = Incoming(self.receive)
+        self.receive = incoming.reader()
+        return await incoming.wait(turn)
+
+    async def close(self) -> None:
+        """As for any unit; nobody reads any more."""
+        if self.incoming is not None:
+            self.incoming.close()
+        await super().close()
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
@@ -134,6 +158,7 @@ class HTTPRequest(UnitOfWork):
     def discard(self) -> NoReturn:
         """As for any unit; `send` raises from now on."""
         self.answer, self.start = _OVER, None
+        self.settings.events.warn_often(RUN_TWICE, route_of(self.scope), _TRANSACT, times=_OFTEN)
         super().discard()
 
     def _raise_failure(self) -> None:

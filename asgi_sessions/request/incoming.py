@@ -21,6 +21,10 @@ _LOOK_AFTER = 0.25  # seconds that a request waits before its client is watched:
 T = TypeVar("T")
 
 
+def _never() -> None:
+    """For a run of the app that counts."""
+
+
 class Incoming:
     """What the client sends. Messages are kept as long as their bodies take `MAX_BODY` bytes together.
 
@@ -37,7 +41,7 @@ class Incoming:
         self._turn: anyio.Lock | None = None
         self.is_whole = True  # everything that came was kept
 
-    def reader(self, refuse: Callable[[], None]) -> Receive:
+    def reader(self, refuse: Callable[[], None] = _never) -> Receive:
         """What a run of the app calls `receive`, from the first message on; `refuse` may end it."""
         played = 0
 

@@ -125,7 +125,7 @@ class Rerun:
         self._restore()
         failure: BaseException | None = None
         after: Context | None = None
-        receive = self._receive if self._incoming is None else self._incoming.reader(lambda: None)
+        receive = self._receive if self._incoming is None else self._incoming.reader()
 
         async def second() -> None:
             nonlocal failure, after

@@ -86,6 +86,7 @@ class UnitOfWork:
     client_ended = False  # this request ended the session to which it led
     tried: str | None = None  # a new id; whether a record was stored under it is not known
     passive = False  # this request does not count as activity
+    is_opened = False  # the session is loaded, or known to be absent
     rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
     has_stored = False  # something that a second run of the app would do again
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
@@ -132,6 +133,7 @@ class UnitOfWork:
                 self.news = News.REFRESH
         if read_only:
             self.state = READ_ONLY
+        self.is_opened = True
 
     async def _load(self, session_id: str, lock: LockPolicy | None) -> Missing | None:
         """Check the session out. What is absent, or not for this client, leaves a fresh session."""
@@ -156,7 +158,7 @@ class UnitOfWork:
         self.tell(None)
 
     async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
-        """Wait for a turn, as long as the client stays where it is known to be waiting."""
+        """Wait for a turn; see `while_client_stays`."""
         return await turn()
 
     # -- what may be changed ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import anyio
 
 from ..errors import LockTimeoutError, TooManyWaitersError
 from .checkout import RETIRED_FOR, LockPolicy
+from .running import while_client_stays
 
 
 class RetiredIds:
@@ -140,7 +141,7 @@ class LocalLocks:
         started = anyio.current_time()
         try:
             with anyio.move_on_after(policy.wait):
-                await self._turn_of(session_id, waiter)
+                await while_client_stays(lambda: self._turn_of(session_id, waiter))
         except BaseException:
             self._leave(session_id, waiter)
             raise

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..record.model import SessionData
+
+T = TypeVar("T")
 
 
 class RunningRequest(Protocol):
@@ -27,6 +30,10 @@ class RunningRequest(Protocol):
     async def keep_alive(self) -> None:
         """Restart the idle timeout of the record."""
 
+    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+        """Wait for a turn; `ClientGoneError` if the request has only begun and its client goes meanwhile."""
+        ...
+
 
 running: ContextVar[tuple[RunningRequest, ...]] = ContextVar("asgi_sessions_running", default=())
 """The innermost last."""
@@ -35,3 +42,12 @@ running: ContextVar[tuple[RunningRequest, ...]] = ContextVar("asgi_sessions_runn
 def holder_of(store: object, session_id: str) -> RunningRequest | None:
     """The running request that holds this session of this store, if one does."""
     return next((each for each in reversed(running.get()) if each.holds(store, session_id)), None)
+
+
+async def while_client_stays(turn: Callable[[], Awaitable[T]]) -> T:
+    """Wait for the lock of a session, in a request that has only begun no longer than its client stays.
+
+    A store calls it where a checkout has to wait. `ClientGoneError` then, and the waiter leaves the queue.
+    """
+    requests = running.get()
+    return await (requests[-1].wait_with_client(turn) if requests else turn())

@@ -166,6 +166,19 @@ async def test_two_hundred_changes_by_mixed_methods(browser: Browser) -> None:
     assert await browser.stored() == {"n": 200}
 
 
+async def test_a_route_that_often_runs_twice_is_named(
+    site: Site, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line a minute in the log, with the remedy."""
+    await browser.begin(n=0)
+    for _ in range(25):
+        await browser.open(page(interrupted(browser)), path="/busy")
+    assert site.events == ["run_twice"]
+    [line] = [line for line in caplog.messages if line.startswith("run_twice")]
+    assert "route='GET /busy' times=10" in line
+    assert "session.transaction()" in line
+
+
 # -- a new id, an end -----------------------------------------------------------------------------------
 
 

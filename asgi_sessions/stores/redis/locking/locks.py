@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeAlias
 
 from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from ...running import while_client_stays
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.timing import LockTiming
@@ -65,7 +67,8 @@ class Locks:
         commands, record = self._commands, keys.record
         queue, started = self._queues.get(record), self._loop.time()
         if queue is not None:
-            return await self._acquire_behind(keys, timing, queue, started, arrived)
+            behind = partial(self._acquire_behind, keys, timing, queue, started, arrived)
+            return await while_client_stays(behind)
         token = new_token()
         queue = self._queues[record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
@@ -81,7 +84,7 @@ class Locks:
             return Acquired(token, value, ahead, timing.lease, 0.0)
         if found == b"B":
             queue.found_taken(token)
-            return await self._ask(keys, timing, queue, token, started)
+            return await while_client_stays(partial(self._ask, keys, timing, queue, token, started))
         self._do(keys, timing, queue, queue.leave(token, b""))
         return found
 
