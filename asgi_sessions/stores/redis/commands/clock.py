@@ -16,8 +16,8 @@ class Clock:
 
     __slots__ = ("ahead", "told_until")
 
-    def __init__(self) -> None:
-        self.ahead = 0.0  # of the event loop's clock, ms
+    def __init__(self, ahead: float) -> None:
+        self.ahead = ahead  # of the event loop's clock, ms; a guess until Redis tells
         self.told_until = -math.inf  # by the event loop's clock; later it may have been set
 
     def told(self, now: int, asked: float) -> None:

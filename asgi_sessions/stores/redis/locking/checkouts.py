@@ -16,6 +16,7 @@ from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
+from ..commands.who import who_is_here
 from ..connection.call import NotSentError
 from ..connection.replies import NOT_OURS, STORED, Reply
 from ..connection.resp import pack_args
@@ -139,7 +140,8 @@ class Checkouts:
         token = b"" if lock is None else new_token()
         rule = lifetime or Lifetime()
         header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
-        args = milliseconds(rule.absolute), milliseconds(rule.idle), token, timing.lease_ms, header
+        value = commands.held_by(token, who_is_here()) if token else b""
+        args = milliseconds(rule.absolute), milliseconds(rule.idle), value, timing.lease_ms, header
         try:
             nonce = new_nonce()
             reply = await commands.run(CREATE, keys.record, keys.lock, nonce, record, *args, about=nonce)
@@ -162,7 +164,9 @@ class Checkouts:
         version = next_version(was)
         after = self._locks.commit_begins(keys, token) if release else _KEEP
         flags = timing.commit
-        if after is _LET_GO:
+        if after is _HAND_OVER:
+            flags = pack_args(b"", self._locks.next_holder(keys))
+        elif after is _LET_GO:
             self._leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = timing.commit_and_release
         packed = commits.pack(keys, token, was, version, record, flags, unsure)

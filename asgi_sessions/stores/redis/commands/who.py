@@ -1,0 +1,49 @@
+"""Who holds a lock, as it is written behind the lock's token: '.since,process,host,route'.
+
+`since` is in ms of Redis' clock, 13 digits. Nothing in it is a space, a colon or outside of ASCII: places in
+a queue are split at spaces, messages at colons.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from urllib.parse import quote_plus, unquote_plus
+
+from ...holders import Holder, forget_when_forked, host_name, process_number
+from ...running import running
+
+_MOST = 100  # characters of a route or a host name
+_KNOWN = 1024  # routes that are not written anew for each request, about 300 kB
+_WRITTEN = re.compile(rb"[^.]+\.([0-9]{13}),([0-9]+),([^,]*),([^,]*)")
+
+
+def who_is_here() -> bytes:
+    """Process, host and route of the request that runs here; the route is empty outside of any."""
+    requests = running.get()
+    route = requests[-1].route if requests else ""
+    return _who_takes(route if len(route) <= _MOST else _shortened(route))
+
+
+def read(value: bytes, now: float) -> Holder | None:
+    """Who holds a lock that has this value; None where it does not say so. `now` is in ms by Redis."""
+    written = _WRITTEN.fullmatch(value)
+    if written is None:
+        return None
+    since, process, host, route = written.groups()
+    seconds = max(now - int(since), 0.0) / 1000
+    return Holder(unquote_plus(route.decode()), unquote_plus(host.decode()), int(process), seconds)
+
+
+@lru_cache(_KNOWN)
+def _who_takes(route: str) -> bytes:
+    host = quote_plus(host_name()[:_MOST])
+    return f",{process_number()},{host},{quote_plus(route, safe='/')}".encode()
+
+
+def _shortened(route: str) -> str:
+    """Its beginning, up to a slash: half of an id must not stand there, since logs would not know it."""
+    return route[:_MOST].rpartition("/")[0] + "/..."
+
+
+forget_when_forked(_who_takes.cache_clear)
