@@ -156,10 +156,10 @@ async def measure(options: argparse.Namespace) -> Samples:
 
 def cell(samples: Samples, subject: str) -> Cell:
     """The time, and the answers other than 200 in any round."""
-    text = f"{samples.median(subject, 'ms'):.0f}"
+    time = samples.median(subject, "ms")
     statuses = sorted(samples.raw()[subject].keys() - {"ms"})
     refused = [f"{max(samples.rounds(subject, status)):.0f} x {status}" for status in statuses]
-    return ", ".join([text, *refused])
+    return ", ".join([f"{time:.0f}", *refused]) if refused else time
 
 
 def targets(samples: Samples) -> list[Target]:

@@ -385,6 +385,47 @@ async def test_a_stream_that_only_reads_keeps_nobody_waiting(site: Site, browser
     assert await browser.stored() == {"n": 1}
 
 
+@pytest.mark.parametrize("lock", [True, "auto", False])
+@pytest.mark.parametrize("form", ["stream", "page"])
+async def test_a_late_change_within_a_value_is_never_lost_in_silence(
+    site: Site, browser: Browser, lock: Any, form: str
+) -> None:
+    """It cannot raise where it is made, so the answer's last message does; or it is stored."""
+    await browser.begin(n=0, page={"clicks": 0})
+    twin = site.option(lock=lock).browser()
+    twin.cookie = browser.cookie
+    ends: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session = scope["session"]
+        assert session["page"]["clicks"] == 0
+        await send(start(headers=[(b"content-length", b"4")] if form == "page" else []))
+        if form == "stream":
+            await send(chunk(b"part", more=True))
+        session["page"]["clicks"] = 1
+        try:
+            await send(chunk(b"last"))
+            ends.append("sent")
+        except SessionClosedError:
+            ends.append("refused")
+
+    answer = await twin.open(app)
+    stored = await browser.stored()
+    assert stored is not None
+    is_stored = stored["page"]["clicks"] == 1
+    assert ends == ["sent" if is_stored else "refused"]
+    assert answer.body.endswith(b"last") == is_stored
+    assert site.locks == 0
+
+
+async def test_a_page_after_a_roll_back_has_no_late_change(browser: Browser) -> None:
+    """What a failed request changed is given up with intent: its page goes out whole."""
+    await browser.begin(page={"clicks": 0})
+    answer = await browser.open(stream(lambda session: session["page"].update(clicks=1), None, status=500))
+    assert (answer.status, answer.messages[-1]) == (500, chunk())
+    assert await browser.stored() == {"page": {"clicks": 0}}
+
+
 # -- how the first run ends ------------------------------------------------------------------------------
 
 
