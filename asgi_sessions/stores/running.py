@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -30,6 +30,9 @@ class RunningRequest(Protocol):
 
     async def keep_alive(self) -> None:
         """Restart the idle timeout of the record."""
+
+    scope: MutableMapping[str, Any]
+    """The connection's; empty when the request is over."""
 
     @property
     def route(self) -> str:

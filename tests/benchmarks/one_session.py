@@ -48,23 +48,31 @@ QUICK = ("ours, auto, memory", "ours, True, memory", "ours, auto, Redis", "ours,
 class Crowd:
     """Clients with the session of one browser, and what they were answered in each scene."""
 
-    def __init__(self, browser: Browser, connections: Sequence[Connection]) -> None:
+    _connections: Sequence[Connection]
+
+    def __init__(self, browser: Browser) -> None:
         self.browser = browser
         self.answers: dict[str, Counter[int]] = {scene: Counter() for scene in CLIENTS}
-        self._connections = connections
-        self._asked = [0] * len(connections)
-        self.turns = {CROWD: self.crowd, SLOW: self.slow, WRITING: self.writing}
+        self._asked = [0] * max(CLIENTS.values())
+        self._scenes = {CROWD: self._crowd, SLOW: self._slow, WRITING: self._writing}
 
-    async def crowd(self, seconds: float) -> Figures:
+    async def turn(self, scene: str, seconds: float) -> Figures:
+        """Connect everybody, and let them ask: servers hang up on those who ask nothing for some seconds."""
+        async with AsyncExitStack() as stack:
+            each = [Connection(self.browser) for _ in range(CLIENTS[scene])]
+            self._connections = [await stack.enter_async_context(connection) for connection in each]
+            return await self._scenes[scene](seconds)
+
+    async def _crowd(self, seconds: float) -> Figures:
         return await self._acknowledged(CROWD, self._short, seconds)
 
-    async def slow(self, seconds: float) -> Figures:
+    async def _slow(self, seconds: float) -> Figures:
         """Once, however long it takes."""
         started = time.perf_counter()
         await asyncio.gather(*[self._ask(SLOW, number, SLOW_READ) for number in range(CLIENTS[SLOW])])
         return {"ms": (time.perf_counter() - started) * 1000}
 
-    async def writing(self, seconds: float) -> Figures:
+    async def _writing(self, seconds: float) -> Figures:
         return await self._acknowledged(WRITING, lambda number: self._ask(WRITING, number, ADD), seconds)
 
     async def _acknowledged(
@@ -92,14 +100,12 @@ class Crowd:
         return self.browser.acknowledged - int((await self.browser.get("/count")).body)
 
 
-async def gather_crowd(server: Served, stack: AsyncExitStack) -> Crowd:
-    """Begin a session, and connect everybody who will use it."""
+async def gather_crowd(server: Served) -> Crowd:
+    """Begin a session."""
     wait_for(server)
     browser = Browser(server.port)
     await browser.get("/begin")
-    most = max(CLIENTS.values())
-    connections = [await stack.enter_async_context(Connection(browser)) for _ in range(most)]
-    return Crowd(browser, connections)
+    return Crowd(browser)
 
 
 # -- measuring -----------------------------------------------------------------------------------------------
@@ -144,17 +150,15 @@ async def measure(subjects: Sequence[str], options: Any) -> Measured:
             served, redis_url=url, loop=options.loop, protocol=options.http, apps="page_load_apps"
         )
         servers = {name: stack.enter_context(start(name)) for name in subjects}
-        async with AsyncExitStack() as clients:
-            for name, server in servers.items():
-                measured.crowds[name] = await gather_crowd(server, clients)
-            for scene in CLIENTS:
-                turns = {
-                    case(scene, name): partial(crowd.turns[scene], options.seconds)
-                    for name, crowd in measured.crowds.items()
-                }
-                await alternate(turns, options.rounds, measured.samples)
-            for name, crowd in measured.crowds.items():
-                measured.lost[name] = await crowd.lost()
+        measured.crowds = {name: await gather_crowd(server) for name, server in servers.items()}
+        for scene in CLIENTS:
+            turns = {
+                case(scene, name): partial(crowd.turn, scene, options.seconds)
+                for name, crowd in measured.crowds.items()
+            }
+            await alternate(turns, options.rounds, measured.samples)
+        for name, crowd in measured.crowds.items():
+            measured.lost[name] = await crowd.lost()
     return measured
 
 

@@ -34,7 +34,7 @@ class Commands:
         self.clustered = b"1" if router.clustered else b"0"
         self.unlocked = LockTiming(0.0, clustered=router.clustered)  # of who loads or writes without a lock
         self._timing = lru_cache(_KNOWN)(self._timing_of)
-        self._clock = Clock((time.time() - self.loop.time()) * 1000)
+        self.clock = Clock((time.time() - self.loop.time()) * 1000)
         self._closed = False
 
     def close(self) -> None:
@@ -81,21 +81,13 @@ class Commands:
 
     # -- of one session -----------------------------------------------------------------------------------
 
-    def held_by(self, token: bytes, who: bytes) -> bytes:
-        """The value of a lock that is taken now."""
-        return b"%b.%013d%b" % (token, self.now(), who)
-
-    def now(self) -> float:
-        """Redis' time in ms, as far as it is known."""
-        return self.loop.time() * 1000 + self._clock.ahead
-
     def take(self, keys: Keys, value: bytes, timing: LockTiming, asked: float) -> asyncio.Future[Reply]:
         """Try once to lock and load, or load only where the lock's value is empty; `found` reads the reply.
 
         `asked` is now, by the loop. Redis tells the time only where it is not known. (Each node of a cluster
         has a time of its own.)
         """
-        if self.router.clustered or asked >= self._clock.told_until:
+        if self.router.clustered or asked >= self.clock.told_until:
             script, rest = TAKE_AND_TELL, timing.take_and_tell
         else:
             script, rest = TAKE, timing.take
@@ -107,7 +99,7 @@ class Commands:
 
         The bare word of the script where there is nothing to take, or where another holds the lock.
         """
-        clock = self._clock
+        clock = self.clock
         if isinstance(reply, bytes) and reply.startswith(b"asgi2:"):
             return reply, clock.ahead
         kind, *rest = words_of(reply)

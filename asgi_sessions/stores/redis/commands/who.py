@@ -18,11 +18,24 @@ _KNOWN = 1024  # routes that are not written anew for each request, about 300 kB
 _WRITTEN = re.compile(rb"[^.]+\.([0-9]{13}),([0-9]+),([^,]*),([^,]*)")
 
 
-def who_is_here() -> bytes:
-    """Process, host and route of the request that runs here; the route is empty outside of any."""
+def taken_here(token: bytes, since: bytes) -> bytes:
+    """The value of a lock that the request which runs here takes, if one does."""
     requests = running.get()
-    route = requests[-1].route if requests else ""
-    return _who_takes(route if len(route) <= _MOST else _shortened(route))
+    if not requests:
+        return token + since + _who("", "")
+    scope = requests[-1].scope
+    try:
+        method, path = scope["method"], scope["path"]
+    except KeyError:  # a WebSocket, or the request is over
+        method, path = "WEBSOCKET", scope.get("path", "")
+    if len(method) + len(path) > _MOST:
+        method, path = method[:_MOST], _shortened(path)
+    return b"".join((token, since, _who(method, path)))
+
+
+def who_is_here() -> bytes:
+    """The part of it that says who that is."""
+    return taken_here(b"", b"")
 
 
 def read(value: bytes, now: float) -> Holder | None:
@@ -36,14 +49,14 @@ def read(value: bytes, now: float) -> Holder | None:
 
 
 @lru_cache(_KNOWN)
-def _who_takes(route: str) -> bytes:
-    host = quote_plus(host_name()[:_MOST])
-    return f",{process_number()},{host},{quote_plus(route, safe='/')}".encode()
+def _who(method: str, path: str) -> bytes:
+    host, route = host_name()[:_MOST], f"{method} {path}" if path else ""
+    return f",{process_number()},{quote_plus(host)},{quote_plus(route, '/', errors='replace')}".encode()
 
 
-def _shortened(route: str) -> str:
+def _shortened(path: str) -> str:
     """Its beginning, up to a slash: half of an id must not stand there, since logs would not know it."""
-    return route[:_MOST].rpartition("/")[0] + "/..."
+    return path[:_MOST].rpartition("/")[0] + "/..."
 
 
-forget_when_forked(_who_takes.cache_clear)
+forget_when_forked(_who.cache_clear)

@@ -15,9 +15,9 @@ from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_token
-from ..commands.who import read, who_is_here
+from ..commands.who import read, taken_here, who_is_here
 from ..connection.call import CLOSED, NotSentError
-from ..connection.replies import Reply, is_number, is_text
+from ..connection.replies import Reply, is_list, is_text
 from .leases import Leases
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .releases import Releases
@@ -72,10 +72,10 @@ class Locks:
         return while_client_stays(partial(self._acquire_behind, keys, timing, queue, started, arrived))
 
     async def _acquire_first(self, keys: Keys, timing: LockTiming, started: float) -> Acquired | bytes:
-        commands, token, who = self._commands, new_token(), who_is_here()
+        commands, token = self._commands, new_token()
         queue = self._queues[keys.record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
-            value = commands.held_by(token, who)
+            value = taken_here(token, commands.clock.text(started))
             found = commands.found(await commands.take(keys, value, timing, started), started)
         except BaseException as error:
             if not isinstance(error, NotSentError):
@@ -88,7 +88,9 @@ class Locks:
             return Acquired(token, value, ahead, timing.lease, 0.0)
         if found == b"B":
             queue.found_taken(token)
-            return await while_client_stays(partial(self._ask, keys, timing, queue, token, who, started))
+            return await while_client_stays(
+                partial(self._ask, keys, timing, queue, token, who_is_here(), started)
+            )
         self._do(keys, timing, queue, queue.leave(token, b""))
         return found
 
@@ -173,7 +175,7 @@ class Locks:
         requests = running.get()
         if requests:
             holder = self._commands.command(b"GET", keys.lock, fits=is_text)
-            queued = self._commands.command(b"LLEN", keys.queue, fits=is_number)
+            queued = self._commands.command(b"LRANGE", keys.queue, b"0", b"-1", fits=is_list)
             asked = asyncio.gather(holder, queued)
             asked.add_done_callback(partial(self._told, requests[-1], keys, queue))
 
@@ -187,9 +189,9 @@ class Locks:
         if asked.cancelled() or asked.exception() is not None:
             return
         value, queued = asked.result()
-        holder = read(value, self._commands.now()) if isinstance(value, bytes) else None
-        if holder is not None and isinstance(queued, int):
-            others = queued - queue.asks
+        holder = read(value, self._commands.clock.at(self._loop.time())) if isinstance(value, bytes) else None
+        if holder is not None and isinstance(queued, list):
+            others = len(queued) - queue.asks
             session_id = id_of(keys.mark + b"}") or ""
             request.has_waited(session_id, holder, queue.waiters + others)
 
@@ -237,7 +239,7 @@ class Locks:
         """Who gets the lock by a commit that hands it over, as it is written behind the lock's token."""
         queue = self._queues.get(keys.record, _NONE)
         seat = queue.successor
-        return self._commands.held_by(b"", seat.who) if isinstance(seat, Seat) else b""
+        return self._commands.clock.text(self._loop.time()) + seat.who if isinstance(seat, Seat) else b""
 
     def handed_over(self, keys: Keys, token: bytes, timing: LockTiming, stored: Acquired | None) -> None:
         """The successor gets the lock, and with it what was `stored` under it.

@@ -193,7 +193,7 @@ class Waiter:
         fresh = place.ask()
         message = channel.expect(fresh) if queue else None
         asked = self._loop.time()
-        value = self._commands.held_by(fresh, self._who) if self._who else fresh
+        value = fresh + self._commands.clock.text(asked) + self._who if self._who else fresh
         packed = question(self._keys, timing, place, value, self._address, self._left() if queue else 0.0)
         try:
             reply = await self._commands.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
