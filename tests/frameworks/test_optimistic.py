@@ -26,6 +26,7 @@ from starlette.routing import Mount, Route
 from asgi_sessions import InMemorySessionStore, Session, SessionMiddleware, get_session
 from asgi_sessions.asgi import ASGIApp
 from asgi_sessions.record.codec import encode_checked
+from asgi_sessions.request import rerun
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +68,11 @@ def did() -> list[str]:
 
 @pytest.fixture
 def sessions(store: ContendedStore) -> Middleware:
-    return Middleware(SessionMiddleware, secret_key=KEY, store=store, lock="auto")
+    return Middleware(SessionMiddleware, **options(store))
+
+
+def options(store: ContendedStore) -> dict[str, Any]:
+    return {"secret_key": KEY, "store": store, "lock": "auto"}
 
 
 def count(session: Session) -> int:
@@ -127,7 +132,7 @@ async def test_error_handlers_do_not_hear_of_it(
     app = Starlette(
         routes=[Route("/", page(did))],
         middleware=[Middleware(Catching), sessions, Middleware(Catching)],
-        exception_handlers={Exception: handle, 500: handle, HTTPException: handle},  # type: ignore[dict-item]
+        exception_handlers={Exception: handle, 500: handle, HTTPException: handle},
     )
     answer = await ask_twice(app, store, did)
     assert (answer.status_code, answer.text) == (200, "12")
@@ -314,6 +319,37 @@ async def test_a_second_middleware_of_ours_inside(
     assert len(inner._locks) == 0
 
 
+@pytest.mark.parametrize("outside", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("inside", AROUND.values(), ids=AROUND)
+async def test_a_first_run_that_hangs_is_cancelled_alone(
+    store: ContendedStore, sessions: Middleware, did: list[str], monkeypatch: pytest.MonkeyPatch,
+    outside: list[Any], inside: list[Any],
+) -> None:  # fmt: skip
+    """Not the request, whatever task groups there are around it and in it."""
+    monkeypatch.setattr(rerun, "GRACE", 0.05)
+
+    class Hanging:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await self.app(scope, receive, send)
+            except BaseException:
+                did.append("hangs")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(anyio.sleep, 60)
+
+    app = Starlette(
+        routes=[Route("/", page(did))],
+        middleware=[*outside, sessions, Middleware(Hanging), *inside],
+    )
+    with anyio.fail_after(20):
+        answer = await ask_twice(app, store, did)
+    assert (answer.status_code, answer.text) == (200, "12")
+    assert did == ["ran", "hangs", "ran"]
+
+
 # -- FastAPI -------------------------------------------------------------------------------------------------
 
 
@@ -393,7 +429,7 @@ async def test_fastapi_cleans_up_after_each_run(
 # -- others --------------------------------------------------------------------------------------------------
 
 
-def litestar_app(did: list[str], sessions: Middleware, *, inside: bool) -> ASGIApp:
+def litestar_app(did: list[str], store: ContendedStore, *, inside: bool) -> ASGIApp:
     """The middleware around the app, or among its own."""
 
     async def endpoint(request: Any) -> Any:
@@ -410,22 +446,20 @@ def litestar_app(did: list[str], sessions: Middleware, *, inside: bool) -> ASGIA
     routes = [litestar.get("/")(endpoint)]
     if inside:
         define = import_module("litestar.middleware").DefineMiddleware
-        return litestar.Litestar(  # type: ignore[no-any-return]
-            routes, middleware=[define(sessions.cls, **sessions.kwargs)]
-        )
-    made: ASGIApp = sessions.cls(litestar.Litestar(routes), **sessions.kwargs)
-    return made
+        made: ASGIApp = litestar.Litestar(routes, middleware=[define(SessionMiddleware, **options(store))])
+        return made
+    return SessionMiddleware(litestar.Litestar(routes), **options(store))
 
 
 @pytest.mark.parametrize("inside", [True, False])
-async def test_litestar(store: ContendedStore, sessions: Middleware, did: list[str], inside: bool) -> None:
+async def test_litestar(store: ContendedStore, did: list[str], inside: bool) -> None:
     """Its background task runs once."""
-    answer = await ask_twice(litestar_app(did, sessions, inside=inside), store, did)
+    answer = await ask_twice(litestar_app(did, store, inside=inside), store, did)
     assert (answer.status_code, answer.text) == (200, "12")
     assert did == ["ran", "ran", "async task"]
 
 
-async def test_quart(store: ContendedStore, sessions: Middleware, did: list[str]) -> None:
+async def test_quart(store: ContendedStore, did: list[str]) -> None:
     """It sends and receives in tasks of its own."""
     app = quart.Quart(__name__)
 
@@ -434,7 +468,7 @@ async def test_quart(store: ContendedStore, sessions: Middleware, did: list[str]
         return str(count(quart.request.scope["session"]))
 
     app.get("/")(endpoint)
-    app.asgi_app = sessions.cls(app.asgi_app, **sessions.kwargs)
+    app.asgi_app = SessionMiddleware(app.asgi_app, **options(store))
     answer = await ask_twice(app, store, did)
     assert (answer.status_code, answer.text) == (200, "12")
     assert did == ["ran", "ran"]
@@ -446,6 +480,7 @@ async def test_quart(store: ContendedStore, sessions: Middleware, did: list[str]
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 async def test_many_clients_over_a_real_server(http: str, did: list[str], sessions: Middleware) -> None:
     """Each number is answered once, by GET and by POST, with tasks, streams and middleware around them."""
+    pytest.importorskip(http)
 
     async def slowly(request: Request) -> Response:
         session = get_session(request)

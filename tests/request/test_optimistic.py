@@ -584,17 +584,17 @@ async def test_both_runs_see_the_request_as_it_came(browser: Browser) -> None:
     state: dict[str, Any] = {"deep": 1}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append((variable.get(), dict(scope["state"]), scope["path"], list(scope["extra"])))
+        seen.append((variable.get(), dict(scope["state"]), scope["path"], dict(scope["extensions"])))
         variable.set(f"run {len(seen)}")
         scope["state"]["run"] = len(seen)
         scope["path"] = "/changed"
-        scope["extra"].append(1)
+        scope["extensions"]["run"] = len(seen)
         scope["new"] = len(seen)
         await page(use)(scope, receive, send)
 
     variable.set("before")
-    await browser.open(app, state=state, extra=[])
-    assert seen == [("before", {"deep": 1}, "/", [])] * 2
+    await browser.open(app, state=state, extensions={})
+    assert seen == [("before", {"deep": 1}, "/", {})] * 2
     assert state == {"deep": 1, "run": 2}
     assert variable.get() == "run 2"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +17,7 @@ from asgi import FIREFOX, Answer, Browser, Clock, RecordingStore, Site, chunk, p
 from asgi_sessions import Session, SessionData, SessionMiddleware, SessionStoreError
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.request import rerun
+from asgi_sessions.request.http import HTTPRequest
 from asgi_sessions.request.incoming import Incoming
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +65,11 @@ def store(site: Site) -> PausedStore:
 
 def count(session: Session) -> None:
     session["n"] = session.get("n", 0) + 1
+
+
+def count_both(session: Session, other: Session) -> None:
+    count(session)
+    count(other)
 
 
 async def post(browser: Browser, act: Callable[[Session], object] = count) -> Answer:
@@ -157,6 +166,25 @@ def once(act: Callable[[], Awaitable[object]], then: Callable[[Session], object]
         await run(then, session)
 
     return use
+
+
+async def test_what_requests_share_in_their_scopes_is_left_alone(browser: Browser) -> None:
+    """A dict that others change meanwhile is not set back; what belongs to the request is."""
+    await browser.begin(n=0)
+    shared: dict[str, int] = {}
+    seen: list[tuple[int, int]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((len(scope["state"]), len(scope["extensions"])))
+        scope["state"]["mine"] = scope["extensions"]["mine"] = {}
+        if len(seen) == 1:
+            await browser.twin().open(page(lambda _: shared.update(theirs=1)), method="POST", shared=shared)
+            await post(browser)
+        await page(count)(scope, receive, send)
+
+    await browser.open(app, shared=shared, state={}, extensions={})
+    assert shared == {"theirs": 1}
+    assert seen == [(0, 0)] * 2
 
 
 # -- nothing is stored twice -----------------------------------------------------------------------------
@@ -295,8 +323,8 @@ async def test_a_body_that_comes_slowly_keeps_nobody_waiting(site: Site, browser
 
     async with anyio.create_task_group() as group:
         group.start_soon(slowly)
-        got = await site.request(app, headers=cookie_of(browser), receive=messages_in.receive)
-    assert got.status == 200
+        answer = await site.request(app, headers=cookie_of(browser), receive=messages_in.receive)
+        assert answer.status == 200
     assert bodies == [b"".join([b"%02d" % number for number in range(60)])] * 2
     assert await browser.stored() == {"n": 7}
     send_in.close()
@@ -393,9 +421,9 @@ async def test_a_task_that_outlives_its_discarded_run(browser: Browser) -> None:
             assert (await receive())["type"] == "http.request"
             await send(chunk(b"ok"))
 
-        got = await browser.open(app)
-    assert (got.status, got.body) == (200, b"ok")
-    assert len(got.messages) == 2
+        answer = await browser.open(app)
+        assert (answer.status, answer.body) == (200, b"ok")
+        assert len(answer.messages) == 2
     assert outcomes[2] == "Discarded"
 
 
@@ -504,15 +532,94 @@ async def test_an_app_that_catches_the_end_at_save_and_writes_on(browser: Browse
         count(session)
         if session["n"] == 1:
             await post(browser)
-            for act in (session.save, lambda: count(session), session.save, session.release):
+            for act in (Session.save, count, Session.save, Session.release):
                 try:
-                    await run(lambda _, act=act: act(), session)
+                    await run(act, session)
                 except BaseException as error:
                     tried.append(type(error).__name__)
 
     assert (await browser.open(page(use))).status == 200
     assert tried == ["Discarded", "SessionClosedError", "Discarded", "Discarded"]
     assert await browser.stored() == {"n": 2}
+
+
+# -- nothing is left ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["it waits for the lock", "its app runs"])
+async def test_a_second_run_that_is_cancelled_leaves_no_lock(
+    site: Site, browser: Browser, store: PausedStore, when: str
+) -> None:
+    """As a time limit around the middleware does it; nothing of it is stored."""
+    await browser.begin(n=0)
+    runs: list[int] = []
+    with anyio.CancelScope() as around:
+
+        async def stop() -> None:
+            around.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        async def use(session: Session) -> None:
+            runs.append(1)
+            count(session)
+            if len(runs) == 1:
+                await post(browser)
+                if when == "it waits for the lock":
+                    store.before_next["checkout+lock"] = stop
+            else:
+                await stop()
+
+        await browser.open(page(use))
+    assert around.cancelled_caught
+    assert len(runs) == (1 if when == "it waits for the lock" else 2)
+    assert site.locks == 0
+    assert (await post(browser)).status == 200
+    assert await browser.stored() == {"n": 2}
+
+
+async def test_nothing_of_many_reruns_stays(browser: Browser, way: str) -> None:
+    """Neither a task nor an object of a request, without a garbage collection."""
+    await browser.begin(n=0)
+    await browser.open(page(once(lambda: post(browser))))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await browser.open(page(once(lambda: post(browser))))
+        await anyio.lowlevel.checkpoint()
+        left = [each for each in gc.get_objects() if isinstance(each, HTTPRequest | rerun.Rerun | Incoming)]
+        assert left == []
+    finally:
+        gc.enable()
+    if way == "asyncio":
+        assert len(asyncio.all_tasks()) <= 2  # of the test, and of its fixtures
+
+
+async def test_no_log_tells_a_secret(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At any level: of a discarded run that hangs, and of a route that is often run twice."""
+    monkeypatch.setattr(rerun, "GRACE", 0.01)
+    caplog.set_level(logging.DEBUG)
+    session_id = await browser.begin(n=0, card="4000-1234")
+    use = once(lambda: post(browser))
+
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        await run(use, scope["session"])
+        try:
+            await send(start())
+        except rerun.Discarded:
+            await anyio.sleep(10)
+        await send(chunk(b"ok"))
+
+    assert (await browser.open(hang)).status == 200
+    for _ in range(12):
+        await browser.open(page(once(lambda: post(browser))))
+    assert browser.site.events.count("run_twice") == 1
+    assert "did not end" in caplog.text
+    assert browser.cookie is not None
+    for secret in (session_id, browser.cookie, "4000-1234", FIREFOX):
+        assert secret not in caplog.text
 
 
 # -- two middlewares ---------------------------------------------------------------------------------------
@@ -538,7 +645,7 @@ async def test_two_middlewares_never_take_one_anothers_end(
         await inner(scope, receive, send)
 
     inner = SessionMiddleware(innermost, key, session_cookie="inner", store=inner_site.store, lock="auto")
-    use: Any = lambda outer: (count(outer), count(handles["inner"]))  # noqa: E731
+    use: Any = lambda outer: count_both(outer, handles["inner"])  # noqa: E731
 
     async def open_both(method: str) -> Answer:
         headers = [(b"cookie", inner_cookie.encode())] if inner_cookie else []
@@ -557,8 +664,7 @@ async def test_two_middlewares_never_take_one_anothers_end(
             if conflict != "outer":
                 headers = [(b"user-agent", FIREFOX.encode()), (b"cookie", inner_cookie.encode())]
                 await inner_site.request(page(count), headers=headers, method="POST")
-        count(outer)
-        count(handles["inner"])
+        count_both(outer, handles["inner"])
 
     use = interrupted
     got = await open_both("GET")
