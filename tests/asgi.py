@@ -347,7 +347,7 @@ class Site:
     @property
     def locks(self) -> int:
         """How many locks are held by a lease that lasts."""
-        return sum(ends > self.clock.now for _, ends in self.store._locks._holders.values())
+        return sum(ends > self.clock.now for _, ends, *_ in self.store._locks._holders.values())
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.log.append("app")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -22,6 +23,7 @@ from ..errors import (
 from ..observation.events import (
     AMBIGUOUS_COOKIE,
     BAD_SIGNATURE,
+    LOCK_HELD,
     RETIRED_SESSION,
     UNKNOWN_SESSION,
     UNREADABLE_RECORD,
@@ -30,7 +32,9 @@ from ..record.model import SessionData
 from ..session.changes import Change, Fate
 from ..session.handle import Session
 from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
+from ..stores.holders import Holder
 from .admission import admits
+from .answers import route_of
 from .commit import Commit, let_go, lock_as_loaded
 from .duplicates import settle
 from .rerun import Discarded, Rerun
@@ -163,6 +167,20 @@ class UnitOfWork:
     async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
         """Wait for a turn; see `while_client_stays`."""
         return await turn()
+
+    @property
+    def route(self) -> str:
+        """Method and path; empty when the request is over."""
+        return route_of(self.scope) if self.scope else ""
+
+    def has_waited(self, session_id: str, holder: Holder, waiting: int) -> None:
+        """Tell the log who holds the lock that this request has waited for a second."""
+        events, route = self.settings.events, holder.route or "outside any request"
+        if events.is_due(LOCK_HELD, route):
+            events.emit(
+                LOCK_HELD, session_id, level=logging.WARNING, route=self.route, holder=route,
+                host=holder.host, process=holder.process, held=round(holder.seconds, 1), waiting=waiting,
+            )  # fmt: skip
 
     # -- what may be changed ------------------------------------------------------------------------------
 
