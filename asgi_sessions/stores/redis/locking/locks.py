@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeAlias
 
 from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from ....record.codec import id_of
 from ...holders import NOTICE_AFTER
-from ...running import RunningRequest, running, while_client_stays
+from ...running import while_client_stays
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_token
-from ..commands.who import read, taken_here, who_is_here
+from ..commands.who import taken_here, who_is_here
 from ..connection.call import CLOSED, NotSentError
-from ..connection.replies import Reply, is_list, is_text
 from .leases import Leases
+from .notice import ask_who_holds
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .releases import Releases
 from .seat import Seat
@@ -110,7 +108,7 @@ class Locks:
         try:
             await seat.woken.wait(min(timing.wait, NOTICE_AFTER))
             if not seat.woken.is_set and timing.wait > NOTICE_AFTER:
-                self._tell_who_holds(keys, queue)
+                ask_who_holds(self._commands, keys, queue)
                 await seat.woken.wait(timing.wait - NOTICE_AFTER)
             if not seat.woken.is_set:
                 raise LockTimeoutError(timing.wait)
@@ -133,7 +131,7 @@ class Locks:
         token: bytes = b"",
     ) -> Acquired | bytes:
         """Queue in Redis, or take over the lock with this token."""
-        notice = partial(self._tell_who_holds, keys, queue)
+        notice = partial(ask_who_holds, self._commands, keys, queue)
         try:
             if not token and timing.wait > 0:
                 await self._subscription.open()
@@ -169,31 +167,6 @@ class Locks:
             who,
             on_long_wait,
         )
-
-    def _tell_who_holds(self, keys: Keys, queue: LockQueue[Member]) -> None:
-        """Have the request that runs here say who holds the lock that it waits for. Nobody waits for that."""
-        requests = running.get()
-        if requests:
-            holder = self._commands.command(b"GET", keys.lock, fits=is_text)
-            queued = self._commands.command(b"LRANGE", keys.queue, b"0", b"-1", fits=is_list)
-            asked = asyncio.gather(holder, queued)
-            asked.add_done_callback(partial(self._told, requests[-1], keys, queue))
-
-    def _told(
-        self,
-        request: RunningRequest,
-        keys: Keys,
-        queue: LockQueue[Member],
-        asked: asyncio.Future[tuple[Reply, Reply]],
-    ) -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            return
-        value, queued = asked.result()
-        holder = read(value, self._commands.clock.at(self._loop.time())) if isinstance(value, bytes) else None
-        if holder is not None and isinstance(queued, list):
-            others = len(queued) - queue.asks
-            session_id = id_of(keys.mark + b"}") or ""
-            request.has_waited(session_id, holder, queue.waiters + others)
 
     def _failed(
         self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], member: Member, error: BaseException
