@@ -126,13 +126,13 @@ def acknowledged(load: Load) -> int:
 
 @pytest.mark.parametrize("kind", ["memory", "four primitives"])
 async def test_mixed_methods_in_one_process(kind: str, request: pytest.FixtureRequest) -> None:
-    """A hundred tasks over a store that needs no server: every operation is acknowledged."""
+    """Many tasks over a store that needs no server: every operation is acknowledged."""
     store: SessionStore = InMemorySessionStore() if kind == "memory" else PrimitiveStore(clock=time.time)
-    turns = 15 if request.config.getoption("--long") else 3
+    clients, turns = (6, 200) if request.config.getoption("--long") else (60, 3)
     transport = httpx.ASGITransport(build(store, **AUTO))
     async with shared_session(["http://process"], transport, METHODS) as session:
-        await crowd(session, 60, lambda: range(turns))
-        assert session.seen.answers == {200: 60 * turns + 1}
+        await crowd(session, clients, lambda: range(turns))
+        assert session.seen.answers == {200: clients * turns + 1}
         assert await session.flaws() == []
     assert len(store._locks) == 0
 
