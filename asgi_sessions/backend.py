@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextvars import Context
 from typing import Any
 
 import anyio
@@ -26,6 +27,9 @@ def take_back_cancellation(task: asyncio.Task[Any]) -> None:
     """Undo the count of one `cancel` that has done its work."""
     if sys.version_info >= (3, 11):
         task.uncancel()
+
+
+_EMPTY = Context()  # for timers: a loop keeps a cancelled one for a while, and with it what its context holds
 
 
 class Wake:
@@ -54,7 +58,7 @@ class Wake:
             return
         loop = asyncio.get_running_loop()
         future = self._waiting = loop.create_future()
-        timer = loop.call_later(seconds, _end, future)
+        timer = loop.call_later(seconds, _end, future, context=_EMPTY)
         try:
             await future
         finally:

@@ -128,7 +128,7 @@ def acknowledged(load: Load) -> int:
 async def test_mixed_methods_in_one_process(kind: str, request: pytest.FixtureRequest) -> None:
     """A hundred tasks over a store that needs no server: every operation is acknowledged."""
     store: SessionStore = InMemorySessionStore() if kind == "memory" else PrimitiveStore(clock=time.time)
-    turns = 100 if request.config.getoption("--long") else 3
+    turns = 15 if request.config.getoption("--long") else 3
     transport = httpx.ASGITransport(build(store, **AUTO))
     async with shared_session(["http://process"], transport, METHODS) as session:
         await crowd(session, 60, lambda: range(turns))
