@@ -6,6 +6,7 @@ SUBJECT="ours, auto, Redis" REDIS_URL=redis://… uvicorn --factory page_load_ap
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -95,5 +96,6 @@ SUBJECTS: dict[str, Callable[[str], ASGIApp]] = {
 
 
 def from_environment() -> ASGIApp:
-    """The app of the subject that the environment names."""
+    """The app of the subject that the environment names. Refusals are for the clients to count."""
+    logging.getLogger("asgi_sessions").setLevel(logging.ERROR)
     return SUBJECTS[os.environ["SUBJECT"]](os.environ["REDIS_URL"])
