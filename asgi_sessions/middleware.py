@@ -106,7 +106,6 @@ class SessionMiddleware:
             lock_to_transact=policy,
             optimistic=lock == "auto",
             cookie=cookie,
-            cookie_name=session_cookie,
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
@@ -212,7 +211,7 @@ class SessionMiddleware:
         if around is None:
             return False
         unit = around.unit if isinstance(around, Session) else None
-        if not isinstance(unit, UnitOfWork) or unit.settings.cookie_name != self._settings.cookie_name:
+        if not isinstance(unit, UnitOfWork) or unit.settings.cookie.name != self._settings.cookie.name:
             return False
         if unit.settings.store is not self.store:
             unit.shares_name = True

@@ -394,7 +394,7 @@ class Site:
         if isinstance(self.store, FileStore):
             held = "SELECT count(DISTINCT id) FROM lock WHERE until > ?"
             return sum(self.store.look(held, self.clock.now))
-        return sum(ends > self.clock.now for _, ends in self.store._locks._holders.values())
+        return sum(ends > self.clock.now for _, ends, *_ in self.store._locks._holders.values())
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.log.append("app")

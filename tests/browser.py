@@ -143,9 +143,9 @@ new Promise(done => {
 
 
 @contextmanager
-def served(app: ASGIApp) -> Iterator[int]:
-    """The app at a port of this machine, in a thread of its own."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+def served(app: ASGIApp, **options: Any) -> Iterator[int]:
+    """The app at a port of this machine, in a thread of its own; `options` are uvicorn's."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", **options))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # who comes before the server runs waits for it

@@ -37,6 +37,8 @@ def test_the_session_has_300_bytes() -> None:
 async def test_every_write_counts(length: str) -> None:
     """A write that a middleware does not store would be a cheap one."""
     for subject in overhead_apps.in_memory([]):
+        if "write" not in subject.kinds:
+            continue
         seen: list[int | None] = []
         reading = subject.wrap(overhead_apps.page(noting(seen), sized=True))
         await subject.begin(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,10 @@ sys.path.insert(0, str(BENCHMARKS))
 # The folder is on the path only now, and pyright does not see that it is.
 # pyright: reportMissingImports=false
 import end_to_end  # noqa: E402
+import one_session  # noqa: E402
+import page_load  # noqa: E402
 import scale  # noqa: E402
+from browsing import Browser, Request  # noqa: E402
 from end_to_end_apps import WatchedMemory, WatchedRedis  # noqa: E402
 
 pytestmark = pytest.mark.anyio
@@ -92,6 +97,32 @@ def test_end_to_end_reports_every_subject(tmp_path: Path) -> None:
     assert report["facts"]["load by"].startswith(tool)
 
 
+def test_page_load_reports_every_subject(tmp_path: Path) -> None:
+    """Each page is there, every request of it was answered with 200, and no write was lost."""
+    report = quick("page_load.py", tmp_path)
+    assert broken(report) == []
+    rows = table(report, "a page")
+    assert [*rows] == [*page_load.QUICK]
+    pages = 2  # one warms up
+    for name, row in rows.items():
+        assert min(row["page ms"], row["stream begins ms"]) > 0, name
+        assert row["200"] == pages * (1 + len(page_load.PAGE)), name
+        assert (row["409"], row["503"], row["other"]) == (0, 0, 0), name
+        assert row["writes"] == pages, name
+
+
+def test_one_session_reports_every_scene(tmp_path: Path) -> None:
+    """Each scene has a figure for each subject, every answer is a 200, and no write was lost."""
+    report = quick("one_session.py", tmp_path)
+    assert broken(report) == []
+    rows = table(report, "one session")
+    assert [*rows] == [*one_session.QUICK]
+    for name, row in rows.items():
+        assert min(row["crowd /s"], row["20 slow reads ms"], row["writing reads /s"]) > 0, name
+        assert row["200"] >= row["writes"] > 0, name
+        assert (row["409"], row["503"], row["other"], row["lost"]) == (0, 0, 0, 0), name
+
+
 async def test_load_without_wrk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no wrk, httpx makes the load; what it is told is compared just the same."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -125,6 +156,37 @@ def test_disagreements(
 ) -> None:
     """A write that is lost in one session is not made up for by another session."""
     assert end_to_end.disagreements(counts, written, interrupted) == expected
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("starsessions") is None,
+    reason="starsessions is compared with: pip install 'asgi-server-sessions[bench]'",
+)
+async def test_lost_writes_of_a_page_are_found() -> None:
+    """starsessions has no lock: a read that began before the write stores what it has loaded."""
+    options = SimpleNamespace(loop="asyncio", http="h11", pages=1, rounds=1)
+    measured = await page_load.measure(["starsessions, memory"], options)
+    assert measured.acknowledged == {"starsessions, memory": 2}
+    assert measured.lost == {"starsessions, memory": 2}
+
+
+async def test_answers_of_a_browser_are_counted() -> None:
+    """An answer by its status; a write only where it was acknowledged."""
+    browser = Browser(0)
+    for path, status in (("/api/read", 200), ("/api/write", 200), ("/api/write", 503), ("/add", 409)):
+        browser.note(Request("GET", path), status)
+    assert page_load.by_status(browser.answers) == [2, 1, 1, 0]
+    assert browser.acknowledged == 1
+
+
+async def test_a_browser_keeps_the_latest_cookie() -> None:
+    """Until an answer removes it."""
+    browser = Browser(0)
+    sent = []
+    for line in ("session=a; path=/; httponly", " session=b; Path=/", "session=; Max-Age=0; Path=/"):
+        browser.set_cookie(line)
+        sent.append(browser.cookie_header)
+    assert sent == ["cookie: session=a\r\n", "cookie: session=b\r\n", ""]
 
 
 IMPATIENT = LockPolicy(wait=0.05)

@@ -79,7 +79,7 @@ HOMES = {
 
 LATE_IMPORTS = {
     ("stores.urls", "_made"),  # redis is an optional dependency
-    ("stores.sqlite.answers", "__init__"),  # so is trio
+    ("stores.sqlite.answers", "_home"),  # so is trio
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 

@@ -99,6 +99,7 @@ class SessionCookie:
         _check_scope(path, domain)
         _check_cross_site(same_site, https_only, partitioned)
         self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
+        self.name = name
         self._name = name.encode("ascii")
         self._alone = self._name + b"="
         self._known: dict[bytes, Presented] = {}  # by the whole header, byte for byte
@@ -108,7 +109,7 @@ class SessionCookie:
         self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
         self._removals = tuple(_removal(name, path, flags) for flags in self._flags)
         self._is_bound = name.lower().startswith("__host-")  # to one host and path="/", so there is one only
-        self._scope = name, domain, path
+        self._scope = domain, path
         self._attributes = same_site, partitioned
 
     def read(self, line: bytes | None) -> Presented:
@@ -190,9 +191,9 @@ class SessionCookie:
         """
         if self._is_bound:
             return []
-        (name, domain, path), (same_site, partitioned) = self._scope, self._attributes
+        (domain, path), (same_site, partitioned) = self._scope, self._attributes
         return [
-            _removal(name, longer, _flags(same_site, self._is_secure(secure), host, partitioned))
+            _removal(self.name, longer, _flags(same_site, self._is_secure(secure), host, partitioned))
             for host, longer in narrower_scopes(domain, path, requested)
         ]
 

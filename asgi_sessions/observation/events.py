@@ -32,6 +32,7 @@ LOCK_TIMEOUT = "lock_timeout"  # the wait for the lock was too long; answered wi
 TOO_MANY_WAITERS = "too_many_waiters"  # answered with 503
 CLIENT_GONE = "client_gone"  # while its request waited for the lock; answered with 503, which nobody reads
 RUN_TWICE = "run_twice"  # `lock="auto"` ran a route's app again, often; told once a minute for each route
+LOCK_HELD = "lock_held"  # a request waited a second for it; told once a minute for each route that holds it
 LOCK_LOST = "lock_lost"  # the lease ended before the commit; answered with 409
 CONFLICT = "conflict"  # another writer changed the record; answered with 409
 STORE_ERROR = "store_error"  # the backend failed; answered with 503
@@ -44,7 +45,7 @@ UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, but no proxy is trust
 Detail: TypeAlias = str | int | float
 
 LINES_PER_SECOND = 10  # in the log, of one event name: an attack must not fill the disk
-MOST_ROUTES = 1000  # that are counted in one minute
+MOST_ROUTES = 1000  # that are counted, or told, in one minute
 MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
@@ -106,6 +107,7 @@ class EventSink:
         self._kinds: set[tuple[str, ...]] = set()
         self._minute = clock()
         self._in_minute: dict[tuple[str, str], int] = {}
+        self._told: dict[tuple[str, str], float] = {}  # when, the oldest first
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -143,6 +145,16 @@ class EventSink:
             self._in_minute[name, route] = count
         if count == times:
             self.emit(name, level=logging.WARNING, route=route, times=times, remedy=remedy)
+
+    def is_due(self, name: str, route: str) -> bool:
+        """Whether a minute has passed since this was due for the route."""
+        now, told = self._clock(), self._told
+        while told and told[oldest := next(iter(told))] <= now - 60:
+            del told[oldest]
+        if (name, route) in told or len(told) >= MOST_ROUTES:
+            return False
+        told[name, route] = now
+        return True
 
     def flush(self) -> None:
         """Log how many lines were left out so far. Called at the shut-down."""

@@ -25,7 +25,7 @@ Record = TypeVar("Record", bound=BaseModel)
 Image: TypeAlias = "tuple[tuple[Any, ...], bytes]"
 """What is compared to see whether typed fields have changed: facts of the first two lines, and the third."""
 
-MAX_NOTED = 512  # third lines for each model
+MAX_NOTED = 512  # third lines for each model, and records
 MAX_NOTED_BYTES = 4096  # the longest one
 
 _FACTS = (*WHO, *WHEN)
@@ -135,17 +135,13 @@ class Codec(Generic[Record]):
             raise explain(data, fault) from fault
         return again
 
-    def who_of(self, parts: Parts) -> Who | None:
-        """Who a record is of, where the model is certain to read its first three lines as they are.
+    def lines_of(self, record: bytes) -> tuple[Parts, Who] | None:
+        """A record's parts and who it is of, where the model is certain to read the first three lines so.
 
-        None where the model has to decide, and to say what is wrong. What is remembered of a line is found by
-        its bytes.
+        None where the model has to decide, and to say what is wrong. What is remembered of a record and of a
+        line is found by its bytes.
         """
-        who = _who(self, parts.who)
-        if who is None or not _are_fields(self, parts.fields):
-            return None
-        updated = _updated(parts.when)
-        return None if updated is None or updated < who.created_at else who
+        return (_lines if len(record) <= MAX_NOTED_BYTES else _read_lines)(self, record)
 
 
 def codec_of(model: type[Record]) -> Codec[Record]:
@@ -215,6 +211,18 @@ def _is_steady(model: type[BaseModel]) -> bool:
     own = model.__pydantic_decorators__
     validators = len(own.model_validators) + len(own.field_validators) + len(own.root_validators)
     return validators <= 1 and model.__pydantic_post_init__ is None and not own.validators
+
+
+def _read_lines(codec: Codec[Any], record: bytes) -> tuple[Parts, Who] | None:
+    parts = split(record)
+    who = None if parts is None else _who(codec, parts.who)
+    if parts is None or who is None or not _are_fields(codec, parts.fields):
+        return None
+    updated = _updated(parts.when)
+    return None if updated is None or updated < who.created_at else (parts, who)
+
+
+_lines = lru_cache(maxsize=MAX_NOTED)(_read_lines)
 
 
 @lru_cache(maxsize=1024)

@@ -56,8 +56,8 @@ def split(record: bytes) -> Parts | None:
 def when_line(now: int) -> bytes:
     """The second line of a record that is changed now, in nanoseconds since the epoch."""
     second, rest = divmod(now, 1_000_000_000)
-    text = b"%b.%06dZ" % (_spelled(second), rest // 1000)
-    return b'"updated_at":"%b","last_activity":"%b",' % (text, text)
+    moment = (_spelled(second), rest // 1000) * 2
+    return b'"updated_at":"%b.%06dZ","last_activity":"%b.%06dZ",' % moment
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,11 @@ _ATOMS = frozenset({str, int, float, bool, bytes, type(None), datetime, date, De
 NOT_COMPARED = frozenset(
     {"metadata", "created_at", "updated_at", "last_activity"}
 )  # times may be set on load
+_LISTS = (list, tuple)
 _UNSET = object()
+
+_Plan: TypeAlias = "tuple[list[str], bool]"
+"""The fields by which a model's instances are compared; and whether none of them can hold a model."""
 
 
 def check_size(parts: Parts, values: object) -> None:
@@ -34,9 +38,9 @@ def check_size(parts: Parts, values: object) -> None:
 def holds(values: dict[str, Any], json: bytes, again: object) -> bool:
     """Whether metadata, encoded as `json` and read back as `again`, are stored without loss for certain.
 
-    An infinity would read back, yet JSON has none; what is nested too deep would not be read by all.
+    What is nested too deep would not be read by all. Whoever reads has to refuse an infinity: JSON has none.
     """
-    return again == values and b"Infinity" not in json and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
+    return again == values and json.count(b"{") + json.count(b"[") <= MAX_DEPTH
 
 
 def check_same(
@@ -53,9 +57,10 @@ def check_same(
             raise SessionDataError(name, "would not read back as it is now")
     if data.__pydantic_extra__ or again.__pydantic_extra__:
         _check_extras(data, again)
-    if holds(values, json, reads["metadata"]):
+    has_infinity = b"Infinity" in json
+    if not has_infinity and holds(values, json, reads["metadata"]):
         return
-    is_doubtful = reads["metadata"] != values or b"Infinity" in json or _is_deep(values)
+    is_doubtful = has_infinity or reads["metadata"] != values or _is_deep(values)
     if is_doubtful and reads["metadata"] != normalise(values, "metadata"):  # names what JSON cannot hold
         raise SessionDataError("metadata", "would not read back as it is now")
 
@@ -69,14 +74,14 @@ def same(was: object, reads: object) -> bool:
     kind: Any = type(was)
     if was is reads or kind in _ATOMS:
         return was is reads or was == reads
-    if _is_compared(kind):
-        return kind is type(reads) and _same_models(was, reads)
+    plan = _plan(kind)
+    if plan is not None:
+        return kind is type(reads) and _same_models(was, reads, plan)
+    if isinstance(was, _LISTS) and isinstance(reads, _LISTS):
+        is_list = isinstance(was, list)
+        return is_list is isinstance(reads, list) and len(was) == len(reads) and all(map(same, was, reads))
     if isinstance(was, dict) and isinstance(reads, dict):
         return was.keys() == reads.keys() and all(same(was[key], reads[key]) for key in was)
-    if isinstance(was, list | tuple) and isinstance(reads, list | tuple):
-        return isinstance(was, list) is isinstance(reads, list) and (
-            len(was) == len(reads) and all(map(same, was, reads))
-        )
     return bool(was == reads)
 
 
@@ -105,22 +110,16 @@ def kept_fields(model: type[BaseModel]) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _is_compared(kind: Any) -> bool:
-    """Whether it is a model without an `__eq__` of its own."""
-    return issubclass(kind, BaseModel) and kind.__eq__ is BaseModel.__eq__
+def _plan(kind: Any) -> _Plan | None:
+    """None for what is no model, or one with an `__eq__` of its own."""
+    if not issubclass(kind, BaseModel) or kind.__eq__ is not BaseModel.__eq__:
+        return None
+    names = kept_fields(kind)
+    return names, all(kind.__pydantic_fields__[name].annotation in _ATOMS for name in names)
 
 
-@lru_cache(maxsize=1024)
-def _plan(model: Any) -> tuple[list[str], bool]:
-    """The fields by which instances are compared; and whether none of them can hold a model."""
-    names = kept_fields(model)
-    return names, all(model.__pydantic_fields__[name].annotation in _ATOMS for name in names)
-
-
-def _same_models(was: Any, reads: Any) -> bool:
-    before, after = was.__dict__, reads.__dict__
-    kind: Any = type(was)
-    names, is_flat = _plan(kind)
+def _same_models(was: Any, reads: Any, plan: _Plan) -> bool:
+    before, after, (names, is_flat) = was.__dict__, reads.__dict__, plan
     if not is_flat or before != after:  # what a model caches of itself is there too
         for name in names:
             value, other = before.get(name), after.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from logging import WARNING
 
 import anyio
@@ -16,7 +17,7 @@ from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
 from .settings import Settings
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_WRITE, _DELETE = Change.WRITE, Change.DELETE
+_NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _KEEP, _END = Fate.KEEP, Fate.END
 
@@ -37,12 +38,11 @@ class Commit:
         self,
         settings: Settings,
         session: Session,
-        *,
         releases: bool,
         is_late: bool,
         tried: str | None,
-        optimistic: bool = False,
-        may_run_again: bool = False,
+        optimistic: bool,
+        may_run_again: bool,
     ) -> None:
         self.settings = settings
         self.session = session
@@ -53,19 +53,22 @@ class Commit:
         self.optimistic = optimistic  # the record was loaded without the lock
         self.may_run_again = may_run_again  # the app, where this commit is refused
 
-    async def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Outcome:
+    def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Awaitable[Outcome]:
         """Do to the store what the handle asks for, in as few trips as there are.
 
         `taken` was checked out at `since`, by `time.monotonic()`.
         """
         if not isinstance(taken, Checkout):
-            return await self._create(taken)
+            return self._create(taken)
         if self.optimistic:
-            return await self._carry_out_unlocked(change, taken, since)
-        return await self._carry_out_locked(change, taken, since)
+            return self._carry_out_unlocked(change, taken, since)
+        return self._carry_out_locked(change, taken, since)
 
     async def _carry_out_unlocked(self, change: Change, taken: Checkout, since: float) -> Outcome:
-        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed."""
+        """Write in one step if nobody holds the lock. For anything else take it, if nothing has changed.
+
+        Where the app cannot run again, an end wins over what has changed, as it does with the lock.
+        """
         if change is _WRITE:
             outcome = await self._write(taken, since, unlocked=True)
             if outcome is not Outcome.BUSY or self.may_run_again:
@@ -74,15 +77,30 @@ class Commit:
             self._require_cookie()  # before anybody has to wait for the lock
         locked = self.locked = await lock_as_loaded(self.settings, taken)
         if locked is None:
-            return Outcome.CONFLICT
-        return await self._carry_out_locked(change, locked, time.monotonic())
+            if self.may_run_again or self.intent is not _END:
+                return Outcome.CONFLICT
+            locked = taken
+        again = self._decide_again()
+        if again is not _NOTHING:
+            return await self._carry_out_locked(again, locked, time.monotonic())
+        if self.releases:
+            await let_go(self.settings, locked)
+        return _STORED
 
-    async def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Outcome:
+    def _decide_again(self) -> Change:
+        """What the handle asks for now: the app's tasks may have changed it while this one waited."""
+        session = self.session
+        session.want(self.intent)
+        change = session.change()
+        self.intent, session.fate = session.fate, _KEEP
+        return change
+
+    def _carry_out_locked(self, change: Change, taken: Checkout, since: float) -> Awaitable[Outcome]:
         if change is _WRITE:
-            return await self._write(taken, since)
+            return self._write(taken, since)
         if change is _DELETE:
-            return await self._delete(taken)
-        return await self._move(taken)
+            return self._delete(taken)
+        return self._move(taken)
 
     async def _create(self, why: Missing = Missing.ABSENT) -> Outcome:
         if why is Missing.RETIRED and self.intent is _KEEP:
@@ -104,7 +122,7 @@ class Commit:
         return _STORED
 
     async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
-        self._encode()
+        self._encode(as_decided=True)
         store, user_id = self.settings.store, self.user_id
         if user_id is not None and user_id != self.session.stored_user:
             await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
@@ -200,9 +218,9 @@ class Commit:
         self.tried = self._encode()
         return self.tried
 
-    def _encode(self) -> str:
+    def _encode(self, *, as_decided: bool = False) -> str:
         """Encode the record as it is now, which the handle may change while it is stored; returns its id."""
-        self.encoded, identity = self.session.seal(), self.session.identity()
+        self.encoded, identity = self.session.seal(as_decided=as_decided), self.session.identity()
         self.user_id = identity.user_id
         return identity.session_id
 
@@ -232,7 +250,8 @@ async def lock_as_loaded(settings: Settings, loaded: Checkout) -> Checkout | Non
         return None
     if taken.version == loaded.version or taken.version in (loaded.unsure or "").split():
         return taken
-    await let_go(settings, taken)
+    with anyio.CancelScope(shield=True):
+        await let_go(settings, taken)
     return None
 
 

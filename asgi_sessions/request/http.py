@@ -9,6 +9,7 @@ from typing import NoReturn, TypeGuard, TypeVar
 from ..asgi import Message
 from ..client.headers import ByName
 from ..observation.events import RUN_TWICE
+from ..session.changes import Change
 from ..stores.checkout import Checkout, Outcome, raise_for
 from .answers import no_body, route_of, status_of
 from .incoming import MAX_BODY, Incoming
@@ -45,7 +46,7 @@ class Answer(enum.Enum):
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _WAITING, _HELD, _FAILED = Answer.WAITING, Answer.HELD, Answer.FAILED
 _STARTED, _OVER = Answer.STARTED, Answer.OVER
-_STORED = Outcome.STORED
+_STORED, _NOTHING = Outcome.STORED, Change.NOTHING
 _READ_AGAIN = (list, tuple)  # headers may be any iterable, but are read twice
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "QUERY"})
 _OFTEN = 10  # times in a minute
@@ -66,6 +67,7 @@ class HTTPRequest(UnitOfWork):
     start: Message | None = None
     failure: Exception | None = None
     releases_early = False  # a stream lets the lock go at its start, whatever it has changed
+    is_let_go = False  # the session, when the answer started
     incoming: Incoming | None = None  # where the request had to wait for the lock
 
     async def send(self, message: Message) -> None:
@@ -89,6 +91,8 @@ class HTTPRequest(UnitOfWork):
             last = not message.get("more_body", False)
             if answer is _HELD or (last and answer is _STARTED and self._may_have_changed()):
                 await self._store(last=last)
+            elif last and self.is_let_go:
+                self._refuse_late_change()
             self._raise_failure()
         await self.to_client(message)
 
@@ -184,8 +188,14 @@ class HTTPRequest(UnitOfWork):
         if self.is_open and (release or not self.keeps_record):
             self.end()
         if start is not None:
+            self.is_let_go = not self.is_open
             self.answer, self.start = _STARTED, None
             await send_start(self, start)
+
+    def _refuse_late_change(self) -> None:
+        """Raise where the app changed something within a value since: it would be lost without a word."""
+        if self.block is None and self.committing is None and self.session.change() is not _NOTHING:
+            self.require_writable()
 
     def _may_have_changed(self) -> bool:
         return self.is_open or self.scope.get("session") is not self.session

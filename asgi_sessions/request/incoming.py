@@ -16,6 +16,7 @@ MAX_BODY = 64 * 1024
 """Bytes of a body that are kept."""
 
 _MOST = 64  # messages that are read ahead: there are servers whose `receive` never waits
+_MOST_KEPT = 1024  # messages: they may be empty
 _LOOK_AFTER = 0.25  # seconds that a request waits before its client is watched: most waits are shorter
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ def _never() -> None:
 
 
 class Incoming:
-    """What the client sends. Messages are kept as long as their bodies take `MAX_BODY` bytes together.
+    """What the client sends. Messages are kept while they are few and their bodies within `MAX_BODY` bytes.
 
     Each run of the app reads them from the first one on. One reader at a time asks the server. A question
     that is under way is never cancelled, for its message would be lost: the next reader waits for it.
@@ -74,7 +75,7 @@ class Incoming:
         message = await self._receive()
         self._kept.append(message)
         self._size += len(message.get("body", b""))
-        self.is_whole = self.is_whole and self._size <= MAX_BODY
+        self.is_whole = self.is_whole and self._size <= MAX_BODY and len(self._kept) <= _MOST_KEPT
         return message
 
     # -- while the request waits ------------------------------------------------------------------------

@@ -18,7 +18,9 @@ from .incoming import Incoming
 GRACE = 5.0
 """Seconds that a discarded run of the app has to end by itself."""
 
-_CHANGEABLE = frozenset({dict, list})
+_OF_THE_REQUEST = ("headers", "state", "extensions", "path_params")
+"""What apps change in place in a scope. Anything else in it may be shared with other requests."""
+
 _logger = logging.getLogger("asgi_sessions")
 _ENDS_ALL = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -37,7 +39,8 @@ class Rerun:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._saved = dict(scope)
-        self._saved_within = [(value, value.copy()) for value in scope.values() if type(value) in _CHANGEABLE]
+        within = [scope[name] for name in _OF_THE_REQUEST if type(scope.get(name)) in (dict, list)]
+        self._saved_within = [(value, value.copy()) for value in within]
         self._context = copy_context()
         self._receive = receive
         self._incoming: Incoming | None = None  # where the app has asked for a message

@@ -22,7 +22,7 @@ _ANOTHER_NAME = (
     " give one of the two another session_cookie"
 )
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_REFRESH, _TOLD = News.REFRESH, News.TOLD
+_NOTHING, _REFRESH, _TOLD = News.NOTHING, News.REFRESH, News.TOLD
 
 
 def send_start(unit: UnitOfWork, start: Message) -> Awaitable[None]:
@@ -34,7 +34,7 @@ def send_start(unit: UnitOfWork, start: Message) -> Awaitable[None]:
 
 async def _send_prolonged(unit: UnitOfWork, start: Message) -> None:
     if not await _prolong(unit):
-        unit.news = News.NOTHING
+        unit.news = _NOTHING
     await unit.to_client(dressed(unit, start))
 
 
@@ -65,7 +65,7 @@ def dressed(unit: UnitOfWork, start: Message) -> Message:
         vary_cookie(headers)
     if settings.cookie.is_set_by(headers):
         settings.events.warn_once(COOKIE_CLASH, _ANOTHER_NAME)
-    cookie = _cookie(unit, headers, start.get("status"))
+    cookie = None if unit.news is _NOTHING else _cookie(unit, headers, start.get("status"))
     unit.news = _TOLD
     if cookie is not None:
         headers += [(b"set-cookie", line) for line in (*_leftovers(unit), cookie)]
@@ -85,7 +85,7 @@ async def explain(unit: UnitOfWork, error: Exception, receive: Receive) -> None:
     """Answer the error. What `save` has stored before, the client must learn all the same."""
 
     async def send(message: Message) -> None:
-        if message["type"] == "http.response.start" and unit.news not in (News.NOTHING, _REFRESH, _TOLD):
+        if message["type"] == "http.response.start" and unit.news not in (_NOTHING, _REFRESH, _TOLD):
             message = dressed(unit, message)
         unit.news = _TOLD
         await unit.to_client(message)

@@ -27,7 +27,6 @@ class Settings:
     lock_to_transact: LockPolicy
     optimistic: bool  # lock="auto": safe requests run without the lock
     cookie: SessionCookie
-    cookie_name: str
     max_age: float | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"

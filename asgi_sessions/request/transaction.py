@@ -166,6 +166,7 @@ async def _with_request(work: Work, block: Block, store: bool) -> AsyncIterator[
 @asynccontextmanager
 async def _with_own_lock(work: Work, block: Block) -> AsyncIterator[SessionData]:
     """Lock and load anew for one block, commit and release after it."""
+    modified = work.session.modified
     await work.load_anew()
     try:
         yield work.session.data
@@ -175,6 +176,7 @@ async def _with_own_lock(work: Work, block: Block) -> AsyncIterator[SessionData]
         with anyio.CancelScope(shield=True):
             await work.commit_is_over()
         work.undo()
+        work.session.modified = modified
         raise
     finally:
         await work.abandon()

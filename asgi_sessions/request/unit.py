@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -16,11 +17,13 @@ from ..errors import (
     ReadOnlySessionError,
     SessionClosedError,
     SessionConflictError,
+    SessionDataError,
     SessionError,
 )
 from ..observation.events import (
     AMBIGUOUS_COOKIE,
     BAD_SIGNATURE,
+    LOCK_HELD,
     RETIRED_SESSION,
     UNKNOWN_SESSION,
     UNREADABLE_RECORD,
@@ -29,7 +32,9 @@ from ..record.model import SessionData
 from ..session.changes import Change, Fate
 from ..session.handle import Session
 from ..stores.checkout import Checkout, LockPolicy, Missing, Outcome, raise_for
+from ..stores.holders import Holder
 from .admission import admits
+from .answers import route_of
 from .commit import Commit, let_go, lock_as_loaded
 from .duplicates import settle
 from .rerun import Discarded, Rerun
@@ -37,6 +42,7 @@ from .settings import Settings
 from .state import (
     DISCARDED,
     FOLLOWS_RECORD,
+    FRESH,
     IS_OVER,
     OPEN,
     OPTIMISTIC,
@@ -58,7 +64,8 @@ _EVENTS = {
 }
 _NOBODY = Session()
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_NOTHING, _END = Change.NOTHING, Fate.END
+_NOTHING = Change.NOTHING
+_KEEP, _END = Fate.KEEP, Fate.END
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
 _TOLD = News.TOLD
 _RUNS_AGAIN = (Outcome.CONFLICT, Outcome.BUSY, Outcome.GONE)  # a change that was refused for others' sake
@@ -74,7 +81,7 @@ class UnitOfWork:
     else. A cancelled request lets its lock go too.
     """
 
-    state = State.FRESH
+    state: State = FRESH
     below: State | None = None  # the request's own state, if it is not the one of the transaction under way
     record: Checkout | Missing = Missing.ABSENT  # what the store gave, or why it gave nothing
     news: News | str = News.NOTHING
@@ -88,7 +95,7 @@ class UnitOfWork:
     passive = False  # this request does not count as activity
     is_opened = False  # the session is loaded, or known to be absent
     rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
-    has_stored = False  # something that a second run of the app would do again
+    has_stored = False  # something, or perhaps so, that a second run of the app would do again
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
     error: SessionError | None = None  # what the last of these or of the transactions raised
@@ -110,14 +117,14 @@ class UnitOfWork:
         self.presented = presented
         reader = settings.client
         self.client = None if reader is None else reader.of(scope, headers)  # a fingerprint
-        self.session = Session(model=settings.model, client=self.client, rotate_on=settings.rotate_on)
+        self.session = Session((), settings.model, self.client, settings.rotate_on)
         self.session.unit = self
 
     # -- opening ------------------------------------------------------------------------------------------
 
     async def open(self, *, read_only: bool, passive: bool = False) -> None:
         """Load the session that the cookie names; a request without one gets a fresh session, for free."""
-        assert self.state is State.FRESH  # noqa: S101  # a unit of work serves one request
+        assert self.state is FRESH  # noqa: S101  # a unit of work serves one request
         settings, presented = self.settings, self.presented
         self.passive = passive
         if presented.rivals:
@@ -160,6 +167,20 @@ class UnitOfWork:
     async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
         """Wait for a turn; see `while_client_stays`."""
         return await turn()
+
+    @property
+    def route(self) -> str:
+        """Method and path; empty when the request is over."""
+        return route_of(self.scope) if self.scope else ""
+
+    def has_waited(self, session_id: str, holder: Holder, waiting: int) -> None:
+        """Tell the log who holds the lock that this request has waited for a second."""
+        events, route = self.settings.events, holder.route or "outside any request"
+        if events.is_due(LOCK_HELD, route):
+            events.emit(
+                LOCK_HELD, session_id, level=logging.WARNING, route=self.route, holder=route,
+                host=holder.host, process=holder.process, held=round(holder.seconds, 1), waiting=waiting,
+            )  # fmt: skip
 
     # -- what may be changed ------------------------------------------------------------------------------
 
@@ -260,6 +281,8 @@ class UnitOfWork:
             return await self._store_after(self.block, release)
         if self.committing is not None:
             await self.commit_is_over()
+        if self.state is DISCARDED:
+            raise Discarded
         session = self.session
         change = session.change()
         if change is _NOTHING:
@@ -290,11 +313,19 @@ class UnitOfWork:
 
     async def _carry_out(self, change: Change, release: bool) -> Outcome:
         commit = self.committing = Commit(
-            self.settings, self.session, releases=release, is_late=self.news is _TOLD, tried=self.tried,
-            optimistic=self.state is OPTIMISTIC, may_run_again=self.may_run_again(),
-        )  # fmt: skip
+            self.settings,
+            self.session,
+            release,
+            self.news is _TOLD,
+            self.tried,
+            self.state is OPTIMISTIC,
+            self.may_run_again(),
+        )
         try:
             outcome = await commit.carry_out(change, self.record, self.held_since)
+        except BaseException as error:
+            self.has_stored = self.has_stored or not isinstance(error, SessionDataError)
+            raise
         finally:
             self.committing = None
             self._learn(commit)
@@ -318,7 +349,7 @@ class UnitOfWork:
             self.tell(commit.new_id)
         elif commit.has_ended and not isinstance(self.news, str):
             self.tell(None)
-        if commit.intent is not Fate.KEEP:
+        if commit.intent is not _KEEP:
             self.session.want(commit.intent)
         if commit.is_over is not None:
             commit.is_over.set()
@@ -475,7 +506,8 @@ class UnitOfWork:
             await self.roll_back()
         else:
             self._is_over()
-        self.settings.store.note_response(time.monotonic() - self.began)
+        if self.state is not DISCARDED:
+            self.settings.store.note_response(time.monotonic() - self.began)
         self.scope, self.to_client, self.receive, self.rerun = {}, _nowhere, _nothing, None
         if self.block is None and self.committing is None:
             self.session.let_go()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from weakref import ref
 
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaSerializer, core_schema, from_json, to_json
 
 from ..errors import SessionStoreError
 from ..record.codec import Image, Who, codec_of, encode, encode_checked, misfit
@@ -21,29 +21,23 @@ from ..record.values import new_session_id
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
 
-
 _lines_read_back: ReadBack[tuple[Parts, Who, dict[str, Any]]] = ReadBack()
 _data_read_back: ReadBack[tuple[Parts, SessionData]] = ReadBack()
 
 _Encoded: TypeAlias = "tuple[dict[str, Any], bytes, Image | None]"
 """What was encoded to decide whether the session has changed: the values, their JSON, the typed fields."""
 
+_Sealed: TypeAlias = "tuple[Parts, dict[str, Any], Image | None, dict[str, Any] | SessionData | None]"
+"""A record that is being stored; its values and, if it is typed, its image, to compare with once it is; and
+what was read back, if nobody has that yet."""
 
-def _encoded(live: dict[str, Any], image: Image | None = None) -> _Encoded:
-    values = dict(dict.items(live))  # an exact dict: it encodes fastest, and the handle notes no look at it
-    return values, to_json(values), image
+
+# as `pydantic_core.to_json`, for a subclass of dict as fast as for a dict; the handle notes no look at it
+_writer = SchemaSerializer(core_schema.dict_schema(), {"ser_json_inf_nan": "constants"})
 
 
-class _Sealed(NamedTuple):
-    """A record that is being stored, and what to compare with once it is."""
-
-    parts: Parts
-    values: dict[str, Any]
-    image: Image | None  # None: it was not typed
-    again: dict[str, Any] | SessionData | None = None  # what was read back, which nobody has yet
-
-    def __repr__(self) -> str:
-        return "_Sealed()"
+def _encoded(live: dict[str, Any]) -> _Encoded:
+    return dict(dict.items(live)), _writer.to_json(live, by_alias=True), None
 
 
 class Draft:
@@ -65,7 +59,7 @@ class Draft:
     _let_go: ref[SessionData] | None = None  # the typed record when the request is over
     _is_looked_at = False  # an app has the typed record
     is_assigned = False  # and has assigned a field of it since it was stored
-    _encoded: _Encoded | None = None
+    _encoded: _Encoded | None = None  # by the last `is_changed`
     _sealed: _Sealed | None = None  # for as long as it is not known whether the store has it
     _pristine = b""  # a record without content: as it was made or emptied
 
@@ -87,7 +81,7 @@ class Draft:
                 parts = Parts(record, b"", b"", record, to_json(data.metadata))
             self._become(data, live)
             self._as_read = self._image_as_read(data, parts.fields) if self._is_looked_at else None
-        self.stored, self._encoded, self._sealed, self.is_assigned = parts, None, None, False
+        self.stored, self._sealed, self.is_assigned = parts, None, False
 
     def committed(self, record: bytes, user_id: str | None) -> None:
         """Take note that the store holds `record`, which was sealed last, with this user in it.
@@ -95,7 +89,7 @@ class Draft:
         What the app has changed since then is a change still.
         """
         assert self._sealed is not None  # noqa: S101  # nothing is stored that was not sealed
-        assert self._sealed.parts.record is record  # noqa: S101  # and one commit is under way at a time
+        assert self._sealed[0].record is record  # noqa: S101  # and one commit is under way at a time
         self.stored, self._read, image, again = self._sealed
         self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
         self._sealed, self.is_assigned = None, False
@@ -107,7 +101,7 @@ class Draft:
 
     def detach(self) -> None:
         """Have no stored record: what is here would be a new one."""
-        self.stored = self.stored_user = self._as_read = self._encoded = self._sealed = None
+        self.stored = self.stored_user = self._as_read = self._sealed = None
 
     def forget(self, live: dict[str, Any]) -> None:
         """Become nothing: a fresh record is made when somebody looks."""
@@ -117,10 +111,19 @@ class Draft:
         if self._data is not None:
             self._become(self._fresh(), live)
 
-    def is_as_stored(self, live: dict[str, Any], name: str) -> bool:
-        """Whether this value is certainly the stored one. An app may change a list or dict within."""
-        value = dict.__getitem__(live, name)
-        return self.stored is not None and type(value) in _ATOMS and value == self._read.get(name, self)
+    def unlike_stored(self, live: dict[str, Any], names: Collection[str]) -> list[str]:
+        """Which values of these names are not certainly the stored ones.
+
+        An app may change a list or dict within.
+        """
+        there, read = dict.keys(live), {} if self.stored is None else self._read
+        found = []
+        for name in names:
+            if name in there:
+                value = dict.__getitem__(live, name)
+                if type(value) not in _ATOMS or value != read.get(name, read):
+                    found.append(name)
+        return found
 
     def stored_values(self) -> dict[str, Any]:
         """The values as the store has them, whatever the app did to them; {} where it has none."""
@@ -143,7 +146,7 @@ class Draft:
             self.take_back()
         data = self._data
         if data is None:
-            parts = self.stored if self._sealed is None else self._sealed.parts
+            parts = self.stored if self._sealed is None else self._sealed[0]
             data = self._data = self._fresh() if parts is None else self._decoded(parts.record)
             vars(data)["metadata"] = live
             self._who = None
@@ -176,7 +179,6 @@ class Draft:
     def rename(self, live: dict[str, Any], session_id: str) -> None:
         """Put the record under another id."""
         vars(self.typed(live))["session_id"] = session_id
-        self._encoded = None
 
     def empty(self, live: dict[str, Any], session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""
@@ -217,39 +219,38 @@ class Draft:
     def is_changed(self, live: dict[str, Any]) -> bool:
         """Whether it says something else than the record that was loaded.
 
-        New defaults of a release are no change, unless the app has assigned one. What is encoded here is
-        taken by the next `seal`, which has to follow before the app runs again.
+        New defaults of a release are no change, unless the app has assigned one.
         """
         stored = self.stored
         assert stored is not None  # noqa: S101  # asked of a loaded record only
         self._encoded = None
         try:
             image = self._codec.image(self._data) if self._data is not None and self._as_read else None
-            self._encoded = values, json, _ = _encoded(live, image)
+            json = _writer.to_json(live, by_alias=True)
         except ValueError:  # not storable, so it was changed; sealing says what is wrong
             return True
-        if image is not None and (image != self._as_read or (self.is_assigned and image[1] != stored.fields)):
-            return True
-        if json == stored.metadata:
+        has_other_fields = image is not None and (
+            image != self._as_read or (self.is_assigned and image[1] != stored.fields)
+        )
+        if json == stored.metadata and not has_other_fields:
             return False
+        values = dict(dict.items(live))
+        self._encoded = values, json, image
         # nested values may be the same objects, and other programs write otherwise
-        return self._read != values or json != to_json(from_json(stored.metadata))
+        return has_other_fields or self._read != values or json != to_json(from_json(stored.metadata))
 
-    def forget_encoded(self) -> None:
-        """The app ran since the last decision, so what was encoded for that one is not what it has now."""
-        self._encoded = None
-
-    def seal(self, live: dict[str, Any]) -> bytes:
+    def seal(self, live: dict[str, Any], *, as_decided: bool = False) -> bytes:
         """The record as it is to be stored, with the time of this change; `SessionDataError` if it cannot be.
 
         What is returned has been proven to read back as it is. What did not change is there byte by byte.
+        With `as_decided` nothing has run since `is_changed`, and what that encoded is not encoded again.
         """
-        encoded, self._encoded = self._encoded, None
+        encoded, self._encoded = self._encoded if as_decided else None, None
         sealed = self._seal_lines(live, encoded) if self._who is not None else None
         if sealed is None:
             sealed = self._seal_typed(self.typed(live), live, encoded)
         self._sealed = sealed
-        return sealed.parts.record
+        return sealed[0].record
 
     def _seal_lines(self, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed | None:
         """The record with other values; None where these are not storable beyond doubt."""
@@ -258,7 +259,7 @@ class Draft:
         assert who is not None  # noqa: S101  # the same
         try:
             values, json, _ = encoded or _encoded(live)
-            again = from_json(json)
+            again = from_json(json, allow_inf_nan=False)
             if len(json) > MAX_METADATA_BYTES or not holds(values, json, again):
                 return None
         except ValueError:
@@ -266,7 +267,7 @@ class Draft:
         now = time.time_ns()
         if now < who.created_ns:  # the clock has stepped back
             return None
-        return _Sealed(join(stored.who, when_line(now), stored.fields, json), values, None, again)
+        return join(stored.who, when_line(now), stored.fields, json), values, None, again
 
     def _seal_typed(self, data: SessionData, live: dict[str, Any], encoded: _Encoded | None) -> _Sealed:
         """The record with this typed data; `SessionDataError`, which names the value, where it cannot be."""
@@ -276,7 +277,7 @@ class Draft:
             values, json, image = encoded or _encoded(live)
             if image is None or not codec.has_lines:  # one line has the time of this change in it
                 image = codec.image(data)
-            now = codec.facts(data), image[1]  # the id may be another one since
+            now = codec.facts(data), image[1]  # with the time of this change
             who, fields = b"", image[1]
             if stored is not None and as_read is not None and stored.who:
                 who = stored.who if codec.has_same_line(now, as_read) else b""
@@ -286,9 +287,7 @@ class Draft:
             encode_checked(data)  # names the value
             raise
         again = codec.prove(data, values, parts)
-        return _Sealed(
-            parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
-        )
+        return parts, values, now, again if codec.is_steady and not again.__pydantic_extra__ else None
 
     # -- inside -----------------------------------------------------------------------------------------
 
@@ -306,12 +305,11 @@ class Draft:
         return parts
 
     def _parsed(self, record: bytes) -> tuple[Parts, Who, dict[str, Any]] | None:
-        parts = split(record)
-        who = None if parts is None else self._codec.who_of(parts)
-        if parts is None or who is None:
+        found = self._codec.lines_of(record)
+        if found is None:
             return None
         try:
-            return parts, who, from_json(parts.metadata)
+            return *found, from_json(found[0].metadata)
         except ValueError:
             return None
 

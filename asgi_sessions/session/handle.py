@@ -59,12 +59,12 @@ class Session(TrackedDict):
         self,
         values: Any = (),
         /,
-        *,
         model: type[SessionData] = SessionData,
         client: str | None = None,
         rotate_on: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(values)
+        if values:
+            dict.update(self, values)
         self._draft = Draft(model, client)
         self.accessed = self.modified = False
         self._is_new = True
@@ -233,9 +233,12 @@ class Session(TrackedDict):
         """Whether nothing but the defaults is in it."""
         return self._draft.is_blank(self)
 
-    def seal(self) -> bytes:
-        """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be."""
-        return self._draft.seal(self)
+    def seal(self, *, as_decided: bool = False) -> bytes:
+        """The record as it is to be stored, proven to read back; `SessionDataError` where it cannot be.
+
+        `as_decided`: `change` has just said WRITE, and nothing has run since.
+        """
+        return self._draft.seal(self, as_decided=as_decided)
 
     def let_go(self) -> None:
         """The request is over: what it left is freed at once. A later use takes back what an app holds."""
@@ -250,7 +253,6 @@ class Session(TrackedDict):
 
         A sign-in that is found among the values is noted in `fate`; nothing else changes.
         """
-        self._draft.forget_encoded()
         if self._draft.stored is None:
             if self.is_blank():
                 return _NOTHING
@@ -298,7 +300,7 @@ class Session(TrackedDict):
         names = self.rotate_on
         if self.fate is _SIGN_IN or self.fate is _END or not names:
             return
-        there = [name for name in names & dict.keys(self) if not self._draft.is_as_stored(self, name)]
+        there = self._draft.unlike_stored(self, names)
         if there:
             stored = self._draft.stored_values()
             fate = fate_of(stored, self, there)

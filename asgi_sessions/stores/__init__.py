@@ -5,5 +5,5 @@ nothing else here may import them (`urls` loads the one that a URL asks for). St
 the values that pass between a store and a request, then `contract`, which has the published class.
 
 `checkouts` keeps the promises on four primitives of somebody else's store, with `primitives`, `value` and
-`local`. `memory` keeps them on a `table` of `entries`.
+`local`; `holders` are what those who wait for a lock are told. `memory` keeps them on a `table` of `entries`.
 """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeAlias
 
 import anyio
 
+from ..backend import Wake
 from ..errors import LockTimeoutError, TooManyWaitersError
 from .checkout import RETIRED_FOR, LockPolicy
-from .running import while_client_stays
+from .holders import NOTICE_AFTER, Holder
+from .running import RunningRequest, running, while_client_stays
 
 
 class RetiredIds:
@@ -69,13 +74,19 @@ class Latches:
 
 
 class _Waiter:
-    __slots__ = ("granted", "max_hold", "token", "woken")
+    """Gets the lock with its token when it is woken."""
+
+    __slots__ = ("max_hold", "requests", "token", "woken")
 
     def __init__(self, token: str, max_hold: float) -> None:
         self.token = token
         self.max_hold = max_hold
-        self.granted = False
-        self.woken = anyio.Event()
+        self.requests = running.get()
+        self.woken = Wake()
+
+
+_Lease: TypeAlias = tuple[str, float, float, tuple[RunningRequest, ...]]
+"""Token; when it ends, and when it began, by the clock; the requests that took it, the innermost last."""
 
 
 class LocalLocks:
@@ -86,7 +97,7 @@ class LocalLocks:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._holders: dict[str, tuple[str, float]] = {}  # token, and when the lease ends by the clock
+        self._holders: dict[str, _Lease] = {}
         self._queues: dict[str, deque[_Waiter]] = {}  # for held locks that somebody waits for
         self._tokens = 0
 
@@ -120,7 +131,9 @@ class LocalLocks:
         `now` is the clock's time, if the caller has just read it.
         """
         self._tokens += 1  # a counter will do: tokens never leave the process
-        lease = str(self._tokens), (self._clock() if now is None else now) + policy.max_hold
+        if now is None:
+            now = self._clock()
+        lease = str(self._tokens), now + policy.max_hold, now, running.get()
         if self._holders.setdefault(session_id, lease) is not lease:
             if not self._relieve(session_id):
                 return None
@@ -138,17 +151,12 @@ class LocalLocks:
         if len(self._queues.get(session_id, ())) >= policy.max_waiters:
             raise TooManyWaitersError(policy.max_waiters)
         waiter = self._enqueue(session_id, policy)
-        started = anyio.current_time()
         try:
-            with anyio.move_on_after(policy.wait):
-                await while_client_stays(lambda: self._turn_of(session_id, waiter))
+            waited = await while_client_stays(partial(self._turn_of, session_id, waiter, policy.wait))
         except BaseException:
             self._leave(session_id, waiter)
             raise
-        if not waiter.granted:
-            self._leave(session_id, waiter)
-            raise LockTimeoutError(anyio.current_time() - started)
-        return waiter.token, anyio.current_time() - started
+        return waiter.token, waited
 
     def release(self, session_id: str, token: str | None) -> bool:
         """Hand the lock to the next in the queue; False where this token does not hold it."""
@@ -177,26 +185,43 @@ class LocalLocks:
         self._queues.setdefault(session_id, deque()).append(waiter)
         return waiter
 
-    async def _turn_of(self, session_id: str, waiter: _Waiter) -> None:
-        """Wait for the lock, and take it from a holder that hangs past the end of its lease."""
-        while not waiter.granted:
-            left = self._holders[session_id][1] - self._clock()
-            with anyio.move_on_after(max(left, 0.0) + 0.001):
-                await waiter.woken.wait()
-            if not waiter.granted:
+    async def _turn_of(self, session_id: str, waiter: _Waiter, wait: float) -> float:
+        """Wait for the lock, and take it from a holder that hangs past the end of its lease.
+
+        The seconds waited.
+        """
+        started, waited, notice = anyio.current_time(), 0.0, NOTICE_AFTER
+        while not waiter.woken.is_set:
+            if waited >= wait:
+                raise LockTimeoutError(waited)
+            if waited >= notice:
+                notice = math.inf
+                self._tell(session_id, waiter)
+            lease = max(self._holders[session_id][1] - self._clock(), 0.0) + 0.001
+            await waiter.woken.wait(min(lease, wait - waited, notice - waited))
+            waited = anyio.current_time() - started
+            if not waiter.woken.is_set:
                 self._relieve(session_id)
+        return waited
+
+    def _tell(self, session_id: str, waiter: _Waiter) -> None:
+        """Have the request that waits say who holds the lock."""
+        if waiter.requests:
+            _, _, since, requests = self._holders[session_id]
+            holder = Holder.here(requests[-1].route if requests else "", self._clock() - since)
+            waiter.requests[-1].has_waited(session_id, holder, len(self._queues[session_id]))
 
     def _pass_on(self, session_id: str) -> None:
         queue = self._queues[session_id]
         successor = queue.popleft()
         if not queue:
             del self._queues[session_id]
-        successor.granted = True
-        self._holders[session_id] = successor.token, self._clock() + successor.max_hold
+        now = self._clock()
+        self._holders[session_id] = successor.token, now + successor.max_hold, now, successor.requests
         successor.woken.set()
 
     def _leave(self, session_id: str, waiter: _Waiter) -> None:
-        if waiter.granted:
+        if waiter.woken.is_set:
             self.release(session_id, waiter.token)
             return
         queue = self._queues[session_id]

@@ -309,8 +309,6 @@ class InMemorySessionStore(SessionStore):
         self._stats["writes"] += 1
 
     def _rewrite(self, entry: Value, record: bytes) -> None:
-        self._versions += 1
-        entry.rewrite(
-            record, str(self._versions)
-        )  # cheaper than a random version, and as good in one process
+        self._versions += 1  # cheaper than a random version, and as good in one process
+        entry.rewrite(record, str(self._versions))
         self._stats["writes"] += 1

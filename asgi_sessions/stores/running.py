@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..record.model import SessionData
+from .holders import Holder
 
 T = TypeVar("T")
 
@@ -30,6 +31,18 @@ class RunningRequest(Protocol):
     async def keep_alive(self) -> None:
         """Restart the idle timeout of the record."""
 
+    scope: MutableMapping[str, Any]
+    """The connection's; empty when the request is over."""
+
+    @property
+    def route(self) -> str:
+        """Its method and path; empty when it is over."""
+        ...
+
+    def has_waited(self, session_id: str, holder: Holder, waiting: int) -> None:
+        """Tell the log who holds the lock that it has waited for a second, and how many wait."""
+        ...
+
     async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
         """Wait for a turn; `ClientGoneError` if the request has only begun and its client goes meanwhile."""
         ...
@@ -44,10 +57,10 @@ def holder_of(store: object, session_id: str) -> RunningRequest | None:
     return next((each for each in reversed(running.get()) if each.holds(store, session_id)), None)
 
 
-async def while_client_stays(turn: Callable[[], Awaitable[T]]) -> T:
+def while_client_stays(turn: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
     """Wait for the lock of a session, in a request that has only begun no longer than its client stays.
 
     A store calls it where a checkout has to wait. `ClientGoneError` then, and the waiter leaves the queue.
     """
     requests = running.get()
-    return await (requests[-1].wait_with_client(turn) if requests else turn())
+    return requests[-1].wait_with_client(turn) if requests else turn()

@@ -15,6 +15,7 @@ thing after the other on one connection: how often does it meet its own lock?
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.client
 import importlib.util
@@ -137,10 +138,12 @@ def disagreements(
 
 
 @contextmanager
-def served(name: str, redis_url: str, loop: str, protocol: str) -> Iterator[Served]:
-    """A uvicorn for this subject, which may not listen yet. It ends with the block."""
+def served(
+    name: str, redis_url: str, loop: str, protocol: str, apps: str = "end_to_end_apps"
+) -> Iterator[Served]:
+    """A uvicorn for this subject of a module, which may not listen yet. It ends with the block."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "end_to_end_apps:from_environment"]
+    command = [sys.executable, "-m", "uvicorn", "--factory", f"{apps}:from_environment"]
     command += ["--app-dir", str(Path(__file__).parent), "--port", str(port), "--no-access-log"]
     command += ["--log-level", "warning", "--loop", loop, "--http", protocol]
     variables = {"PYTHONPATH": str(TESTS.parent), "SUBJECT": name, "REDIS_URL": redis_url}
@@ -516,22 +519,36 @@ def available(names: Mapping[str, object]) -> list[str]:
     return [name for name in names if not name.startswith(("watched", *missing))]
 
 
+def server_command_line(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """What every benchmark with a uvicorn understands; `parse_server` reads it."""
+    parser = command_line(description, rounds)
+    parser.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
+    parser.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
+    return parser
+
+
+def parse_server(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options; the event loop and the HTTP implementation are the fastest that are installed."""
+    options = parse(parser, arguments)
+    if options.loop == "auto":
+        options.loop = "uvloop" if installed("uvloop") else "asyncio"
+    if options.http == "auto":
+        options.http = "httptools" if installed("httptools") else "h11"
+    return options
+
+
 def numbers(text: str) -> list[int]:
     return sorted({int(part) for part in text.split(",")})
 
 
 def main() -> None:
-    parser = command_line(__doc__, rounds=5)
+    parser = server_command_line(__doc__, rounds=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each subject, page and round")
     parser.add_argument("--connections", type=numbers, default=[1, 64], metavar="N,N,…")
     parser.add_argument("--requests", type=int, default=2000, help="of the client that is alone")
-    parser.add_argument("--loop", choices=("auto", "asyncio", "uvloop"), default="auto")
-    parser.add_argument("--http", choices=("auto", "h11", "httptools"), default="auto")
-    options = parse(parser)
-    if options.loop == "auto":
-        options.loop = "uvloop" if installed("uvloop") else "asyncio"
-    if options.http == "auto":
-        options.http = "httptools" if installed("httptools") else "h11"
+    options = parse_server(parser)
     subjects = available(SUBJECTS)
     if options.quick:
         subjects, options.seconds, options.connections, options.requests = [*QUICK], QUICK_SECONDS, [4], 200

@@ -101,8 +101,8 @@ def bare(redis_url: str) -> ASGIApp:
     return pages
 
 
-def starlette(redis_url: str) -> ASGIApp:
-    return StarletteSessions(pages, SECRET)
+def starlette(redis_url: str, app: ASGIApp = pages) -> ASGIApp:
+    return StarletteSessions(app, SECRET)
 
 
 def ours(store: SessionStore) -> ASGIApp:
@@ -122,23 +122,23 @@ def watched(store: Watched) -> ASGIApp:
     return with_count
 
 
-def starsessions(store: Any) -> ASGIApp:
+def starsessions(store: Any, app: ASGIApp) -> ASGIApp:
     from starsessions import SessionAutoloadMiddleware
     from starsessions import SessionMiddleware as Starsessions
 
-    return Starsessions(SessionAutoloadMiddleware(pages), store=store, lifetime=LIFE, cookie_https_only=False)
+    return Starsessions(SessionAutoloadMiddleware(app), store=store, lifetime=LIFE, cookie_https_only=False)
 
 
-def starsessions_memory(redis_url: str) -> ASGIApp:
+def starsessions_memory(redis_url: str, app: ASGIApp = pages) -> ASGIApp:
     from starsessions import InMemoryStore
 
-    return starsessions(InMemoryStore())
+    return starsessions(InMemoryStore(), app)
 
 
-def starsessions_redis(redis_url: str) -> ASGIApp:
+def starsessions_redis(redis_url: str, app: ASGIApp = pages) -> ASGIApp:
     from starsessions.stores.redis import RedisStore
 
-    return starsessions(RedisStore(connection=Redis.from_url(redis_url)))
+    return starsessions(RedisStore(connection=Redis.from_url(redis_url)), app)
 
 
 def litestar(store: Any) -> ASGIApp:

@@ -20,6 +20,7 @@ import os
 import platform
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -408,7 +409,7 @@ def draw(report: Report, file: Path) -> None:
             unused.set_axis_off()
         figure.suptitle(report.title, fontsize=13, fontweight="bold")
         facts = " · ".join(f"{name} {fact}" for name, fact in report.facts.items())
-        figure.supxlabel(facts, fontsize=7.5, color="#555555")
+        figure.supxlabel(textwrap.fill(facts, 85 * across), fontsize=7.5, color="#555555")
         figure.savefig(file, format="png", dpi=150)
         plt.close(figure)
 

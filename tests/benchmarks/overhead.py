@@ -13,11 +13,11 @@ in memory of the process's own time, for nothing waits there. Instructions are c
 process of its own, less the bare app's too; "-" where there is no valgrind (`apt-get install valgrind`). With
 64 clients they vary by some percent: how many calls leave together is a matter of time.
 
-Ours is as it comes, its lock included; typed is a model with a list of five models, one of which is read or
-changed. The floor is the least that keeps the promises in memory. The peers have no lock and are set up as
-their documentation says: starsessions autoloads and has a lifetime, Litestar's server-side session does not
-renew on access and is called without Litestar's routing. On Redis theirs have a redis-py client with hiredis
-and as many connections as they ask for.
+Ours is as it comes, its lock included; auto is `lock="auto"`, which takes none for these requests; typed is
+a model with a list of five models, one of which is read or changed. The floor is the least that keeps the
+promises in memory. The peers have no lock and are set up as their documentation says: starsessions autoloads
+and has a lifetime, Litestar's server-side session does not renew on access and is called without Litestar's
+routing. On Redis theirs have a redis-py client with hiredis and as many connections as they ask for.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ from measure import (
 )
 from overhead_apps import (
     AT_ONCE,
+    AUTO,
     BARE,
     KINDS,
     MEMORY,
     PEERS,
+    READ_ONLY,
     REDIS,
     Case,
     Subject,
@@ -180,6 +182,9 @@ def targets(cases: Sequence[Case], figures: Figures) -> list[Target]:
         if bound is not None and ratio is not None:
             name = f"{case}, µs / {YARDSTICK[case.place]}"
             found.append(Target(name, ratio, "<=", bound, "x"))
+        if case.subject == AUTO and case.kind == "read":
+            ratio = figures.samples.ratio(str(case), case.of(READ_ONLY), TIME[case.place], case.of(BARE))
+            found.append(Target(f"{case}, µs / read_only", ratio, "<=", 1.2, "x"))
     return found
 
 
@@ -189,7 +194,7 @@ def panels(cases: Sequence[Case], figures: Figures) -> list[Panel]:
     for title, those in groups(cases).items():
         bars: dict[str, list[float]] = {}
         for case in those:
-            if case.subject != BARE:
+            if case.subject not in (BARE, READ_ONLY):
                 bars.setdefault(case.subject, []).append(figures.cost(case))
         found.append(Panel(title, "µs per request over the bare app", bars, categories=KINDS))
     return found

@@ -39,6 +39,7 @@ BODY = {"type": "http.response.body", "body": b"ok"}
 KINDS = ("read", "write")
 LENGTHS = {"content-length": True, "no content-length": False}
 BARE = "bare app"
+AUTO, READ_ONLY = "ours, auto", "ours, read_only"
 MEMORY, REDIS = "in memory", "on Redis"
 AT_ONCE = {MEMORY: (1,), REDIS: (1, 64)}  # clients
 PEERS = ("starlette", "starsessions", "litestar")  # their packages have these names
@@ -184,13 +185,15 @@ class Subject:
     wrap: Wrap
     uses: Uses = DICT
     place: str = MEMORY
+    filling: Wrap | None = None  # for a middleware behind which a session cannot begin
+    kinds: Sequence[str] = KINDS
     clients: list[Client] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._filling = self.wrap(page(self.uses.fill, sized=True))
+        self._filling = (self.filling or self.wrap)(page(self.uses.fill, sized=True))
         self._apps = {
             (kind, length): self.wrap(page(getattr(self.uses, kind), sized))
-            for kind in KINDS
+            for kind in self.kinds
             for length, sized in LENGTHS.items()
         }
 
@@ -210,8 +213,16 @@ class Subject:
 # -- the middlewares -----------------------------------------------------------------------------------------
 
 
-def ours(store: SessionStore, model: type[SessionData] = SessionData) -> Wrap:
-    return lambda app: SessionMiddleware(app, SECRET, store=store, model=model)
+def ours(store: SessionStore, model: type[SessionData] = SessionData, **options: Any) -> Wrap:
+    return lambda app: SessionMiddleware(app, SECRET, store=store, model=model, **options)
+
+
+def in_other_modes(store: SessionStore, place: str) -> list[Subject]:
+    """Ours without a lock: `lock="auto"`, and `read_only`, behind which nothing is written."""
+    return [
+        Subject(AUTO, ours(store, lock="auto"), place=place),
+        Subject(READ_ONLY, ours(store, read_only="*"), DICT, place, ours(store), kinds=["read"]),
+    ]
 
 
 def starlette() -> Wrap:
@@ -257,6 +268,7 @@ def in_memory(peers: Sequence[str]) -> list[Subject]:
         Subject(BARE, lambda app: app, NOTHING),
         Subject("ours, dict", ours(InMemorySessionStore())),
         Subject("ours, typed", ours(InMemorySessionStore(model=Shop), Shop), TYPED),
+        *in_other_modes(InMemorySessionStore(), MEMORY),
         Subject("floor", floor(SECRET.encode())),
     ]
     if "starlette" in peers:
@@ -291,6 +303,7 @@ async def on_redis(url: str, peers: Sequence[str]) -> AsyncIterator[list[Subject
             )
         )
         found = [Subject(BARE, lambda app: app, NOTHING, REDIS), Subject("ours", ours(store), place=REDIS)]
+        found += in_other_modes(store, REDIS)
         if "starsessions" in peers:
             from starsessions.stores.redis import RedisStore
 

@@ -23,8 +23,11 @@ from starlette.routing import Route
 from asgi_sessions import Session, SessionMiddleware, SessionStore, get_session
 
 SECRET = "a-secret-of-the-tests-and-of-nothing-else"
-PAUSE = 0.005  # seconds between reading and writing, in which others run
+PAUSE = float(os.environ.get("PAUSE", "0.005"))  # seconds between reading and writing, in which others run
 MAX_AGE = 600
+
+AUTO: dict[str, Any] = {"lock": "auto", "read_only": ()}
+"""Options by which each way of counting, asked for by GET, runs without the lock."""
 
 COUNTING = {"nested": "clicks", "streamed": "clicks", "transacted": "clicks", "typed": "messages"}
 """Each way of counting is a path; the value is the count that it adds to."""
@@ -73,6 +76,7 @@ async def streamed(request: Request) -> Response:
     if "canary" not in session:
         return gone()
     clicks = session["page"]["clicks"]
+    session["streams"] = session.get("streams", 0) + 1  # else the stream would not keep the lock
 
     async def body() -> AsyncIterator[bytes]:
         await anyio.sleep(PAUSE)
@@ -203,4 +207,5 @@ def build(store: SessionStore | str, **options: Any) -> Starlette:
 def from_environment() -> Starlette:
     """The app as a process serves it: `uvicorn --factory faults.app:from_environment`."""
     lease, wait = float(os.environ["LOCK_TIMEOUT"]), float(os.environ["LOCK_WAIT"])
-    return build(os.environ["REDIS_URL"], lock_timeout=lease, lock_wait=wait)
+    options = AUTO if os.environ.get("LOCK") == "auto" else {}
+    return build(os.environ["STORE_URL"], lock_timeout=lease, lock_wait=wait, **options)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import anyio
 from redis.exceptions import RedisError
 
-from asgi_sessions.stores.redis.commands.scripts import COMMIT
+from asgi_sessions.stores.redis.commands.scripts import COMMIT, COMMIT_UNLOCKED
 
 from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
 from .processes import Site
@@ -155,7 +155,7 @@ class Campaign:
     pause: float
 
 
-COMMITS = calls(COMMIT)
+COMMITS = calls(COMMIT, COMMIT_UNLOCKED)
 CAMPAIGNS = [
     Campaign("none", nothing, 1, 0.5),
     Campaign("worker killed", kill_a_worker, 2, 0.7),

@@ -73,13 +73,15 @@ class Client:
         self.canary = canary
         self.seen = seen
 
-    async def ask(self, url: str, path: str, argument: str = "") -> tuple[int, dict[str, Any]]:
+    async def ask(
+        self, url: str, path: str, argument: str = "", method: str = "GET"
+    ) -> tuple[int, dict[str, Any]]:
         """Status and answer; `UNANSWERED` where the connection broke, 404 where none could be made."""
         began = time.monotonic()
         status = UNANSWERED
         told: dict[str, Any] = {}
         try:
-            answer = await self.http.get(f"{url}/{path}", params={"argument": argument})
+            answer = await self.http.request(method, f"{url}/{path}", params={"argument": argument})
             status = answer.status_code
             told = answer.json() if status == 200 else {}
             if path != "logout" and "session=null" in answer.headers.get("set-cookie", ""):
@@ -102,28 +104,34 @@ class Client:
 
 
 class SharedSession(Client):
-    """One session, used by many clients at once, and the histories of its parts."""
+    """One session, used by many clients at once, and the histories of its parts.
 
-    def __init__(self, http: httpx.AsyncClient, urls: Sequence[str]) -> None:
+    Each client asks by one of the methods, in turn.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, urls: Sequence[str], methods: Sequence[str]) -> None:
         super().__init__(http, f"session-{next(_numbers)}", Seen())
         self.urls = urls
+        self.methods = methods
         self.histories: dict[str, list[Operation]] = defaultdict(list)
         self.stays: list[Stay] = []
 
-    async def visit(self, turns: Iterable[object], dice: random.Random) -> None:
+    async def visit(self, turns: Iterable[object], dice: random.Random, method: str = "GET") -> None:
         """Be one client: in each turn do something that chance chooses at a server that chance chooses."""
         for _ in turns:
-            if await self.do(dice.choice(self.urls), dice.choice([*OBJECTS])) in (UNANSWERED, 404):
+            if await self.do(dice.choice(self.urls), dice.choice([*OBJECTS]), method) in (UNANSWERED, 404):
                 await anyio.sleep(0.01)
 
-    async def do(self, url: str, path: str) -> int:
+    async def do(self, url: str, path: str, method: str = "GET") -> int:
         """One operation, noted with what came of it; the answer's status."""
+        if path == "streamed":
+            method = "POST"  # a change within a stream takes the lock
         argument = f"{path}-{next(_numbers)}" if path in ("add", "write") else ""
         began = time.monotonic()
         status = UNANSWERED
         told: dict[str, Any] = {}
         try:
-            status, told = await self.ask(url, path, argument)
+            status, told = await self.ask(url, path, argument, method)
         finally:  # cancelled, too: then whether it was stored is not known
             fate = Fate.REFUSED if status in _REFUSALS else Fate.IN_DOUBT
             if status == 200:
@@ -209,11 +217,13 @@ class Visitors:
 
 @asynccontextmanager
 async def shared_session(
-    urls: Sequence[str], transport: httpx.AsyncBaseTransport | None = None
+    urls: Sequence[str],
+    transport: httpx.AsyncBaseTransport | None = None,
+    methods: Sequence[str] = ("GET",),
 ) -> AsyncIterator[SharedSession]:
     """A session that has begun."""
     async with browser_like(transport=transport) as http:
-        session = SharedSession(http, urls)
+        session = SharedSession(http, urls, methods)
         await session.begin(urls[0])
         yield session
 
@@ -222,7 +232,8 @@ async def crowd(session: SharedSession, clients: int, turns: Callable[[], Iterab
     """So many clients of one session at once, each of which does something in each of its turns."""
     async with anyio.create_task_group() as group:
         for client in range(clients):
-            group.start_soon(session.visit, turns(), random.Random(client))
+            method = session.methods[client % len(session.methods)]
+            group.start_soon(session.visit, turns(), random.Random(client), method)
 
 
 def silence(sessions: Iterable[SharedSession], began: float, ended: float) -> float:

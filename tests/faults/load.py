@@ -25,6 +25,7 @@ class Load:
         self.sessions = sessions
         self.visitors = Visitors(site.urls)
         self.lives: list[Life] = []
+        self.clients = CLIENTS
         self.impatient = False  # clients that hang up come, too
         self.over = anyio.Event()
         self.began = time.monotonic()
@@ -38,7 +39,7 @@ class Load:
         times = 0
         async with anyio.create_task_group() as group:
             for session in self.sessions:
-                group.start_soon(crowd, session, CLIENTS, self._turns)
+                group.start_soon(crowd, session, self.clients, self._turns)
             group.start_soon(self.visitors.visit, self._turns(), random.Random(1))
             for session in self.sessions if self.impatient else []:
                 group.start_soon(self._leave_early, session)

@@ -128,7 +128,7 @@ SCENARIOS = {
     "write": Scenario(page(write), (1, None)),
     "begin": Scenario(page(write), (1, None), begun=False),
     "begin in a stream": Scenario(stream(write, None), (1, None), begun=False),
-    "stream": Scenario(stream(lambda session: session.get("n"), write, None), (1, None)),
+    "stream": Scenario(stream(lambda session: session.update(m=1), write, None), (1, None)),
     "save": Scenario(page(save), (1, None)),
     "release": Scenario(page(release), (1, None)),
     "login": Scenario(page(login), (0, "ada")),
@@ -220,6 +220,39 @@ async def places(attempt: Attempt, *, late: bool, again: int = 0) -> int:
 async def test_cancelled_anywhere(process: Process, raw: Redis, name: str, late: bool) -> None:
     """Wherever it happens the session is whole, free and usable at once."""
     assert await places(Attempt(SCENARIOS[name], Browser(process, raw)), late=late) >= 2
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["as it begins to wait", "as it would go on"])
+@pytest.mark.parametrize("name", ["read", "write", "save", "login", "logout", "transaction", "background"])
+async def test_cancelled_anywhere_without_the_lock(redis_url: str, raw: Redis, name: str, late: bool) -> None:
+    """The same where the request loads and commits without the lock, or takes it last (`lock="auto"`)."""
+    async with process_at(redis_url, lock="auto") as process:
+        assert await places(Attempt(SCENARIOS[name], Browser(process, raw)), late=late) >= 1
+
+
+async def test_cancelled_in_either_run(redis_url: str, raw: Redis, elsewhere: Process) -> None:
+    """At any time while the app is run twice: no lock stays, and what was told is stored."""
+    async with process_at(redis_url, lock="auto") as process:
+        browser = Browser(process, raw)
+
+        async def use(session: Session) -> None:
+            if "m" not in session:
+                await browser.at(elsewhere).open(page(lambda session: session.update(m=1)))
+            session["n"] = 1
+
+        attempt = Attempt(Scenario(page(use), (1, None)), browser)
+        for tenths in range(80):
+            await attempt.prepare()
+            with anyio.move_on_after(tenths / 10_000):
+                await browser.open(attempt.scenario.app)
+                attempt.finished = True
+            await attempt.check()
+            attempt.finished = False
+        with anyio.fail_after(10):
+            await attempt.prepare()
+            await browser.open(attempt.scenario.app)
+        attempt.finished = True
+        await attempt.check()
 
 
 @pytest.mark.parametrize("again", [1, 2])

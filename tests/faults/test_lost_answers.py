@@ -14,7 +14,16 @@ from redis_server import RedisServer
 
 from asgi_sessions import Session, SessionData, SessionStoreError
 from asgi_sessions.asgi import ASGIApp
-from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, CREATE, RELEASE, REMOVE, SET
+from asgi_sessions.stores.redis.commands.scripts import (
+    ACQUIRE,
+    COMMIT,
+    COMMIT_UNLOCKED,
+    CREATE,
+    RELEASE,
+    REMOVE,
+    SET,
+    TAKE,
+)
 from asgi_sessions.stores.redis.connection.script import Script
 
 from .chaos import ChaosProxy, Direction, Fault, Link, Send, calls, cut, half, reset, swallow, unasked
@@ -100,6 +109,33 @@ async def test_a_lost_connection_is_not_noticed(
 
 
 @pytest.mark.parametrize(("fault", "on"), LOSSES, ids=LOSS_NAMES)
+@pytest.mark.parametrize("form", [page, lambda act: stream(act, None)], ids=["page", "stream"])
+@pytest.mark.parametrize("script", [TAKE, COMMIT_UNLOCKED], ids=lambda script: script.name)
+async def test_a_connection_lost_without_the_lock_is_not_noticed(
+    raw: Redis, proxy: ChaosProxy, script: Script, fault: Fault, on: Direction,
+    form: Callable[[Act], ASGIApp],
+) -> None:  # fmt: skip
+    """The same for `lock="auto"`: the count is stored once, and the app is not run again for it."""
+    async with process_at(proxy.url, lock="auto") as process:
+        browser = Browser(process, raw)
+        for _ in range(2):
+            await browser.open(page(count))  # the scripts are known then
+        runs: list[int] = []
+
+        def act(session: Session) -> None:
+            runs.append(1)
+            count(session)
+
+        plan = proxy.inject(fault, calls(script), on=on)
+        assert (await browser.open(form(act))).status == 200
+        assert await anyio.to_thread.run_sync(plan.hit.wait, 5)
+        data = await browser.stored()
+        assert data is not None
+        assert (data.metadata["n"], runs) == (3, [1])
+        await browser.assert_free()
+
+
+@pytest.mark.parametrize(("fault", "on"), LOSSES, ids=LOSS_NAMES)
 async def test_a_beginning_is_not_doubled(
     process: Process, raw: Redis, proxy: ChaosProxy, fault: Fault, on: Direction
 ) -> None:
@@ -145,10 +181,10 @@ class Door:
         self._opened.set()
 
 
-@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize("lock", [True, False, "auto"])
 @pytest.mark.parametrize("others", [1, 3])
 async def test_a_stored_change_is_never_called_refused(
-    elsewhere: Process, raw: Redis, proxy: ChaosProxy, others: int, lock: bool
+    elsewhere: Process, raw: Redis, proxy: ChaosProxy, others: int, lock: bool | str
 ) -> None:
     """Stored, the answer lost, and changed by others before it was asked again: not "nothing was stored".
 
@@ -165,11 +201,43 @@ async def test_a_stored_change_is_never_called_refused(
     assert status in (200, 503)
 
 
+@pytest.mark.parametrize("on", ["request", "answer"])
+async def test_the_app_is_not_run_again_where_a_commit_may_still_arrive(
+    elsewhere: Process, raw: Redis, proxy: ChaosProxy, on: Direction
+) -> None:
+    """A first try was lost on its way, and the second finds a holder: it could count twice."""
+    async with process_at(proxy.url, lock="auto", lock_wait=0.5) as process:
+        browser = Browser(process, raw)
+        for _ in range(2):
+            await browser.open(page(count))
+        runs: list[int] = []
+        held, over = anyio.Event(), anyio.Event()
+
+        async def hold(session: Session) -> None:
+            held.set()
+            await over.wait()
+
+        async def act(session: Session) -> None:
+            runs.append(1)
+            group.start_soon(lambda: browser.at(elsewhere).open(page(hold)))
+            await held.wait()
+            count(session)
+
+        proxy.inject(reset, calls(COMMIT_UNLOCKED), on=on)
+        async with anyio.create_task_group() as group:
+            assert (await browser.open(page(act))).status == 503
+            over.set()
+        assert runs == [1]
+        assert "lock_timeout" not in process.events, "it waited for its turn to run again"
+        await browser.assert_free()
+
+
 async def lose_answer(browser: Browser, elsewhere: Process, proxy: ChaosProxy, others: int) -> int:
     """Have a count stored, its answer lost, and others count before it is sent again; its status."""
     door = Door()
-    proxy.inject(reset, calls(COMMIT), on="answer")
-    proxy.inject(door, calls(COMMIT), skip=1)  # the second try waits there
+    commits = calls(COMMIT, COMMIT_UNLOCKED)
+    proxy.inject(reset, commits, on="answer")
+    proxy.inject(door, commits, skip=1)  # the second try waits there
     statuses: list[int] = []
 
     async def first() -> None:

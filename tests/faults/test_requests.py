@@ -68,6 +68,24 @@ async def test_a_request_to_oneself(browser: Browser, path: str, status: int) ->
     await browser.assert_free()
 
 
+async def test_a_safe_request_to_oneself_without_the_lock(redis_url: str, raw: Redis) -> None:
+    """The inner one is served, and comes first; the second run holds the lock, and it is refused then."""
+    async with process_at(redis_url, lock="auto", lock_wait=SHORT) as process:
+        browser = Browser(process, raw)
+        await browser.open(page(lambda session: session.update(n=0)))
+        inner: list[int] = []
+
+        async def ask(session: Session) -> None:
+            session["n"] += 1
+            add = page(lambda session: session.update(n=session["n"] + 10))
+            inner.append((await browser.open(add, method="POST")).status)
+
+        assert (await browser.open(page(ask))).status == 200
+        assert inner == [200, 503]
+        assert await number(browser) == 11
+        await browser.assert_free()
+
+
 async def test_a_request_to_oneself_after_the_release(browser: Browser) -> None:
     """Who lets the lock go first may ask."""
 

@@ -41,6 +41,11 @@ T = TypeVar("T")
 # --- processes ------------------------------------------------------------------------------------------
 
 
+def token_of(value: str) -> str:
+    """The token of a lock or a place in the queue; behind it stands who that is."""
+    return value.partition(".")[0]
+
+
 @dataclass(eq=False)
 class Contender(Generic[G]):
     """One task that wants the lock; `number` in the order of their beginnings."""
@@ -247,12 +252,12 @@ class LockMachine(RuleBasedStateMachine, Generic[G]):
 
     def holder(self) -> str | None:
         found = self.raw.get(self.lock_key)
-        return None if found is None else str(found)
+        return None if found is None else token_of(str(found))
 
     def queue(self) -> list[tuple[str, str]]:
         """Channel and token of each who is queued."""
         entries = [str(entry).split(" ") for entry in self.raw.lrange(self.queue_key, 0, -1)]
-        return [(channel, token) for _, channel, token in entries]
+        return [(channel, token_of(token)) for _, channel, token in entries]
 
     def successor(self) -> str | None:
         """The first in the queue whom a message reaches: the next holder if the lock is let go now."""

@@ -22,7 +22,6 @@ from asgi_sessions import Session, SessionData
 from asgi_sessions.errors import SessionDataError
 from asgi_sessions.record.codec import codec_of, decode, encode, encode_checked
 from asgi_sessions.record.json import MAX_DEPTH
-from asgi_sessions.record.lines import split
 from asgi_sessions.session.changes import Change
 from fuzz import effort
 
@@ -325,8 +324,7 @@ def without_times(record: bytes) -> bytes:
 
 def is_read_by_lines(record: bytes) -> bool:
     """Whether a handle that is used as a dict does without the model."""
-    parts = split(record)
-    return parts is not None and codec_of(SessionData).who_of(parts) is not None
+    return codec_of(SessionData).lines_of(record) is not None
 
 
 @effort(40)

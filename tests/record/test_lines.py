@@ -121,13 +121,12 @@ def test_a_cut_record_is_no_record() -> None:
 def test_lines_that_say_what_they_must_not_are_left_to_the_model(old: bytes, new: bytes) -> None:
     """A name on another line than its own, or another spelling: the model decides."""
     record = record_of().replace(old, new, 1)
-    parts = split(record)
-    who = None if parts is None else codec_of(SessionData).who_of(parts)
+    found = codec_of(SessionData).lines_of(record)
     if new == b'{ "session_id"':  # the first line is JSON all the same
-        assert who is not None
-        assert who.session_id == decode(SessionData, record).session_id
+        assert found is not None
+        assert found[1].session_id == decode(SessionData, record).session_id
     else:
-        assert who is None
+        assert found is None
 
 
 def test_the_second_line_is_the_models() -> None:
@@ -144,8 +143,11 @@ def test_the_second_line_is_the_models() -> None:
 
 def test_what_is_remembered_of_lines_is_bounded() -> None:
     """Lines hold ids and fingerprints: old ones are forgotten."""
-    for cache in (codec._who, codec._are_fields, codec._updated, codec._codec):
-        assert cache.cache_info().maxsize in (256, 1024)
+    for cache in (codec._lines, codec._who, codec._are_fields, codec._updated, codec._codec):
+        assert cache.cache_info().maxsize in (256, MAX_NOTED, 1024)
+    before = codec._lines.cache_info().currsize
+    assert codec_of(SessionData).lines_of(record_of(metadata={"long": "x" * MAX_NOTED_BYTES})) is not None
+    assert codec._lines.cache_info().currsize == before
     noted = codec_of(Shop)
     for number in range(MAX_NOTED + 10):
         noted.note(b'"n":%d,' % number)

@@ -36,7 +36,6 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 
 from asgi_sessions.record.codec import Who, codec_of, decode, encode_checked
-from asgi_sessions.record.lines import split
 from asgi_sessions.record.model import SessionData, stamp
 from asgi_sessions.record.queries import SessionFilter, SessionMetrics
 from asgi_sessions.record.values import is_identifier, new_session_id
@@ -106,8 +105,8 @@ class Camel(SessionData):
 
 def who_of(record: bytes) -> Who | None:
     """What a handle that is used as a dict knows of a record without its model."""
-    parts = split(record)
-    return None if parts is None else codec_of(SessionData).who_of(parts)
+    found = codec_of(SessionData).lines_of(record)
+    return None if found is None else found[1]
 
 
 def record_with(user: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from asgi import CLIENT, FIREFOX, KEY, chunk, empty_body, http_scope, run, start
@@ -108,8 +108,9 @@ def frames_of_ours(error: BaseException) -> list[str]:
     ids=lambda act: act.__name__,
 )
 @pytest.mark.parametrize("kind", ["http", "websocket", "read_only", "excluded", "started"])
+@pytest.mark.parametrize("lock", [True, "auto"])
 async def test_no_frame_of_ours_tells_a_secret(
-    store: SessionStore, kind: str, act: Callable[[Session], object]
+    store: SessionStore, kind: str, act: Callable[[Session], object], lock: Literal[True, "auto"]
 ) -> None:
     """Not the id, the cookie, the client's fingerprint or what the session holds."""
     cookie = await begun(store)
@@ -125,13 +126,19 @@ async def test_no_frame_of_ours_tells_a_secret(
             raise Crash
         await run(act, scope["session"])
 
-    middleware = SessionMiddleware(app, KEY, store=store, exclude="/excluded", read_only="/read_only")
+    middleware = SessionMiddleware(
+        app, KEY, store=store, lock=lock, exclude="/excluded", read_only="/read_only"
+    )
 
     async def send(message: Message) -> None:
         """The server takes it."""
 
     headers = [(b"user-agent", FIREFOX.encode()), (b"cookie", b"session=" + cookie.encode())]
-    scope = http_scope(type="websocket" if kind == "websocket" else "http", path=f"/{kind}", headers=headers)
+    scope = http_scope(path=f"/{kind}", headers=headers)
+    if kind == "websocket":
+        scope["type"] = "websocket"
+    if kind == "started":
+        scope["method"] = "POST"  # a stream by GET may not change its session any more
     with pytest.raises((Crash, SessionClosedError)) as caught:
         await middleware(scope, empty_body, send)
     frames = frames_of_ours(caught.value)

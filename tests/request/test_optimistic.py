@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ import anyio
 import pytest
 from asgi import Browser, Site, chunk, messages, page, run, start, stream
 
-from asgi_sessions import Session, SessionClosedError, SessionData
+from asgi_sessions import ReadOnlySessionError, Session, SessionClosedError, SessionData
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.request import rerun
 
@@ -385,6 +386,48 @@ async def test_a_stream_that_only_reads_keeps_nobody_waiting(site: Site, browser
     assert await browser.stored() == {"n": 1}
 
 
+@pytest.mark.parametrize(
+    "options", [{"lock": True}, {"lock": "auto"}, {"lock": False}, {"read_only": "*"}], ids=repr
+)
+@pytest.mark.parametrize("form", ["stream", "page"])
+async def test_a_late_change_within_a_value_is_never_lost_in_silence(
+    site: Site, browser: Browser, options: dict[str, Any], form: str
+) -> None:
+    """It cannot raise where it is made, so the answer's last message does; or it is stored."""
+    await browser.begin(n=0, page={"clicks": 0})
+    twin = site.option(**options).browser()
+    twin.cookie = browser.cookie
+    sent: list[Message] = []
+
+    async def note(message: Message) -> None:
+        sent.append(message)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session = scope["session"]
+        assert session["page"]["clicks"] == 0
+        await send(start(headers=[(b"content-length", b"4")] if form == "page" else []))
+        if form == "stream":
+            await send(chunk(b"part", more=True))
+        session["page"]["clicks"] = 1
+        await send(chunk(b"last"))
+
+    twin.site.deliver = note
+    with contextlib.suppress(SessionClosedError, ReadOnlySessionError):
+        await twin.open(app)
+    stored = await browser.stored()
+    assert stored is not None
+    assert (chunk(b"last") in sent) is (stored["page"]["clicks"] == 1)
+    assert site.locks == 0
+
+
+async def test_a_page_after_a_roll_back_has_no_late_change(browser: Browser) -> None:
+    """What a failed request changed is given up with intent: its page goes out whole."""
+    await browser.begin(page={"clicks": 0})
+    answer = await browser.open(stream(lambda session: session["page"].update(clicks=1), None, status=500))
+    assert (answer.status, answer.messages[-1]) == (500, chunk())
+    assert await browser.stored() == {"page": {"clicks": 0}}
+
+
 # -- how the first run ends ------------------------------------------------------------------------------
 
 
@@ -543,17 +586,17 @@ async def test_both_runs_see_the_request_as_it_came(browser: Browser) -> None:
     state: dict[str, Any] = {"deep": 1}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append((variable.get(), dict(scope["state"]), scope["path"], list(scope["extra"])))
+        seen.append((variable.get(), dict(scope["state"]), scope["path"], dict(scope["extensions"])))
         variable.set(f"run {len(seen)}")
         scope["state"]["run"] = len(seen)
         scope["path"] = "/changed"
-        scope["extra"].append(1)
+        scope["extensions"]["run"] = len(seen)
         scope["new"] = len(seen)
         await page(use)(scope, receive, send)
 
     variable.set("before")
-    await browser.open(app, state=state, extra=[])
-    assert seen == [("before", {"deep": 1}, "/", [])] * 2
+    await browser.open(app, state=state, extensions={})
+    assert seen == [("before", {"deep": 1}, "/", {})] * 2
     assert state == {"deep": 1, "run": 2}
     assert variable.get() == "run 2"
 

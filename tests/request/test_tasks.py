@@ -47,6 +47,7 @@ MODES: dict[str, dict[str, Any]] = {
     "under the request's lock": {},
     "read-only": {"read_only": "*"},
     "without locks": {"lock": False},
+    "optimistically": {"lock": "auto"},
 }
 
 

@@ -268,6 +268,7 @@ def aged(visitor: Visitor, key: str = KEY) -> str:
 UNLOCKED: dict[str, dict[str, Any]] = {
     "rolling, on a read-only route": {"rolling": True, "read_only": ["/slow"]},
     "rolling, without locks": {"rolling": True, "lock": False},
+    "rolling, optimistically": {"rolling": True, "lock": "auto"},
     "rolling, the lock let go early": {"rolling": True},
     "a rotated key, on a read-only route": {
         "secret_key": KEY[::-1],
@@ -340,7 +341,7 @@ async def test_a_cookie_is_refreshed_while_its_session_lives(store: SessionStore
 # -- logins at once ------------------------------------------------------------------------------------
 
 
-async def assert_logins_race_well(store: SessionStore, *, lock: bool) -> None:
+async def assert_logins_race_well(store: SessionStore, *, lock: bool | str) -> None:
     """Of eight from one page one inherits the cart; nobody is signed in as another or shares an id."""
     service = Service(store, {"lock": lock})
     visitor = service.visitor()
@@ -372,9 +373,10 @@ async def assert_logins_race_well(store: SessionStore, *, lock: bool) -> None:
 
 
 @requirement("FIX-3")
-async def test_logins_that_race_are_sessions_of_their_own(store: SessionStore) -> None:
+@pytest.mark.parametrize("lock", [True, "auto"])
+async def test_logins_that_race_are_sessions_of_their_own(store: SessionStore, lock: bool | str) -> None:
     """With locks each has its turn, and whoever comes later finds the page's session gone."""
-    await assert_logins_race_well(store, lock=True)
+    await assert_logins_race_well(store, lock=lock)
 
 
 @requirement("FIX-3")

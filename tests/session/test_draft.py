@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+from datetime import datetime
 from typing import Any
 from weakref import ref
 
 import pytest
 from asgi import Browser, Site, page
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from asgi_sessions import Session, SessionData, SessionDataError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.record.values import new_session_id
+from asgi_sessions.session import draft
 from asgi_sessions.session.changes import Change
 
 
 class Item(BaseModel):
     name: str
     count: int = 0
+
+
+class Aliased(BaseModel):
+    name: str = Field(validation_alias="name", serialization_alias="nom")
 
 
 class Shop(SessionData):
@@ -248,6 +256,35 @@ def test_two_who_load_a_record_share_nothing(model: type[SessionData]) -> None:
     assert second == {"a": [{"b": None}]}
     assert second.change() is Change.NOTHING
     assert first.data.to_dict() | {"metadata": {}} == second.data.to_dict() | {"metadata": {}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ä": "\u2028", "b": [1, -0.0, 1e300, None, True, (1, 2)], "c": {"d": {}}},
+        {"inf": math.inf, "nan": math.nan},
+        {1: 2, None: 3, False: 4, 1.5: 5},
+        {"model": Item(name="tea"), "set": {1}, "bytes": b"x", "moment": datetime(2026, 1, 1)},
+        {"aliased": Aliased(name="tea")},
+    ],
+    ids=["json", "no-numbers", "keys", "others", "aliased"],
+)
+def test_a_handle_is_written_as_a_dict_of_its_values(values: dict[Any, Any]) -> None:
+    """And that is no access: an answer that does not depend on the session says no `Vary`."""
+    session = Session(values)
+    assert draft._encoded(session)[1] == to_json(values)
+    assert not session.accessed
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, {"a": [math.inf]}], ids=str)
+@pytest.mark.parametrize("model", MODELS, ids=IDS)
+def test_a_loaded_session_takes_no_number_that_json_lacks(model: type[SessionData], value: Any) -> None:
+    """An infinity would read back here, but not by every reader of JSON."""
+    session = loaded(record_of(model), model)
+    session["x"] = value
+    assert session.change() is Change.WRITE
+    with pytest.raises(SessionDataError):
+        session.seal(as_decided=True)
 
 
 # -- after the request ------------------------------------------------------------------------------------

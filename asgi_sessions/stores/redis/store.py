@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -17,6 +18,7 @@ from .commands.header import FOREIGN, unpack
 from .commands.keys import KeySpace
 from .connection.call import forget
 from .connection.deployment import Client, deployment
+from .connection.replies import Reply
 from .event_loop import LoopState, LoopStates
 from .records.index import Link
 
@@ -122,12 +124,12 @@ class RedisSessionStore(SessionStore):
             _take_back(state, created, user)
             raise
         if since is None:  # being ended, or the link was lost: the session must not move
-            _take_back(state, created, user)
+            await asyncio.wait(_take_back(state, created, user))
             outcome = await state.checkouts.discard(checkout)
             return Outcome.GONE if outcome is _STORED else outcome
         outcome = await state.checkouts.retire(checkout, created)
         if outcome is not _STORED:
-            _take_back(state, created, user)
+            await asyncio.wait(_take_back(state, created, user))
         elif was is not None:
             state.index.unlink(was, Link(checkout.session_id, since))
         return outcome
@@ -305,8 +307,11 @@ class RedisSessionStore(SessionStore):
         return data
 
 
-def _take_back(state: LoopState, created: Checkout, user: str | None) -> None:
-    """Remove a record whose id nobody was told, and its link; written, not waited for."""
-    state.checkouts.remove(created).add_done_callback(forget)
+def _take_back(state: LoopState, created: Checkout, user: str | None) -> list[asyncio.Future[Reply]]:
+    """Remove a record whose id nobody was told, and its link; on its way, whether it is waited for or not."""
+    calls = [state.checkouts.remove(created)]
     if user is not None:
-        state.index.withdraw(user, created.session_id)
+        calls.append(state.index.withdraw(user, created.session_id))
+    for call in calls:
+        call.add_done_callback(forget)
+    return calls

@@ -4,113 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
+
+from ...backend import Wake, asyncio_task
 
 PENDING = object()
 _LONGEST = 1e8  # seconds; event loops refuse to wait for ever by a timer
 
 
-class Answer(Protocol):
-    """A value that comes once. Made by the task that waits, and used by nobody else but through `deliver`."""
+class Answer:
+    """A value that comes once. Made by the task that waits; others bring the value by `deliver`."""
 
-    home: Any  # the event loop, as what can be called from other threads
-    value: Any
+    __slots__ = ("_wake", "home", "value")
+
+    def __init__(self) -> None:
+        self.home = _home()
+        self.value: Any = PENDING
+        self._wake = Wake()
 
     def settle(self, value: object) -> None:
         """Take the value, in the task's own event loop. Only the first one counts."""
-        ...
-
-    def post(self, settled: list[tuple[Answer, object]]) -> None:
-        """Settle answers of this home, from any thread. `RuntimeError` where the event loop has ended."""
-        ...
+        if self.value is PENDING:
+            self.value = value
+            self._wake.set()
 
     async def wait(self, seconds: float) -> bool:
         """Wait so long for the value; whether it has come."""
-        ...
-
-    async def wait_out(self, seconds: float) -> BaseException | None:
-        """Wait so long for the value, also when cancelled; gives that cancellation, to be raised then."""
-        ...
-
-
-class AsyncioAnswer:
-    """On asyncio: a future that is made only where there is something to wait for."""
-
-    __slots__ = ("_future", "home", "value")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.home = loop
-        self.value: Any = PENDING
-        self._future: asyncio.Future[None] | None = None
-
-    def settle(self, value: object) -> None:
-        if self.value is PENDING:
-            self.value = value
-            if self._future is not None:
-                _wake(self._future)
-
-    def post(self, settled: list[tuple[Answer, object]]) -> None:
-        self.home.call_soon_threadsafe(_settle, settled)
-
-    async def wait(self, seconds: float) -> bool:
         if self.value is PENDING and seconds > 0:
-            self._future = self.home.create_future()
-            timer = self.home.call_later(min(seconds, _LONGEST), _wake, self._future)
-            try:
-                await self._future
-            finally:
-                timer.cancel()
+            await self._wake.wait(min(seconds, _LONGEST))
         return self.value is not PENDING
 
     async def wait_out(self, seconds: float) -> BaseException | None:
-        ends, cancelled = self.home.time() + seconds, None
-        while self.value is PENDING and (left := ends - self.home.time()) > 0:
+        """Wait so long for the value, also when cancelled; gives that cancellation, to be raised then."""
+        if asyncio_task() is None:
+            with anyio.CancelScope(shield=True):  # trio raises it at the next checkpoint
+                await self.wait(seconds)
+            return None
+        loop, cancelled = asyncio.get_running_loop(), None
+        ends = loop.time() + seconds
+        while self.value is PENDING and (left := ends - loop.time()) > 0:
             try:
                 await self.wait(left)
             except asyncio.CancelledError as error:
                 cancelled = error
         return cancelled
-
-
-class TrioAnswer:
-    """On trio."""
-
-    __slots__ = ("_event", "home", "value")
-
-    def __init__(self) -> None:
-        import trio.lowlevel  # an optional dependency, and it runs at this moment
-
-        self.home = trio.lowlevel.current_trio_token()
-        self.value: Any = PENDING
-        self._event = anyio.Event()
-
-    def settle(self, value: object) -> None:
-        if self.value is PENDING:
-            self.value = value
-            self._event.set()
-
-    def post(self, settled: list[tuple[Answer, object]]) -> None:
-        self.home.run_sync_soon(_settle, settled)
-
-    async def wait(self, seconds: float) -> bool:
-        with anyio.move_on_after(min(seconds, _LONGEST)):
-            await self._event.wait()
-        return self.value is not PENDING
-
-    async def wait_out(self, seconds: float) -> BaseException | None:
-        with anyio.CancelScope(shield=True):
-            await self.wait(seconds)
-        return None  # trio raises it at the next checkpoint
-
-
-def new_answer() -> Answer:
-    """An answer for the running task."""
-    try:
-        return AsyncioAnswer(asyncio.get_running_loop())
-    except RuntimeError:
-        return TrioAnswer()
 
 
 def deliver(settled: Iterable[tuple[Answer, object]]) -> list[object]:
@@ -119,9 +58,10 @@ def deliver(settled: Iterable[tuple[Answer, object]]) -> list[object]:
     for each in settled:
         by_home.setdefault(each[0].home, []).append(each)
     lost: list[object] = []
-    for group in by_home.values():
+    for home, group in by_home.items():
+        call = home.call_soon_threadsafe if hasattr(home, "call_soon_threadsafe") else home.run_sync_soon
         try:
-            group[0][0].post(group)
+            call(_settle, group)
         except RuntimeError:
             lost += [value for _, value in group]
     return lost
@@ -132,6 +72,11 @@ def _settle(settled: list[tuple[Answer, object]]) -> None:
         answer.settle(value)
 
 
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _home() -> Any:
+    """The running event loop, as other threads call it."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        import trio.lowlevel  # an optional dependency, and it runs at this moment
+
+        return trio.lowlevel.current_trio_token()

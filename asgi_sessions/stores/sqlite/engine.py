@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import SessionStoreError
 from . import locks
-from .answers import PENDING, new_answer
+from .answers import PENDING, Answer
 from .faults import BUSY, CLOSED, fault_of
 from .gate import Gate, Presence
 from .place import Place
@@ -108,18 +108,18 @@ class Engine:
             if result is not NotImplemented:
                 note(result)
                 return result
-        call = Call(work, durable, new_answer())
-        assert call.answer is not None  # noqa: S101  # for the types
+        answer = Answer()
+        call = Call(work, durable, answer)
         self.writer.put(call)
         cancelled = None
         try:
             if durable:
-                cancelled = await call.answer.wait_out(self._settings.busy_timeout + _GRACE)
+                cancelled = await answer.wait_out(self._settings.busy_timeout + _GRACE)
             else:
-                await call.answer.wait(self._settings.busy_timeout + _GRACE)
+                await answer.wait(self._settings.busy_timeout + _GRACE)
         finally:
             call.dropped = True
-        result = call.answer.value
+        result = answer.value
         if result is PENDING:
             raise SessionStoreError(BUSY) from cancelled
         if isinstance(result, Fault):

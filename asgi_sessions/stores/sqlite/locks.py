@@ -9,10 +9,10 @@ from . import records
 from .transaction import Standing, Transaction, Waiter
 
 _HEAD = "SELECT pos, token, process, until, lease FROM lock WHERE id = ? ORDER BY pos LIMIT 1"
-_ENTER = "INSERT INTO lock (id, pos, token, process, until, lease) VALUES (?, ?, ?, ?, ?, ?)"
+_ENTER = "INSERT INTO lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _ENTER_IF_FREE = (
-    "INSERT INTO lock (id, pos, token, process, until, lease)"
-    " SELECT ?, 1, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?)"
+    "INSERT INTO lock (id, pos, token, process, until, lease, since, route)"
+    " SELECT ?, 1, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?)"
 )
 _FIRST_TWO = "SELECT pos, token FROM lock WHERE id = ? ORDER BY pos LIMIT 2"
 
@@ -54,7 +54,8 @@ def enter(tx: Transaction, waiter: Waiter) -> Standing:
     if rows.fetchone()[0] - (head.process == name) >= waiter.policy.max_waiters:
         return Standing.FULL
     (last,) = tx.db.execute("SELECT max(pos) FROM lock WHERE id = ?", (session_id,)).fetchone()
-    tx.db.execute(_ENTER, (session_id, last + 1, waiter.token, name, 0.0, waiter.lease))
+    row = session_id, last + 1, waiter.token, name, 0.0, waiter.lease, 0.0, waiter.route
+    tx.db.execute(_ENTER, row)
     tx.admit(waiter)
     return Standing.QUEUED
 
@@ -63,7 +64,8 @@ def _took(tx: Transaction, waiter: Waiter) -> bool:
     """Take a lock that nobody has or waits for; False where somebody does."""
     lease = waiter.lease
     session_id = waiter.session_id
-    row = session_id, waiter.token, tx.others.name, tx.moment + lease, lease, session_id
+    until, now = tx.moment + lease, tx.moment
+    row = session_id, waiter.token, tx.others.name, until, lease, now, waiter.route, session_id
     if tx.db.execute(_ENTER_IF_FREE, row).rowcount != 1:
         return False
     tx.hold(waiter)
@@ -94,7 +96,7 @@ def hand_over(tx: Transaction, session_id: str) -> None:
             if waiter is not None:
                 return grant(tx, waiter, head)
         elif tx.others.lives(head.process):
-            _prolong(tx, session_id, head, head.lease)
+            _give(tx, session_id, head, head.lease)
             tx.told.append((head.process, session_id))
             return None
         _drop(tx, session_id, head.pos)  # nobody waits there any more
@@ -109,7 +111,7 @@ def grant(tx: Transaction, waiter: Waiter, head: Head) -> None:
         waited = tx.moment - waiter.started
         taken = records.bounded(tx, session_id, value, waiter.rule, waiter.token, waited)
         if taken is not None:
-            _prolong(tx, session_id, head, waiter.lease)
+            _give(tx, session_id, head, waiter.lease)
             tx.settle(waiter, taken)
             tx.hold(waiter)
             return
@@ -166,6 +168,13 @@ def _relieved(tx: Transaction, session_id: str) -> Head | None:
         _drop(tx, session_id, head.pos)
     hand_over(tx, session_id)
     return head_of(tx, session_id)
+
+
+def _give(tx: Transaction, session_id: str, head: Head, lease: float) -> None:
+    tx.db.execute(
+        "UPDATE lock SET until = ?, since = ? WHERE id = ? AND pos = ?",
+        (tx.moment + lease, tx.moment, session_id, head.pos),
+    )
 
 
 def _prolong(tx: Transaction, session_id: str, head: Head, lease: float) -> None:

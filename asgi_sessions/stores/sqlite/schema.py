@@ -19,7 +19,8 @@ APPLICATION = 0x41534753  # "ASGS", in the header of each database of ours
 
 # Times of `session` and `retired` are seconds by the store's clock, those of `lock` by the monotonic
 # clock. `ends` is the earlier of `expires` and `until`. The lock of a session is held by its row with the
-# lowest `pos`, the others wait; `lease` is how long it lasts for whoever holds it.
+# lowest `pos`, the others wait; `lease` is how long it lasts for whoever holds it, `since` when that one came
+# to it, and `route` the request's method and path.
 _FIRST = """
 CREATE TABLE session (
   id TEXT PRIMARY KEY NOT NULL, version TEXT NOT NULL,
@@ -33,7 +34,7 @@ CREATE INDEX session_messages ON session (messages) WHERE messages > 0;
 CREATE INDEX session_escalated ON session (escalated) WHERE escalated > 0;
 CREATE TABLE lock (
   id TEXT NOT NULL, pos INTEGER NOT NULL, token TEXT NOT NULL, process TEXT NOT NULL,
-  until REAL NOT NULL, lease REAL NOT NULL, PRIMARY KEY (id, pos)
+  until REAL NOT NULL, lease REAL NOT NULL, since REAL NOT NULL, route TEXT NOT NULL, PRIMARY KEY (id, pos)
 ) WITHOUT ROWID;
 CREATE TABLE retired (id TEXT PRIMARY KEY NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX retired_until ON retired (until);

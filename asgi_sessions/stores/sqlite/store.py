@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio.to_thread
 
@@ -23,10 +23,11 @@ from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
-from ..running import while_client_stays
+from ..holders import NOTICE_AFTER, Holder, host_name
+from ..running import running, while_client_stays
 from ..value import Value, new_version
 from . import housekeeping, locks, operations, records, urls
-from .answers import new_answer
+from .answers import Answer
 from .columns import Columns, columns_of, have_same_columns
 from .engine import Engine, Settings
 from .faults import DELETED
@@ -104,14 +105,15 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         if lock is None:
             return await self._load(engine, session_id, lifetime)
-        waiter = Waiter(session_id, token_hex(16), lock, lifetime, self._settings.moments(), new_answer())
+        moment = self._settings.moments()
+        waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), _route())
         began = time.monotonic()
         try:
             taken = await engine.perform(
                 partial(operations.check_out, waiter=waiter, passive=passive), durable=False
             )
             if taken is _QUEUED:
-                taken = await while_client_stays(partial(_turn_of, waiter, began))
+                taken = await while_client_stays(partial(self._turn_of, engine, waiter, began))
         except BaseException:
             engine.send(partial(locks.release, session_id=session_id, token=waiter.token))
             raise
@@ -119,6 +121,33 @@ class SQLiteSessionStore(SessionStore):
             raise TooManyWaitersError(lock.max_waiters)
         found: Checkout | Missing = taken
         return found
+
+    async def _turn_of(self, engine: Engine, waiter: Waiter, began: float) -> Checkout | Missing:
+        """Wait for the lock; `LockTimeoutError` when the time is over that began then."""
+        answer, ends = cast(Answer, waiter.granted), began + waiter.policy.wait
+        if not await answer.wait(min(ends, began + NOTICE_AFTER) - time.monotonic()):
+            if ends > began + NOTICE_AFTER:
+                await self._tell_who_holds(engine, waiter.session_id)
+            if not await answer.wait(ends - time.monotonic()):
+                raise LockTimeoutError(time.monotonic() - began)
+        if isinstance(answer.value, Fault):
+            raise answer.value.error
+        found: Checkout | Missing = answer.value
+        return found
+
+    async def _tell_who_holds(self, engine: Engine, session_id: str) -> None:
+        """Have the request that waits say who holds the lock."""
+        requests = running.get()
+        if not requests:
+            return
+        sql = "SELECT route, process, since FROM lock WHERE id = ? ORDER BY pos"
+        with suppress(SessionStoreError):
+            rows = await engine.reader.rows(sql, session_id)
+            if rows:
+                route, process, since = rows[0]
+                number = int(process.partition("-")[0])
+                holder = Holder(route, host_name(), number, self._settings.moments() - since)
+                requests[-1].has_waited(session_id, holder, len(rows) - 1)
 
     async def _load(self, engine: Engine, session_id: str, rule: Lifetime | None) -> Checkout | Missing:
         rows = await engine.reader.rows(_RECORD, session_id, self._clock())
@@ -445,15 +474,10 @@ class SQLiteSessionStore(SessionStore):
             return engine
 
 
-async def _turn_of(waiter: Waiter, began: float) -> Checkout | Missing:
-    """Wait for the lock; `LockTimeoutError` when the time is over that began then."""
-    assert waiter.granted is not None  # noqa: S101  # for the types
-    if not await waiter.granted.wait(began + waiter.policy.wait - time.monotonic()):
-        raise LockTimeoutError(time.monotonic() - began)
-    found: Checkout | Missing | Fault = waiter.granted.value
-    if isinstance(found, Fault):
-        raise found.error
-    return found
+def _route() -> str:
+    """Of the request that asks, if one does."""
+    requests = running.get()
+    return requests[-1].route if requests else ""
 
 
 def _new(
@@ -462,7 +486,7 @@ def _new(
     columns = columns_of(record)._replace(user_id=user)
     owner = None
     if lock is not None:
-        owner = Waiter(session_id, token_hex(16), lock, None, 0.0, None)
+        owner = Waiter(session_id, token_hex(16), lock, None, 0.0, None, _route())
     return New(session_id, record, columns, lifetime, owner)
 
 

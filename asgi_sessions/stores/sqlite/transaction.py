@@ -47,6 +47,7 @@ class Waiter:
     rule: Lifetime | None
     started: float
     granted: Answer | None
+    route: str = ""
 
     @property
     def lease(self) -> float:

@@ -380,7 +380,7 @@ async def test_a_conflict_without_release_keeps_the_lock(store: RedisSessionStor
     taken = await _taken(store)
     await store.set("s", SessionData(session_id="s"))
     assert await store.commit(taken, _record(mine=True), release=False) is Outcome.CONFLICT
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     await store.release(taken)
     await store.release(taken)
     await store.open()
@@ -416,7 +416,7 @@ async def test_an_unlocked_writer_wins_over_a_holder(store: RedisSessionStore, r
     await _stored(store)
     holder, hasty = await _taken(store), await _taken(store, None)
     assert await store.commit(hasty, _record(hasty=True), release=True) is Outcome.STORED
-    assert await raw.get(_HOLDER) == holder.token
+    assert await raw.getrange(_HOLDER, 0, 31) == holder.token
     assert await store.commit(holder, _record(), release=True) is Outcome.CONFLICT
 
 
@@ -428,7 +428,7 @@ async def test_create_locks_and_never_overwrites(store: RedisSessionStore, raw: 
     before = await raw.get(_RECORD)
     assert await store.create("s", _record(), _HOUR, _LOCK) is None
     assert await raw.get(_RECORD) == before
-    assert await raw.get(_HOLDER) == created.token
+    assert await raw.getrange(_HOLDER, 0, 31) == created.token
     assert await store.commit(created, _record(second=True), release=True) is Outcome.STORED
     assert await _keys(raw) == [_RECORD]
 
@@ -600,7 +600,7 @@ async def test_a_woken_waiter_renews_its_short_claim(
         return await raw.pttl(_HOLDER) > 1000
 
     await _until(prolonged)
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     await store.release(taken)
 
 
@@ -634,7 +634,7 @@ async def test_a_lost_message_costs_a_second_at_most(
     await raw.set(_HOLDER, told, px=60_000)
     taken = await waiter
     assert taken.token not in (told, holder.token)
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     await store.release(taken)
 
 
@@ -703,7 +703,7 @@ async def test_a_frozen_waiter_costs_its_claim(
     await _queued(raw, 2)
     await other.release(holder)
     taken = await waiter
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     await store.release(taken)
 
 
@@ -806,7 +806,7 @@ async def test_a_waiter_that_leaves_with_the_lock_hands_it_on(
         pass
     first.cancel()
     taken = await second
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     await store.release(taken)
 
 
@@ -909,7 +909,7 @@ async def test_a_release_by_a_stranger_changes_nothing(store: RedisSessionStore,
     holder = await _taken(store)
     state = await store._states.get()
     assert await state.commands.run(RELEASE, *_KEYS, _TOKEN, b"1000", b"0", b"0") == 0
-    assert await raw.get(_HOLDER) == holder.token
+    assert await raw.getrange(_HOLDER, 0, 31) == holder.token
     await store.release(holder)
 
 
@@ -921,7 +921,7 @@ async def test_a_lease_is_renewed_while_it_is_held(store: RedisSessionStore, raw
     await _stored(store)
     taken = await _taken(store, LockPolicy(timeout=0.15))
     await _pause(0.4)
-    assert await raw.get(_HOLDER) == taken.token
+    assert await raw.getrange(_HOLDER, 0, 31) == taken.token
     assert await store.commit(taken, _record(), release=True) is Outcome.STORED
     state = await store._states.get()
     assert len(state.leases) == 0

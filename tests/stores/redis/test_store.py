@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from redis import Redis
 from redis_server import RedisServer, free_port
@@ -102,6 +103,68 @@ def test_round_trips_with_a_session(redis_url: str, calls: Calls, path: str, mos
         calls.reset()
         client.get(path)
         assert calls.count() == most
+
+
+@pytest.mark.parametrize(("path", "trips"), [("/read", 1), ("/write", 2)])
+def test_round_trips_without_the_lock(redis_url: str, calls: Calls, path: str, trips: int) -> None:
+    """`lock="auto"`: a safe request takes one trip, and a second one where it changed something."""
+    with TestClient(site(redis_url, lock="auto")) as client:
+        for _ in range(3):
+            client.get("/write")
+            client.get("/read")
+        calls.reset()
+        client.get(path)
+        assert calls.count() == trips
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("comes_first", "most"), [("a change", 4), ("a holder here", 4), ("a holder elsewhere", 5)]
+)
+async def test_round_trips_of_an_app_that_is_run_twice(
+    redis_url: str, calls: Calls, comes_first: str, most: int
+) -> None:
+    """At most four, and one more to be woken by another process; those of the others do not count."""
+    store, elsewhere = RedisSessionStore(redis_url), RedisSessionStore(redis_url)
+    others = store if comes_first == "a holder here" else elsewhere
+    runs: list[int] = []
+    theirs = 0
+
+    async def come_first(session_id: str) -> None:
+        nonlocal theirs
+        before = calls.count()
+        if comes_first == "a change":
+            await others.increment_counter(session_id, "n", 10)
+            theirs = calls.count() - before
+            return
+        taken = await others.checkout(session_id, LockPolicy(), None)
+        assert isinstance(taken, Checkout)
+        group.start_soon(release_later, taken)
+        theirs = 2  # to take the lock, and to release it
+
+    async def release_later(taken: Checkout) -> None:
+        await anyio.sleep(0.1)
+        await others.release(taken)
+
+    async def contended(request: Request) -> PlainTextResponse:
+        runs.append(1)
+        answer = await write(request)
+        if len(runs) == 4:
+            await come_first(request.session.session_id)  # type: ignore[attr-defined]  # as above
+        return answer
+
+    middleware = [Middleware(SessionMiddleware, secret_key=SECRET, store=store, lock="auto")]
+    app = Starlette(routes=[Route("/", contended)], middleware=middleware)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+        for _ in range(3):
+            await client.get("/")
+        async with anyio.create_task_group() as group:
+            calls.reset()
+            assert (await client.get("/")).text == ("14" if comes_first == "a change" else "4")
+    await store.aclose()
+    await elsewhere.aclose()
+    assert len(runs) == 5
+    assert calls.count() - theirs <= most
 
 
 @pytest.mark.parametrize("path", ["/read", "/idle", "/read-only", "/logout"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
@@ -33,7 +34,7 @@ class Commands:
         self.clustered = b"1" if router.clustered else b"0"
         self.unlocked = LockTiming(0.0, clustered=router.clustered)  # of who loads or writes without a lock
         self._timing = lru_cache(_KNOWN)(self._timing_of)
-        self._clock = Clock()
+        self.clock = Clock((time.time() - self.loop.time()) * 1000)
         self._closed = False
 
     def close(self) -> None:
@@ -80,17 +81,17 @@ class Commands:
 
     # -- of one session -----------------------------------------------------------------------------------
 
-    def take(self, keys: Keys, token: bytes, timing: LockTiming, asked: float) -> asyncio.Future[Reply]:
-        """Try once to lock and load, or load only where the token is empty; `found` reads the reply.
+    def take(self, keys: Keys, value: bytes, timing: LockTiming, asked: float) -> asyncio.Future[Reply]:
+        """Try once to lock and load, or load only where the lock's value is empty; `found` reads the reply.
 
         `asked` is now, by the loop. Redis tells the time only where it is not known. (Each node of a cluster
         has a time of its own.)
         """
-        if self.router.clustered or asked >= self._clock.told_until:
+        if self.router.clustered or asked >= self.clock.told_until:
             script, rest = TAKE_AND_TELL, timing.take_and_tell
         else:
             script, rest = TAKE, timing.take
-        packed = b"%b%b$%d\r\n%b\r\n%b" % (script.by_sha, keys.packed, len(token), token, rest)
+        packed = b"%b%b$%d\r\n%b\r\n%b" % (script.by_sha, keys.packed, len(value), value, rest)
         return self.call(script, keys.record, packed, keys.mark)
 
     def found(self, reply: Reply, asked: float) -> tuple[bytes, float] | bytes:
@@ -98,7 +99,7 @@ class Commands:
 
         The bare word of the script where there is nothing to take, or where another holds the lock.
         """
-        clock = self._clock
+        clock = self.clock
         if isinstance(reply, bytes) and reply.startswith(b"asgi2:"):
             return reply, clock.ahead
         kind, *rest = words_of(reply)

@@ -29,6 +29,11 @@ class Keys:
         self.packed = packed
         self.mark = mark
 
+    @property
+    def queue(self) -> bytes:
+        """Of a session's lock: who waits for it, one of each process."""
+        return self.record + b":wait"
+
 
 class KeySpace:
     """The keys of one store. The braces are a hash tag: all keys of a session live on one cluster node.

@@ -15,7 +15,9 @@ TAKE_AND_TELL = Script("acquire", 4, 3, fits=is_taken)  # the time too
 _OVERWRITTEN = (b"LOST", b"CONFLICT")  # or stored, and written over since
 COMMIT = Script("commit", 4, 5, doubtful=_OVERWRITTEN, fits=is_stored)
 COMMIT_AGAIN = Script("commit", 4, 6, doubtful=_OVERWRITTEN, fits=is_stored)  # after one of unknown outcome
-COMMIT_UNLOCKED = Script("commit_unlocked", 4, 3, doubtful=_OVERWRITTEN, fits=is_stored)
+COMMIT_UNLOCKED = Script(  # BUSY: the first one may still arrive, when nobody holds the lock any more
+    "commit_unlocked", 4, 3, doubtful=(*_OVERWRITTEN, b"BUSY"), fits=is_stored
+)
 SHORTEN = Script("shorten", 4, 3, fits=is_taken)
 REMOVE = Script("remove", 4, 6, fits=is_removed)
 RELEASE = Script("release", 4, 4, fits=is_number)

@@ -46,6 +46,6 @@ class LockTiming:
         object.__setattr__(self, "claim_ms", claim)
         object.__setattr__(self, "take", pack_args(lease))
         object.__setattr__(self, "take_and_tell", pack_args(lease, b"0"))
-        object.__setattr__(self, "commit", pack_args(b"", clustered))
+        object.__setattr__(self, "commit", pack_args(b"", b""))
         object.__setattr__(self, "commit_and_release", pack_args(claim, clustered))
         object.__setattr__(self, "release", pack_args(claim, clustered, bare))

@@ -16,6 +16,7 @@ from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
+from ..commands.who import taken_here
 from ..connection.call import NotSentError
 from ..connection.replies import NOT_OURS, STORED, Reply
 from ..connection.resp import pack_args
@@ -53,7 +54,14 @@ class Checkouts:
         if lock is None:
             taken = await self._load(session_id, keys)
         else:
-            taken = await self._lock(session_id, keys, lock, lifetime, passive)
+            idle = None if lifetime is None else lifetime.idle
+            timing = self._commands.timing(lock, idle, passive)
+            # A request that waits behind others of this process has arrived. Without a rule of an idle
+            # timeout Redis is not told: such a request counts from when it has the lock.
+            arrived = (
+                None if passive or idle is None else partial(self._commands.touch, keys, timing.activity)
+            )
+            taken = self._locked(session_id, keys, timing, await self._locks.acquire(keys, timing, arrived))
         if lifetime is None or isinstance(taken, Missing) or shorter(lifetime, taken) is None:
             return taken
         bound = await self._shorten(keys, taken, lifetime)
@@ -67,15 +75,9 @@ class Checkouts:
         value, ahead = found
         return _checkout(session_id, value, self._loop.time() * 1000 + ahead) or Missing.UNREADABLE
 
-    async def _lock(
-        self, session_id: str, keys: Keys, lock: LockPolicy, lifetime: Lifetime | None, passive: bool
+    def _locked(
+        self, session_id: str, keys: Keys, timing: LockTiming, acquired: Acquired | bytes
     ) -> Checkout | Missing:
-        idle = None if lifetime is None else lifetime.idle
-        timing = self._commands.timing(lock, idle, passive)
-        # A request that waits behind others of this process has arrived. Without a rule of an idle timeout
-        # Redis is not told: such a request counts from when it has the lock.
-        arrived = None if passive or idle is None else partial(self._commands.touch, keys, timing.activity)
-        acquired = await self._locks.acquire(keys, timing, arrived)
         if isinstance(acquired, bytes):
             return _missing(acquired)
         now = self._loop.time()
@@ -139,7 +141,8 @@ class Checkouts:
         token = b"" if lock is None else new_token()
         rule = lifetime or Lifetime()
         header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
-        args = milliseconds(rule.absolute), milliseconds(rule.idle), token, timing.lease_ms, header
+        value = taken_here(token, commands.clock.text(self._loop.time())) if token else b""
+        args = milliseconds(rule.absolute), milliseconds(rule.idle), value, timing.lease_ms, header
         try:
             nonce = new_nonce()
             reply = await commands.run(CREATE, keys.record, keys.lock, nonce, record, *args, about=nonce)
@@ -162,7 +165,9 @@ class Checkouts:
         version = next_version(was)
         after = self._locks.commit_begins(keys, token) if release else _KEEP
         flags = timing.commit
-        if after is _LET_GO:
+        if after is _HAND_OVER:
+            flags = pack_args(b"", self._locks.next_holder(keys))
+        elif after is _LET_GO:
             self._leases.drop(token)  # a renewal that is answered later must not look like a lost lease
             flags = timing.commit_and_release
         packed = commits.pack(keys, token, was, version, record, flags, unsure)

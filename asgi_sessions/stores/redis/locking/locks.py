@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
+from ...holders import NOTICE_AFTER
 from ...running import while_client_stays
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_token
+from ..commands.who import taken_here, who_is_here
 from ..connection.call import CLOSED, NotSentError
 from .leases import Leases
+from .notice import ask_who_holds
 from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .releases import Releases
+from .seat import Seat
 from .subscription import Subscription
 from .waiter import Acquired, Waiter
 
-Seat: TypeAlias = "asyncio.Future[Acquired | bytes]"
-"""Gets the lock with the record, or the turn to ask Redis: the token of a lock to take over, else nothing."""
-
-Member: TypeAlias = "Seat | bytes"
+Member: TypeAlias = Seat | bytes
 """A waiter is named by its seat, the first request by the token under which it asks."""
 
 _FREE = State.FREE  # bound once: looking up an Enum's member is slow on Python 3.11
@@ -56,23 +56,25 @@ class Locks:
 
     # -- to the lock --------------------------------------------------------------------------------------
 
-    async def acquire(
+    def acquire(
         self, keys: Keys, timing: LockTiming, arrived: Callable[[], None] | None = None
-    ) -> Acquired | bytes:
+    ) -> Coroutine[Any, Any, Acquired | bytes]:
         """The lock, or why there is nothing to lock: see `Waiter.take`. Cancelled, nothing is left behind.
 
         `arrived` is called where the caller has to wait for others of this process, because Redis does not
         hear of the caller before its turn.
         """
-        commands, record = self._commands, keys.record
-        queue, started = self._queues.get(record), self._loop.time()
-        if queue is not None:
-            behind = partial(self._acquire_behind, keys, timing, queue, started, arrived)
-            return await while_client_stays(behind)
-        token = new_token()
-        queue = self._queues[record] = LockQueue(token)
+        queue, started = self._queues.get(keys.record), self._loop.time()
+        if queue is None:
+            return self._acquire_first(keys, timing, started)
+        return while_client_stays(partial(self._acquire_behind, keys, timing, queue, started, arrived))
+
+    async def _acquire_first(self, keys: Keys, timing: LockTiming, started: float) -> Acquired | bytes:
+        commands, token = self._commands, new_token()
+        queue = self._queues[keys.record] = LockQueue(token)
         try:  # nearly always enough: nobody else wants this session
-            found = commands.found(await commands.take(keys, token, timing, started), started)
+            value = taken_here(token, commands.clock.text(started))
+            found = commands.found(await commands.take(keys, value, timing, started), started)
         except BaseException as error:
             if not isinstance(error, NotSentError):
                 self._releases.let_go(keys, token, timing)
@@ -84,7 +86,9 @@ class Locks:
             return Acquired(token, value, ahead, timing.lease, 0.0)
         if found == b"B":
             queue.found_taken(token)
-            return await while_client_stays(partial(self._ask, keys, timing, queue, token, started))
+            return await while_client_stays(
+                partial(self._ask, keys, timing, queue, token, who_is_here(), started)
+            )
         self._do(keys, timing, queue, queue.leave(token, b""))
         return found
 
@@ -96,31 +100,25 @@ class Locks:
         started: float,
         arrived: Callable[[], None] | None,
     ) -> Acquired | bytes:
-        seat: Seat = self._loop.create_future()
+        seat = Seat(who_is_here())
         if not queue.join(seat, timing.max_waiters):
             raise TooManyWaitersError(timing.max_waiters)
         if arrived is not None:
             arrived()
         try:
-            await asyncio.wait((seat,), timeout=timing.wait)
+            await seat.woken.wait(min(timing.wait, NOTICE_AFTER))
+            if not seat.woken.is_set and timing.wait > NOTICE_AFTER:
+                ask_who_holds(self._commands, keys, queue)
+                await seat.woken.wait(timing.wait - NOTICE_AFTER)
+            if not seat.woken.is_set:
+                raise LockTimeoutError(timing.wait)
         except BaseException:
-            self._leave(keys, timing, queue, seat)
+            self._do(keys, timing, queue, queue.leave(seat, seat.token))
             raise
-        if not seat.done():
-            self._leave(keys, timing, queue, seat)
-            raise LockTimeoutError(timing.wait)
-        given = seat.result()
+        given = seat.taken()
         if isinstance(given, Acquired):
             return given._replace(waited=self._loop.time() - started)
-        return await self._ask(keys, timing, queue, seat, started, given)
-
-    def _leave(self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], seat: Seat) -> None:
-        """Give up a seat, or what was given in it."""
-        given: Acquired | bytes = b""
-        if seat.done() and seat.exception() is None:
-            given = seat.result()
-        token = given.token if isinstance(given, Acquired) else given
-        self._do(keys, timing, queue, queue.leave(seat, token))
+        return await self._ask(keys, timing, queue, seat, seat.who, started, given)
 
     async def _ask(
         self,
@@ -128,14 +126,17 @@ class Locks:
         timing: LockTiming,
         queue: LockQueue[Member],
         member: Member,
+        who: bytes,
         started: float,
         token: bytes = b"",
     ) -> Acquired | bytes:
         """Queue in Redis, or take over the lock with this token."""
+        notice = partial(ask_who_holds, self._commands, keys, queue)
         try:
             if not token and timing.wait > 0:
                 await self._subscription.open()
-            answer = await self.waiter(keys, timing, started, token).take()
+            waiter = self.waiter(keys, timing, started, token, who, notice)
+            answer = await waiter.take()
         except BaseException as error:
             self._failed(keys, timing, queue, member, error)
             raise
@@ -146,10 +147,26 @@ class Locks:
         return answer
 
     def waiter(
-        self, keys: Keys, timing: LockTiming, started: float | None = None, token: bytes = b""
+        self,
+        keys: Keys,
+        timing: LockTiming,
+        started: float | None = None,
+        token: bytes = b"",
+        who: bytes = b"",
+        on_long_wait: Callable[[], None] | None = None,
     ) -> Waiter:
         """One caller's way to this lock in Redis, past the queue within the process."""
-        return Waiter(self._commands, self._subscription, self._releases, keys, timing, started, token)
+        return Waiter(
+            self._commands,
+            self._subscription,
+            self._releases,
+            keys,
+            timing,
+            started,
+            token,
+            who,
+            on_long_wait,
+        )
 
     def _failed(
         self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], member: Member, error: BaseException
@@ -190,6 +207,12 @@ class Locks:
         elif queue.state is _FREE:
             self._end(keys, queue)
         return after
+
+    def next_holder(self, keys: Keys) -> bytes:
+        """Who gets the lock by a commit that hands it over, as it is written behind the lock's token."""
+        queue = self._queues.get(keys.record, _NONE)
+        seat = queue.successor
+        return self._commands.clock.text(self._loop.time()) + seat.who if isinstance(seat, Seat) else b""
 
     def handed_over(self, keys: Keys, token: bytes, timing: LockTiming, stored: Acquired | None) -> None:
         """The successor gets the lock, and with it what was `stored` under it.
@@ -248,7 +271,7 @@ class Locks:
 def _wake(member: Member, given: Acquired | bytes) -> None:
     """Wake a member that waits. Only those have a seat."""
     if not isinstance(member, bytes):
-        member.set_result(given)
+        member.give(given)
 
 
 def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
@@ -257,4 +280,4 @@ def _tell(tells: Iterable[Tell[Member]], error: SessionStoreError) -> None:
         fault = SessionStoreError(*error.args)
         fault.__cause__ = error.__cause__
         if not isinstance(tell.member, bytes):
-            tell.member.set_exception(fault)
+            tell.member.give(fault)

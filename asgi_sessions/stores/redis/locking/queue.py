@@ -122,6 +122,16 @@ class LockQueue(Generic[M]):
         """How many wait; the asker does as well once it has found the lock taken."""
         return len(self._waiting or ()) + (self.state is _QUEUED)
 
+    @property
+    def successor(self) -> M | None:
+        """Gets the lock when the commit that is under way is stored."""
+        return self._successor
+
+    @property
+    def asks(self) -> bool:
+        """Whether one of this process waits in Redis."""
+        return self.state is _QUEUED
+
     # -- to the lock --------------------------------------------------------------------------------------
 
     def join(self, member: M, limit: int) -> bool:

@@ -188,7 +188,8 @@ class Subscription:
         self._heard_at = asyncio.get_running_loop().time()
         match message:
             case [b"message", self.name, bytes(payload)]:
-                token, _, news = payload.partition(b":")
+                name, _, news = payload.partition(b":")
+                token = name.partition(b".")[0]  # another release tells who it is, too
             case [b"subscribe", self.name, int()]:
                 return  # the subscription was confirmed again
             case _:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from ....errors import LockTimeoutError, TooManyWaitersError
+from ...holders import NOTICE_AFTER
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.scripts import ACQUIRE
@@ -84,11 +86,13 @@ class Place:
         return [token for token in (self.fresh, self.token) if token]
 
 
-def question(keys: Keys, timing: LockTiming, place: Place, address: bytes | None, wait: float) -> bytes:
-    """A call of `ACQUIRE`, packed; it queues where there are seconds to wait."""
+def question(
+    keys: Keys, timing: LockTiming, place: Place, value: bytes, address: bytes | None, wait: float
+) -> bytes:
+    """A call of `ACQUIRE`, packed; it queues where there are seconds to wait. `value` is to be the lock's."""
     wait_ms = b"%d" % max(round(wait * 1000), 1) if wait else b"0"
     bare, address = b"1" if timing.bare else b"0", address or NO_CHANNEL
-    args = pack_args(place.fresh, timing.lease_ms, wait_ms, address, place.token, bare, timing.activity)
+    args = pack_args(value, timing.lease_ms, wait_ms, address, place.token, bare, timing.activity)
     return ACQUIRE.by_sha + keys.packed + args
 
 
@@ -96,7 +100,8 @@ class Waiter:
     """One caller's way to a lock. Whatever ends it but success, it leaves no lock and no place in the queue.
 
     A message is believed only while it is young. `token` is of a lock that another holder of this process
-    leaves to this caller; `started` (the loop's time) is when the wait began, None: now.
+    leaves to this caller; `started` (the loop's time) is when the wait began, None: now. `who` is written
+    beside the token (see `commands.who`). `on_long_wait` is called once, after `NOTICE_AFTER` seconds.
     """
 
     __slots__ = (
@@ -107,11 +112,13 @@ class Waiter:
         "_keys",
         "_loop",
         "_message",
+        "_on_long_wait",
         "_place",
         "_releases",
         "_started",
         "_subscription",
         "_timing",
+        "_who",
     )
 
     def __init__(
@@ -123,7 +130,11 @@ class Waiter:
         timing: LockTiming,
         started: float | None = None,
         token: bytes = b"",
+        who: bytes = b"",
+        on_long_wait: Callable[[], None] | None = None,
     ) -> None:
+        self._who = who
+        self._on_long_wait = on_long_wait
         self._commands = commands
         self._subscription = subscription
         self._releases = releases
@@ -164,6 +175,9 @@ class Waiter:
                 raise LockTimeoutError(self._waited())
             if not self._timing.max_waiters:
                 raise TooManyWaitersError(0)
+            if self._on_long_wait is not None and self._waited() >= NOTICE_AFTER:
+                self._on_long_wait()
+                self._on_long_wait = None
             if self._message is not None:
                 news = await self._woken(self._message, cast(int, rest[0]))
                 told = None if news is None else self._told(news)
@@ -179,7 +193,8 @@ class Waiter:
         fresh = place.ask()
         message = channel.expect(fresh) if queue else None
         asked = self._loop.time()
-        packed = question(self._keys, timing, place, self._address, self._left() if queue else 0.0)
+        value = fresh + self._commands.clock.text(asked) + self._who if self._who else fresh
+        packed = question(self._keys, timing, place, value, self._address, self._left() if queue else 0.0)
         try:
             reply = await self._commands.call(ACQUIRE, self._keys.record, packed, self._keys.mark)
             answer = words_of(reply)
@@ -201,7 +216,8 @@ class Waiter:
         told = self._is_told and self._subscription.live
         poll = self._timing.poll if told else min(POLL_UNTOLD, self._timing.poll)
         lock_ends = ttl / 1000 + MARGIN if ttl >= 0 else poll
-        await asyncio.wait((message,), timeout=max(min(lock_ends, poll, self._left()), 0))
+        notice = NOTICE_AFTER - self._waited() if self._on_long_wait is not None else poll
+        await asyncio.wait((message,), timeout=max(min(lock_ends, poll, self._left(), notice), 0))
         if not message.done():
             return None
         news = message.result()

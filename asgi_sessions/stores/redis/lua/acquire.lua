@@ -1,6 +1,6 @@
 -- Lock and load a record, or queue for the lock.
 -- KEYS  1 record  2 lock  3 wait  4 retired
--- ARGV  1 token ('': load without a lock)  2 lease (ms; 0 without a lock)
+-- ARGV  1 token and who that is ('': load without a lock)  2 lease (ms; 0 without a lock)
 --       3 wait (ms; 0: do not queue). Left out: 0, and the caller need not be told the time
 --       A caller who may queue gives four more:
 --       4 wake channel or '-'
@@ -46,7 +46,7 @@ if state ~= 'L' then
     require_primary(KEYS[1])
     state = redis.call('EXISTS', KEYS[4]) == 1 and 'R' or 'A'
   end
-  if earlier ~= '' and redis.call('GET', KEYS[2]) == earlier then
+  if earlier ~= '' and holder_of(KEYS[2]) == earlier then
     dismiss(state, now)
   elseif earlier ~= '' then
     leave(earlier)
@@ -55,8 +55,8 @@ if state ~= 'L' then
 end
 
 -- A lock under the earlier token was handed over to this caller, who missed the message.
-local holder = redis.call('GET', KEYS[2])
-if not holder or holder == token or (earlier ~= '' and holder == earlier) then
+local holder, fresh = holder_of(KEYS[2]), string.match(token, '^[^.]+')
+if not holder or holder == fresh or (earlier ~= '' and holder == earlier) then
   redis.call('SET', KEYS[2], token, 'PX', lease)
   if earlier ~= '' then
     leave(earlier)
@@ -75,7 +75,7 @@ for _, entry in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
   local queued = select(3, waiter(entry))
   if queued == earlier then
     return {'K', ttl, now}
-  elseif queued == token then
+  elseif queued == fresh then
     return {'W', ttl, now}
   end
 end

@@ -1,7 +1,7 @@
 -- Store a new record, never over another. Its life begins now.
 -- KEYS  1 record  2 lock
 -- ARGV  1 nonce  2 JSON  3 absolute timeout (ms; 0: none)  4 idle timeout (ms; 0: none)
---       5 token ('': no lock)  6 lease (ms)
+--       5 token and who that is ('': no lock)  6 lease (ms)
 --       7 the header of the record that it follows, whose timeouts it keeps ('': none, ARGV 3 and 4 count)
 -- Reply {'C', version, now} created, and locked under the token  |  {'E'} something lies there already
 -- Own retry: a record with this nonce lies there already.

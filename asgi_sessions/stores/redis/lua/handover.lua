@@ -1,9 +1,10 @@
 -- Shared chunk, for scripts with KEYS 1 record, 2 lock, 3 wait, 4 retired.
--- A waiter is 'deadline channel token'. It is told 'token:now:' and then the record, or why there is none.
+-- A waiter is 'deadline channel token', and behind the token '.since.' and who that is, as at a lock. It is told
+-- 'token:now:' and then the record, or why there is none.
 
 local function waiter(entry)
-  local deadline, channel, token = string.match(entry, '^(%d+) (%S+) (%S+)$')
-  return tonumber(deadline), channel, token
+  local deadline, channel, token, who = string.match(entry, '^(%d+) (%S+) ([^%s.]+)(%S*)$')
+  return tonumber(deadline), channel, token, who
 end
 
 local function leave(token)
@@ -57,9 +58,12 @@ local function hand_over(claim, cluster, bare)
   end
   local entry = redis.call('LPOP', KEYS[3])
   while entry do
-    local deadline, channel, token = waiter(entry)
+    local deadline, channel, token, who = waiter(entry)
     if deadline > now and (cluster or listens(channel)) then
-      redis.call('SET', KEYS[2], token, 'PX', claim)
+      if who ~= '' then
+        who = string.format('.%013.0f', now) .. sub(who, 15) -- it holds the lock since now
+      end
+      redis.call('SET', KEYS[2], token .. who, 'PX', claim)
       if tell(channel, token, now, news) ~= 0 or cluster then
         return
       end

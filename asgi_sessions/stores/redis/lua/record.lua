@@ -43,6 +43,12 @@ local function require_primary(key)
   redis.call('PERSIST', key)
 end
 
+-- The token that holds a lock, without who that is behind it; false where the lock is free.
+local function holder_of(key)
+  local value = redis.call('GET', key)
+  return value and sub(value, 1, 32)
+end
+
 local function version_of(value)
   return sub(value, 7, 50)
 end

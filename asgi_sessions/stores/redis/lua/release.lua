@@ -2,7 +2,7 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token  2 claim of the next holder (ms)  3 '1': in a cluster  4 '1': a lock without record
 -- Reply 1 the lock was ours and is let go  |  0 it was not; a place in the queue is given up
-local ours = redis.call('GET', KEYS[2]) == ARGV[1]
+local ours = redis.call('GETRANGE', KEYS[2], '0', '31') == ARGV[1]
 if ours and redis.call('EXISTS', KEYS[3]) == 0 then
   redis.call('DEL', KEYS[2]) -- nearly always
   return 1

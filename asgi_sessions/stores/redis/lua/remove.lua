@@ -14,7 +14,7 @@
 local token, expected, retire = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local state, head = read(KEYS[1], true, true)
 local version = head and version_of(head)
-local holder = token ~= '' and redis.call('GET', KEYS[2])
+local holder = token ~= '' and holder_of(KEYS[2])
 local outcome = 'STORED'
 
 if state == 'A' then

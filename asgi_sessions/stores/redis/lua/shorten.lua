@@ -10,7 +10,7 @@
 -- include handover
 local token, now = ARGV[1], clock()
 local state, value = read(KEYS[1])
-local ours = token ~= '' and redis.call('GET', KEYS[2]) == token
+local ours = token ~= '' and holder_of(KEYS[2]) == token
 if state ~= 'L' and ours then
   return {dismiss(state, now)}
 elseif state ~= 'L' then

@@ -112,11 +112,9 @@ class UserIndex:
         """Forget the id that a session had; written, not waited for. A link made anew meanwhile stays."""
         self._settle(user_id, [(link, GONE)]).add_done_callback(forget)
 
-    def withdraw(self, user_id: str, session_id: str) -> None:
-        """Forget an id that nobody was told; written, not waited for."""
-        self._commands.command(
-            b"ZREM", self._keys.user(user_id), session_id.encode(), fits=is_number
-        ).add_done_callback(forget)
+    def withdraw(self, user_id: str, session_id: str) -> asyncio.Future[Reply]:
+        """Forget an id that nobody was told."""
+        return self._commands.command(b"ZREM", self._keys.user(user_id), session_id.encode(), fits=is_number)
 
     async def members(self, user_id: str) -> list[str]:
         """The ids that are linked, sorted; also of sessions that have ended."""

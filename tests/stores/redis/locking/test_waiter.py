@@ -33,6 +33,7 @@ from asgi_sessions.stores.redis.locking.waiter import Place, question
 KEYS = KeySpace("turn:").of("s")
 QUEUE = KEYS.record + b":wait"
 TIMING = LockTiming(30, 60)
+WHO = b".1700000000000,7,host,GET+/page"
 LATER = b"9999999999999"  # ms
 CHANNELS = b"wake-0", b"wake-1", b"wake-2"
 DEAF, DONE = b"deaf", b"done"
@@ -338,9 +339,10 @@ class Redis:
         results = []
         for first, commands in zip(before, each, strict=True):
             *answers, lock, queue, value, _ = [next(replies) for _ in commands]
-            found = tuple(entry.split()[2] for entry in queue)
+            found = tuple(token_of(entry.split()[2]) for entry in queue)
+            holder = lock and token_of(lock)
             results.append(
-                Result(answers[len(first) :], lock, found, value and version_of(value), self.messages())
+                Result(answers[len(first) :], holder, found, value and version_of(value), self.messages())
             )
         return results
 
@@ -369,6 +371,13 @@ class Redis:
             found.append((channel, Message(token, version_of(news) if len(news) > 1 else None)))
 
 
+def token_of(value: bytes) -> bytes:
+    """The token in the value of a lock, or in a place of the queue; behind it stands who that is."""
+    token, _, who = value.partition(b".")
+    assert who[13:] == WHO[14:], value
+    return token
+
+
 def version_of(value: bytes) -> bytes:
     return unpack(value).version
 
@@ -378,11 +387,11 @@ def restore(world: World) -> list[bytes]:
     if world.version is not None:
         commands.append(pack(b"SET", KEYS.record, pack_value(world.version, b"{}"), b"EX", b"600"))
     if world.lock is not None:
-        commands.append(pack(b"SET", KEYS.lock, world.lock, b"EX", b"600"))
+        commands.append(pack(b"SET", KEYS.lock, world.lock + WHO, b"EX", b"600"))
     for token in world.queue:
         owner = world.owner(token)
         channel = owner.channel if owner is not None and (owner.does != "dead") else DEAF
-        commands.append(pack(b"RPUSH", QUEUE, b"%b %b %b" % (LATER, channel, token)))
+        commands.append(pack(b"RPUSH", QUEUE, b"%b %b %b" % (LATER, channel, token + WHO)))
     return commands
 
 
@@ -390,8 +399,7 @@ def call_of(process: Process, move: str) -> list[bytes]:
     """What the process sends, packed."""
     place, version = process.place, process.version
     if move in ("asks", "takes_over"):
-        place.ask()
-        return [question(KEYS, TIMING, place, process.channel, 60)]
+        return [question(KEYS, TIMING, place, place.ask() + WHO, process.channel, 60)]
     if move in ("commits", "saves"):
         flags = TIMING.commit_and_release if move == "commits" else TIMING.commit
         args = pack_args(place.token, head_of(version), pack_value(next_version(version), b"{}"))
@@ -506,8 +514,8 @@ def test_every_order_of_what_processes_do(
         ("    dismiss(state, now)\n", ""),
         ("if queued == earlier then", "if false then"),
         ("(earlier ~= '' and holder == earlier)", "false"),
-        ("and (token == '' or redis.call('GET', KEYS[2]) == token)", ""),
-        ("local ours = redis.call('GET', KEYS[2]) == ARGV[1]", "local ours = true"),
+        ("and (token == '' or redis.call('GETRANGE', KEYS[2], '0', '31') == token)", ""),
+        ("local ours = redis.call('GETRANGE', KEYS[2], '0', '31') == ARGV[1]", "local ours = true"),
     ],
 )
 def test_the_exploration_finds_a_wrong_script(redis_server: RedisServer, wrong: str, instead: str) -> None:
