@@ -129,6 +129,10 @@ class Workers:
         """What each key has left to live, where the store has keys."""
         return []
 
+    def leftovers(self) -> list[str]:
+        """Locks and queues that are there."""
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class FileSite(Workers):
