@@ -83,6 +83,7 @@ class SQLiteSessionStore(SessionStore):
         self._clock = clock
         self._settings = Settings(synchronous, busy_timeout, clock)
         self._engine: Engine | None = None
+        self._at_the_end: weakref.finalize[..., Any] = weakref.finalize(self, bool)  # closes the engine of a store that nobody keeps
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
@@ -441,6 +442,7 @@ class SQLiteSessionStore(SessionStore):
         """Let all locks go and close the files. A later call opens them again."""
         engine, self._engine = self._engine, None
         if engine is not None:
+            self._at_the_end.detach()
             await anyio.to_thread.run_sync(engine.close)
 
     def _facts(self) -> dict[str, Any]:
@@ -470,7 +472,8 @@ class SQLiteSessionStore(SessionStore):
             if engine is not None:
                 engine.close()
             self._engine = engine = Engine(self._place, self._settings)
-            weakref.finalize(self, engine.close)
+            self._at_the_end.detach()
+            self._at_the_end = weakref.finalize(self, engine.close)
             return engine
 
 

@@ -7,6 +7,7 @@ import gc
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
@@ -262,3 +263,14 @@ def test_a_child_keeps_none_of_its_parents_locks(path: Path) -> None:
         os.close(end)
     assert os.waitpid(child, 0)[1] == 0
     del taken
+
+
+def test_engines_that_were_closed_are_kept_by_nobody(path: Path) -> None:
+    """A store that is opened and closed again and again does not grow."""
+    store = SQLiteSessionStore(path)
+    for _ in range(3):
+        asyncio.run(store.open())
+        engine = weakref.ref(store._engine)
+        asyncio.run(store.aclose())
+    gc.collect()
+    assert engine() is None
