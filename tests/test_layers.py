@@ -49,7 +49,7 @@ REDIS_FLOORS: tuple[tuple[str, ...], ...] = (
 SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
     ("",),  # what is public
     ("store",),
-    ("engine",),  # what one process has open of one database
+    ("engine", "claims", "turns"),  # what a process has open; what a call asks for, and how it waits
     ("watch",),  # listens for other processes
     ("writer", "reader"),  # the thread that writes; connections that read
     ("operations", "housekeeping"),  # a store's operations, each in one transaction

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...errors import SessionStoreError
@@ -133,6 +134,11 @@ class Engine:
         """Have work done that nobody waits for, after what was asked for earlier and is as durable."""
         if durable or self.writer.run_alone(work) is NotImplemented:
             self.writer.put(Call(work, durable))
+
+    def release(self, session_id: str, token: str | None, *, durable: bool = False) -> None:
+        """Have a lock let go, if there is one. `durable` as that call which may still take it, or need it."""
+        if token is not None:
+            self.send(partial(locks.release, session_id=session_id, token=token), durable=durable)
 
     def close(self) -> None:
         """Let all locks of this process go, and close what is open. Blocks."""

@@ -12,31 +12,28 @@ from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
 from secrets import token_hex
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import anyio.to_thread
 
-from ...errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
-from ...record.codec import encode_checked
+from ...errors import SessionStoreError, TooManyWaitersError
 from ...record.model import SessionData
 from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
-from ..holders import NOTICE_AFTER, Holder, host_name
-from ..running import running, while_client_stays
+from ..running import while_client_stays
 from ..value import Value, new_version
-from . import housekeeping, locks, operations, records, urls
+from . import housekeeping, operations, records, urls
 from .answers import Answer
-from .columns import Columns, columns_of, have_same_columns
+from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
 from .faults import DELETED
-from .operations import Claim, New
 from .place import Place
 from .queries import ALIVE, ids_of
 from .schema import OLDEST
 from .transaction import Standing, Waiter
-from .writer import Fault
+from .turns import turn_of
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _REFUSED = (Outcome.CONFLICT, Outcome.LOST, Outcome.BUSY)
@@ -83,7 +80,9 @@ class SQLiteSessionStore(SessionStore):
         self._clock = clock
         self._settings = Settings(synchronous, busy_timeout, clock)
         self._engine: Engine | None = None
-        self._at_the_end: weakref.finalize[..., Any] = weakref.finalize(self, bool)  # closes the engine of a store that nobody keeps
+        self._at_the_end: weakref.finalize[..., Any] = weakref.finalize(
+            self, bool
+        )  # closes the engine of a store that nobody keeps
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
@@ -107,48 +106,23 @@ class SQLiteSessionStore(SessionStore):
         if lock is None:
             return await self._load(engine, session_id, lifetime)
         moment = self._settings.moments()
-        waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), _route())
+        waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), route())
         began = time.monotonic()
         try:
             taken = await engine.perform(
                 partial(operations.check_out, waiter=waiter, passive=passive), durable=False
             )
             if taken is _QUEUED:
-                taken = await while_client_stays(partial(self._turn_of, engine, waiter, began))
+                taken = await while_client_stays(
+                    partial(turn_of, engine.reader, waiter, began, self._settings.moments)
+                )
         except BaseException:
-            engine.send(partial(locks.release, session_id=session_id, token=waiter.token))
+            engine.release(session_id, waiter.token)
             raise
         if taken is _FULL:
             raise TooManyWaitersError(lock.max_waiters)
         found: Checkout | Missing = taken
         return found
-
-    async def _turn_of(self, engine: Engine, waiter: Waiter, began: float) -> Checkout | Missing:
-        """Wait for the lock; `LockTimeoutError` when the time is over that began then."""
-        answer, ends = cast(Answer, waiter.granted), began + waiter.policy.wait
-        if not await answer.wait(min(ends, began + NOTICE_AFTER) - time.monotonic()):
-            if ends > began + NOTICE_AFTER:
-                await self._tell_who_holds(engine, waiter.session_id)
-            if not await answer.wait(ends - time.monotonic()):
-                raise LockTimeoutError(time.monotonic() - began)
-        if isinstance(answer.value, Fault):
-            raise answer.value.error
-        found: Checkout | Missing = answer.value
-        return found
-
-    async def _tell_who_holds(self, engine: Engine, session_id: str) -> None:
-        """Have the request that waits say who holds the lock."""
-        requests = running.get()
-        if not requests:
-            return
-        sql = "SELECT route, process, since FROM lock WHERE id = ? ORDER BY pos"
-        with suppress(SessionStoreError):
-            rows = await engine.reader.rows(sql, session_id)
-            if rows:
-                route, process, since = rows[0]
-                number = int(process.partition("-")[0])
-                holder = Holder(route, host_name(), number, self._settings.moments() - since)
-                requests[-1].has_waited(session_id, holder, len(rows) - 1)
 
     async def _load(self, engine: Engine, session_id: str, rule: Lifetime | None) -> Checkout | Missing:
         rows = await engine.reader.rows(_RECORD, session_id, self._clock())
@@ -176,7 +150,7 @@ class SQLiteSessionStore(SessionStore):
         user: str | None = None,
     ) -> Checkout | None:
         engine = self._ready() or await self._get()
-        new = _new(session_id, record, lifetime, lock, user)
+        new = new_of(session_id, record, lifetime, lock, user)
         try:
             created: Checkout | None = await engine.perform(partial(operations.create, new=new), durable=True)
         except BaseException:
@@ -194,8 +168,8 @@ class SQLiteSessionStore(SessionStore):
         self, checkout: Checkout, record: bytes, write: Callable[..., Outcome], release: bool
     ) -> Outcome:
         engine = self._ready() or await self._get()
-        claim, earlier, version = _claim(checkout), checkout.unsure, new_version()
-        columns = _changed(checkout, record)
+        claim, earlier, version = claim_of(checkout), checkout.unsure, new_version()
+        columns = changed_columns(checkout, record)
         checkout.unsure = version if earlier is None else f"{earlier} {version}"
         work = partial(write, claim=claim, record=record, version=version, columns=columns)
         if release:
@@ -210,9 +184,9 @@ class SQLiteSessionStore(SessionStore):
             outcome: Outcome = await engine.perform(work, durable=True, note=note)
         except BaseException:
             if release:
-                _let_go(engine, claim)
+                engine.release(claim.session_id, claim.token, durable=True)
             raise
-        return _as_far_as_known(outcome, checkout.unsure)
+        return as_far_as_known(outcome, checkout.unsure)
 
     async def move(
         self,
@@ -227,7 +201,7 @@ class SQLiteSessionStore(SessionStore):
     ) -> Outcome:
         """Store the record under a new id and retire the checked-out one, both in one step."""
         engine = self._ready() or await self._get()
-        claim, new = _claim(checkout), _new(session_id, record, lifetime, lock, user)
+        claim, new = claim_of(checkout), new_of(session_id, record, lifetime, lock, user)
         checkout.token = None
 
         def note(moved: Checkout | Outcome) -> None:
@@ -238,33 +212,33 @@ class SQLiteSessionStore(SessionStore):
                 partial(operations.move, claim=claim, new=new), durable=True, note=note
             )
         except BaseException:
-            _let_go(engine, claim)
+            engine.release(claim.session_id, claim.token, durable=True)
             if new.owner is not None and checkout.successor is None:
-                _let_go(engine, Claim(session_id, new.owner.token, ()))
+                engine.release(session_id, new.owner.token, durable=True)
             raise
-        return _STORED if isinstance(moved, Checkout) else _as_far_as_known(moved, checkout.unsure)
+        return _STORED if isinstance(moved, Checkout) else as_far_as_known(moved, checkout.unsure)
 
     async def discard(self, checkout: Checkout) -> Outcome:
         engine = self._ready() or await self._get()
-        claim = _claim(checkout)
+        claim = claim_of(checkout)
         checkout.token = None
         try:
             outcome = await engine.perform(partial(operations.discard, claim=claim), durable=True)
         except BaseException:
-            _let_go(engine, claim)
+            engine.release(claim.session_id, claim.token, durable=True)
             raise
-        return _as_far_as_known(outcome, checkout.unsure)
+        return as_far_as_known(outcome, checkout.unsure)
 
     async def release(self, checkout: Checkout) -> None:
         if checkout.token is not None:
             token, checkout.token = checkout.token, None
             engine = self._ready() or await self._get()
-            engine.send(partial(locks.release, session_id=checkout.session_id, token=token))
+            engine.release(checkout.session_id, token)
 
     async def renew(self, checkouts: Sequence[Checkout]) -> list[bool]:
         """Prolong the leases now; False for each that was lost. The writer does so by itself."""
         engine = self._ready() or await self._get()
-        claims = [_claim(checkout) for checkout in checkouts]
+        claims = [claim_of(checkout) for checkout in checkouts]
         kept: list[bool] = await engine.perform(partial(operations.renew, claims=claims), durable=False)
         return kept
 
@@ -305,7 +279,7 @@ class SQLiteSessionStore(SessionStore):
         self.check(session_id, data, ttl)
         work = partial(
             operations.put,
-            new=_of(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
+            new=record_of(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
         )  # fmt: skip
         engine = self._ready() or await self._get()
         stored: bool = await engine.perform(work, durable=True)
@@ -316,7 +290,7 @@ class SQLiteSessionStore(SessionStore):
     ) -> dict[str, bool]:
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-        all_new = [_of(data) for data in records.values()]
+        all_new = [record_of(data) for data in records.values()]
         engine = self._ready() or await self._get()
         stored: list[bool] = []
         for start in range(0, len(all_new), _AT_ONCE):
@@ -475,51 +449,3 @@ class SQLiteSessionStore(SessionStore):
             self._at_the_end.detach()
             self._at_the_end = weakref.finalize(self, engine.close)
             return engine
-
-
-def _route() -> str:
-    """Of the request that asks, if one does."""
-    requests = running.get()
-    return requests[-1].route if requests else ""
-
-
-def _new(
-    session_id: str, record: bytes, lifetime: Lifetime | None, lock: LockPolicy | None, user: str | None
-) -> New:
-    columns = columns_of(record)._replace(user_id=user)
-    owner = None
-    if lock is not None:
-        owner = Waiter(session_id, token_hex(16), lock, None, 0.0, None, _route())
-    return New(session_id, record, columns, lifetime, owner)
-
-
-def _of(data: SessionData) -> New:
-    record = encode_checked(data)
-    columns = columns_of(record)._replace(user_id=data.user_id)
-    return New(data.session_id, record, columns, None, None)
-
-
-def _changed(checkout: Checkout, record: bytes) -> Columns | None:
-    """The columns of a record; None where they are those of the record that was loaded, and lies there."""
-    if checkout.unsure is None and have_same_columns(record, checkout.record):
-        return None
-    return columns_of(record)
-
-
-def _claim(checkout: Checkout) -> Claim:
-    earlier = () if checkout.unsure is None else checkout.unsure.split()
-    return Claim(checkout.session_id, checkout.token, (checkout.version, *earlier))
-
-
-def _let_go(engine: Engine, claim: Claim) -> None:
-    """Release a lock after a call that failed, and that may still be carried out."""
-    if claim.token is not None:
-        work = partial(locks.release, session_id=claim.session_id, token=claim.token)
-        engine.send(work, durable=True)
-
-
-def _as_far_as_known(outcome: Outcome, unsure: str | None) -> Outcome:
-    """A refusal may be of our own earlier commit, whose outcome is not known: it says nothing of that."""
-    if unsure is not None and outcome in _REFUSED:
-        return Outcome.UNSURE
-    return outcome
