@@ -88,7 +88,7 @@ def test_end_to_end_reports_every_subject(tmp_path: Path) -> None:
     assert rows.keys() == {f"{kind}, {name}" for kind in ("read", "write") for name in end_to_end.QUICK}
     assert all(row["requests/s"] > 0 and row["p99 ms"] >= row["p50 ms"] > 0 for row in rows.values())
     writes = table(report, "what became")
-    for name in ("ours, memory", "ours, Redis"):
+    for name in ("ours, memory", "ours, SQLite", "ours, Redis"):
         assert writes[name]["acknowledged writes"] > 0
         assert (writes[name]["lost"], writes[name]["answers but 200"]) == (0, 0)
     for place, row in table(report, "one client").items():

@@ -59,7 +59,13 @@ USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/1
 PATIENCE = 30.0  # seconds for a server to start, and for wrk to end
 KINDS = ("read", "write")
 NEEDS = {"starsessions": "starsessions", "Litestar": "litestar"}  # what a subject's name begins with
-QUICK = ("bare app", "ours, memory", "Starlette, cookie", "ours, Redis")  # the peers that tests always have
+QUICK = (
+    "bare app",
+    "ours, memory",
+    "Starlette, cookie",
+    "ours, SQLite",
+    "ours, Redis",
+)  # that tests always have
 QUICK_SECONDS = 0.2
 
 

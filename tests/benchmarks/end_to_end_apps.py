@@ -8,15 +8,25 @@ else, so that it is not charged with a framework around it.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import measure  # noqa: F401  # puts this tree on the path
 from redis.asyncio import Redis
 from starlette.middleware.sessions import SessionMiddleware as StarletteSessions
 
-from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionMiddleware, SessionStore
+from asgi_sessions import (
+    InMemorySessionStore,
+    RedisSessionStore,
+    SessionMiddleware,
+    SessionStore,
+    SQLiteSessionStore,
+)
 from asgi_sessions.asgi import ASGIApp, Receive, Scope, Send
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing
 
@@ -141,6 +151,12 @@ def starsessions_redis(redis_url: str, app: ASGIApp = pages) -> ASGIApp:
     return starsessions(RedisStore(connection=Redis.from_url(redis_url)), app)
 
 
+def sqlite(redis_url: str) -> ASGIApp:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return ours(SQLiteSessionStore(Path(folder) / "sessions.db"))
+
+
 def litestar(store: Any) -> ASGIApp:
     from litestar import Litestar
     from litestar.handlers import asgi
@@ -180,6 +196,7 @@ SUBJECTS: dict[str, Callable[[str], ASGIApp]] = {
     "starsessions, memory": starsessions_memory,
     "Litestar, memory": litestar_memory,
     "Starlette, cookie": starlette,
+    "ours, SQLite": sqlite,
     "ours, Redis": lambda url: ours(RedisSessionStore(url)),
     "starsessions, Redis": starsessions_redis,
     "Litestar, Redis": litestar_redis,
