@@ -103,7 +103,7 @@ class Locks:
         )
 
     def found_taken(self, keys: Keys) -> None:
-        """A commit without the lock was told that somebody holds it: the next one who wants it queues at once."""
+        """A commit without the lock found that somebody holds it: who wants it next queues at once."""
         if len(self._known_taken) >= _MOST_KNOWN:
             del self._known_taken[next(iter(self._known_taken))]
         self._known_taken[keys.record] = None
