@@ -52,6 +52,7 @@ __all__ = [
     "LockTimeoutError",
     "ReadOnlySessionError",
     "RedisSessionStore",
+    "SQLiteSessionStore",
     "Session",
     "SessionClosedError",
     "SessionConflictError",
@@ -74,12 +75,14 @@ __all__ = [
 if TYPE_CHECKING:
     from .stores.redis.lock import DistributedLock, DistributedLockManager
     from .stores.redis.store import RedisSessionStore
+    from .stores.sqlite.store import SQLiteSessionStore
 
-# What needs redis-py is imported when it is first named, so that memory sessions need nothing installed.
+# What needs redis-py or SQLite is imported when it is first named: memory sessions need nothing installed.
 _ON_DEMAND = {
     "DistributedLock": ".stores.redis.lock",
     "DistributedLockManager": ".stores.redis.lock",
     "RedisSessionStore": ".stores.redis",
+    "SQLiteSessionStore": ".stores.sqlite",
 }
 
 

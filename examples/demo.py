@@ -1,6 +1,7 @@
 """A small tea shop to watch `asgi_sessions` at work: sign-in, cart, chat, WebSocket, and a race.
 
     python examples/demo.py                  sessions in memory
+    python examples/demo.py --sqlite [PATH]  sessions in a file, demo.db if none is given; a restart ends none
     python examples/demo.py --redis [URL]    sessions on Redis, redis://127.0.0.1:6379/0 if no URL is given
 
 Ctrl-C ends it. This file is what an app of yours would contain; `demo.html` has the markup and
@@ -43,8 +44,10 @@ from asgi_sessions import (
     Session,
     SessionConflictError,
     SessionData,
+    SessionError,
     SessionMiddleware,
     SessionStore,
+    SQLiteSessionStore,
     get_session,
     get_session_data,
     session_hash,
@@ -350,6 +353,34 @@ def build(store: SessionStore, secret: str, store_name: str = "memory", pause: f
     return app
 
 
+def sqlite_store(path: str) -> SessionStore:
+    """The store in this file. Where that cannot be used, the program ends with the reason."""
+
+    async def attempt() -> None:
+        try:
+            await store.open()
+        finally:
+            await store.aclose()
+
+    try:
+        store = SQLiteSessionStore(path)
+        asyncio.run(attempt())
+    except (ValueError, SessionError) as error:
+        raise SystemExit(f"--sqlite: {error}") from None
+    return store
+
+
+def kept_secret(file: str) -> str:
+    """A secret that outlives the program: sessions are worth nothing where cookies are not believed."""
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+            new.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    with open(file) as kept:
+        return kept.read()
+
+
 def redis_store(url: str) -> SessionStore:
     """The store at this URL, once it has answered. Where it does not, the program ends with the reason."""
 
@@ -384,17 +415,27 @@ BANNER = """
 """
 
 
+def kept_in(path: str | None, url: str | None) -> tuple[SessionStore, str, str]:
+    """Where sessions are kept, what that is called, and the secret that goes with it."""
+    if path:
+        return sqlite_store(path), f"the file {path}", kept_secret(f"{path}.key")
+    if url:
+        return redis_store(url), f"Redis at {urlsplit(url).hostname or 'a socket'}", secrets.token_hex(32)
+    return InMemorySessionStore(), "memory", secrets.token_hex(32)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="A small shop to watch asgi_sessions at work.")
-    parser.add_argument("--redis", nargs="?", const="redis://127.0.0.1:6379/0", metavar="URL")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--sqlite", nargs="?", const="demo.db", metavar="PATH")
+    kinds.add_argument("--redis", nargs="?", const="redis://127.0.0.1:6379/0", metavar="URL")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default=8000, type=int)
     options = parser.parse_args(arguments)
-    store = redis_store(options.redis) if options.redis else InMemorySessionStore()
-    name = f"Redis at {urlsplit(options.redis).hostname or 'a socket'}" if options.redis else "memory"
+    store, name, secret = kept_in(options.sqlite, options.redis)
     logging.basicConfig(level=logging.INFO, format="  %(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    app = build(store, os.environ.get("SESSION_SECRET") or secrets.token_hex(32), name)
+    app = build(store, os.environ.get("SESSION_SECRET") or secret, name)
     config = uvicorn.Config(app, options.host, options.port, log_level="warning", timeout_graceful_shutdown=3)
     listener = config.bind_socket()
     listener.listen(config.backlog)  # so that the address that is told answers from now on

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import random
 import re
+import sqlite3
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import anyio.lowlevel
@@ -19,6 +22,7 @@ from asgi_sessions import (
     SessionEvent,
     SessionMiddleware,
     SessionStore,
+    SQLiteSessionStore,
 )
 from asgi_sessions.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
@@ -87,6 +91,39 @@ class PrimitiveStore(SessionStore):
     async def iter_ids(self) -> AsyncGenerator[str, None]:
         for session_id in list(self._values):
             yield session_id
+
+
+class FileStore(SQLiteSessionStore):
+    """A SQLite store in a file of its own in `folder`; `look` and `change` reach around it."""
+
+    folder: ClassVar[Path]
+    made: ClassVar[list[FileStore]] = []
+
+    def __init__(self, *, clock: Callable[[], float]) -> None:
+        super().__init__(self.folder / f"{len(self.made)}.db", synchronous="normal", clock=clock)
+        self._settings = replace(self._settings, moments=clock)
+        self.made.append(self)
+
+    def look(self, query: str, *values: object) -> list[Any]:
+        """The first column of what a query finds, when all that was asked for is done."""
+        engine = self._engine
+        while engine is not None and (engine.writer._calls or engine.writer._turn.locked()):
+            time.sleep(0.001)
+        return [] if engine is None else [row[0] for row in engine.reader._quick.rows(query, values)]
+
+    def change(self, statement: str, *values: object) -> None:
+        """Write behind the store's back."""
+        with closing(sqlite3.connect(self._place.path)) as db:
+            db.execute(statement, values)
+            db.commit()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close those that a test has made."""
+        while cls.made:
+            engine = cls.made.pop()._engine
+            if engine is not None:
+                engine.close()
 
 
 class RecordingStore(SessionStore):
@@ -320,6 +357,8 @@ class Site:
         store, now = self.store, self.clock.now
         if isinstance(store, InMemorySessionStore):
             names = [name for name, entry in store._entries.items() if entry.ends > now]
+        elif isinstance(store, FileStore):
+            names = store.look("SELECT id FROM session WHERE ends > ?", now)
         else:
             assert isinstance(store, PrimitiveStore)
             values = {name: Value.unpack(value) for name, value in store._values.items()}
@@ -331,6 +370,9 @@ class Site:
         store = self.store
         if isinstance(store, InMemorySessionStore):
             return store._entries[session_id].record
+        if isinstance(store, FileStore):
+            (record,) = store.look("SELECT record FROM session WHERE id = ?", session_id)
+            return bytes(record)
         assert isinstance(store, PrimitiveStore)
         return store._values[session_id].partition(b"\n")[2]
 
@@ -339,6 +381,8 @@ class Site:
         store = self.store
         if isinstance(store, InMemorySessionStore):
             store._entries[session_id].record = raw
+        elif isinstance(store, FileStore):
+            store.change("UPDATE session SET record = ? WHERE id = ?", raw, session_id)
         else:
             assert isinstance(store, PrimitiveStore)
             head, line_feed, _ = store._values[session_id].partition(b"\n")
@@ -347,6 +391,9 @@ class Site:
     @property
     def locks(self) -> int:
         """How many locks are held by a lease that lasts."""
+        if isinstance(self.store, FileStore):
+            held = "SELECT count(DISTINCT id) FROM lock WHERE until > ?"
+            return sum(self.store.look(held, self.clock.now))
         return sum(ends > self.clock.now for _, ends, *_ in self.store._locks._holders.values())
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
 import pytest
-from asgi import PrimitiveStore, Shop, Site
+from asgi import FileStore, PrimitiveStore, Shop, Site
 from redis import Redis
 from redis_server import RedisServer
 
@@ -76,15 +77,19 @@ WAYS = {
     "asyncio": Way("asyncio", InMemorySessionStore, SessionData),
     "trio": Way("trio", InMemorySessionStore, Shop),
     "four primitives": Way("asyncio", PrimitiveStore, Shop),
+    "sqlite": Way("asyncio", FileStore, Shop),
+    "sqlite, trio": Way("trio", FileStore, SessionData),
 }
 
 
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The event loop, for tests whose `Site` is to stand over each kind of store that needs no server."""
     chosen = WAYS[request.param]
     monkeypatch.setattr(Site, "backing", chosen.store)
-    return chosen.loop
+    monkeypatch.setattr(FileStore, "folder", tmp_path, raising=False)
+    yield chosen.loop
+    FileStore.close_all()
 
 
 @pytest.fixture

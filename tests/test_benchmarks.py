@@ -23,6 +23,7 @@ SCRIPTS = {
     "overhead": ["--peers", ",".join(PEERS), "--requests", "0"],
     "floor": [],
     "contention": [],
+    "sqlite": [],
     "which_lock": [],
 }
 KINDS = ("read", "write")
@@ -119,6 +120,18 @@ def test_contention_loses_nothing() -> None:
         "lost updates among the dead",
     }
     assert told.broken_laws() == []
+
+
+def test_sqlite_loses_nothing() -> None:
+    """What was acknowledged is counted, by one process and by two; each place has its figures."""
+    told = run("sqlite")
+    assert told.broken_laws() == []
+    rates = told.table("cycles a second")
+    assert list(rates) == ["1 at once", "8 at once", "64 at once", "two processes, 64 each"]
+    assert all(rate > 0 for rate in rates["64 at once"])
+    assert told.table("synced transactions per cycle")["1 at once"] == [pytest.approx(1, abs=0.1)]
+    hands = told.table("two processes and one session")
+    assert all(0 < share <= 1 for share in hands["fairness"])
 
 
 def test_contention_compares_three_ways() -> None:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from anyio import to_thread
 from redis_server import free_port
 
-from asgi_sessions import RedisSessionStore, SessionData, session_hash
+from asgi_sessions import SessionData, session_hash
 from asgi_sessions.cli import main
 from asgi_sessions.record.values import new_session_id
+from asgi_sessions.stores.urls import resolve_store
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store of each kind that several processes use."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/sessions.db"
+    return str(request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture
-async def ada(redis_url: str) -> SessionData:
+async def ada(url: str) -> SessionData:
     """A session of ada's."""
-    store = RedisSessionStore(redis_url)
+    store = resolve_store(url)
     data = SessionData(session_id=new_session_id(), user_id="ada", message_count=3)
     await store.set(data.session_id, data)
     await store.aclose()
@@ -35,9 +45,9 @@ def test_key_prints_a_new_secret_each_time() -> None:
     assert all(len(key) == 64 and int(key, 16) for key in keys)
 
 
-def test_health_of_a_store(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_health_of_a_store(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The probe's answer as JSON, exit status 0."""
-    assert main(["health", redis_url]) == 0
+    assert main(["health", url]) == 0
     assert json.loads(capsys.readouterr().out)["healthy"] is True
 
 
@@ -49,7 +59,7 @@ def test_health_of_a_store_that_is_down(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.anyio
 async def test_sessions_are_listed_and_ended(
-    ada: SessionData, redis_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ada: SessionData, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`stats` counts them, `sessions` shortens their ids, `logout` ends them.
 
@@ -61,20 +71,20 @@ async def test_sessions_are_listed_and_ended(
         assert await to_thread.run_sync(main, arguments) == 0
         return capsys.readouterr().out
 
-    stats = json.loads(await run("stats", redis_url))
+    stats = json.loads(await run("stats", url))
     assert (stats["active_sessions"], stats["total_messages"]) == (1, 3)
-    listed = await run("sessions", redis_url, "ada")
+    listed = await run("sessions", url, "ada")
     assert ada.session_id[:6] in listed
     assert "session=" not in listed
     monkeypatch.setenv("ASGI_SESSIONS_SECRET_KEY", "k" * 32)
-    listed = await run("sessions", redis_url, "ada")
+    listed = await run("sessions", url, "ada")
     assert f"session={session_hash(ada.session_id, 'k' * 32)}  since" in listed
     assert ada.session_id not in listed
-    assert await run("logout", redis_url, "ada") == "1 sessions ended\n"
-    assert await run("sessions", redis_url, "ada") == ""
+    assert await run("logout", url, "ada") == "1 sessions ended\n"
+    assert await run("sessions", url, "ada") == ""
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "redis://127.0.0.1:1/0"])
+@pytest.mark.parametrize("url", ["ftp://x", "redis://127.0.0.1:1/0", "sqlite:////nowhere/s.db"])
 def test_a_store_that_cannot_be_used(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 1 and one line on standard error."""
     assert main(["stats", url]) == 1

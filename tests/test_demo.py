@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,9 +246,9 @@ def test_race(client: TestClient, store: InMemorySessionStore) -> None:
 
 
 @contextmanager
-def running_demo() -> Iterator[int]:
+def running_demo(*options: str) -> Iterator[int]:
     """The script's port while it runs as a process of its own; Ctrl-C must end it cleanly."""
-    command = [sys.executable, str(EXAMPLES / "demo.py"), "--port", "0"]
+    command = [sys.executable, str(EXAMPLES / "demo.py"), "--port", "0", *options]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -277,6 +278,33 @@ def test_script_serves_until_it_is_interrupted() -> None:
     with running_demo() as port:
         page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
         assert "A shop that keeps its promises" in page.text
+
+
+def test_sessions_in_a_file_survive_a_restart(tmp_path: Path) -> None:
+    """Everybody is still signed in, with their cart; the file's secret is kept beside it, for its owner."""
+    file, cookies = tmp_path / "demo.db", httpx.Cookies()
+    for run in range(3):
+        with running_demo("--sqlite", str(file)) as port:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, cookies=cookies) as browser:
+                if run == 0:
+                    browser.post("/sign-in", data={"name": "ann"})
+                browser.post("/cart/add", data={"sku": "pot"})
+                facts = browser.get("/session").json()
+                cookies = browser.cookies
+            assert (facts["user"], facts["cart"]) == ("ann", str(run + 1))
+    assert stat.S_IMODE((tmp_path / "demo.db.key").stat().st_mode) == 0o600
+
+
+def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
+    """The script ends with the reason."""
+    (tmp_path / "demo.db").write_text("dear diary " * 1000)
+    for path, reason in (("demo.db", "no SQLite database"), ("nowhere/demo.db", "no folder")):
+        command = [sys.executable, str(EXAMPLES / "demo.py"), "--sqlite", str(tmp_path / path)]
+        environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("--sqlite: ")
+        assert reason in ended.stderr
 
 
 def test_hanging_up_is_not_counted() -> None:

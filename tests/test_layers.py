@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("middleware",),  # the walk of a request
     ("options",),  # its arguments, checked
     ("request",),  # one request's life: its messages, its unit of work, our own answers
-    ("stores",),  # what a store promises; memory, Redis
+    ("stores",),  # what a store promises; memory, SQLite, Redis
     ("session",),  # what an app holds: the dict, the draft of its record
     ("record", "client"),  # the record and its bytes; cookies, fingerprints, headers
     ("observation",),  # events
@@ -45,11 +45,30 @@ REDIS_FLOORS: tuple[tuple[str, ...], ...] = (
     ("connection",),  # pipelines, and the seam to redis-py's private parts
 )
 
+# The floors within `stores.sqlite`, likewise.
+SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("",),  # what is public
+    ("store",),
+    ("engine", "claims", "turns"),  # what a process has open; what a call asks for, and how it waits
+    ("watch",),  # listens for other processes
+    ("writer", "reader"),  # the thread that writes; connections that read
+    ("operations", "housekeeping"),  # a store's operations, each in one transaction
+    ("locks",),  # the queue for a session's lock
+    ("records",),  # records, their bounds and columns
+    ("transaction", "columns"),
+    ("answers", "waking", "gate", "schema", "queries", "urls"),  # threads and tasks, processes, tables
+    ("place",),  # the file
+    ("faults",),  # errors in words
+)
+
 # Where an outside library may be named: in these modules and below them.
 HOMES = {
     "itsdangerous": {"client.signer"},
     "redis": {"stores.redis"},
     "hiredis": {"stores.redis"},
+    "sqlite3": {"stores.sqlite"},
+    "fcntl": {"stores.sqlite.gate"},
+    "trio": {"stores.sqlite.answers"},
     "pytest": {"testing"},
     "pydantic": {"record", "session.draft", "options"},
     "pydantic_core": {"record", "session.draft"},
@@ -60,6 +79,7 @@ HOMES = {
 
 LATE_IMPORTS = {
     ("stores.urls", "_made"),  # redis is an optional dependency
+    ("stores.sqlite.answers", "_home"),  # so is trio
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
 }
 
@@ -131,20 +151,19 @@ def test_imports_run_one_way(module: str) -> None:
             assert below > floor or other == room, f"{module} imports {found.target}"
 
 
-def test_imports_of_the_redis_store_run_one_way() -> None:
-    """The same within `stores.redis`."""
+@pytest.mark.parametrize(("room", "floors"), {"redis": REDIS_FLOORS, "sqlite": SQLITE_FLOORS}.items())
+def test_imports_of_a_store_run_one_way(room: str, floors: tuple[tuple[str, ...], ...]) -> None:
+    """The same within the room of a store."""
     for found in OWN:
-        module, target = (_within_redis(name) for name in (found.module, found.target))
+        module, target = (_within(f"stores.{room}", name) for name in (found.module, found.target))
         if module is not None and target is not None:
-            (floor, room), (below, other) = room_of(module, REDIS_FLOORS), room_of(target, REDIS_FLOORS)
-            assert below > floor or other == room, f"{found.module} imports {found.target}"
+            (floor, own), (below, other) = room_of(module, floors), room_of(target, floors)
+            assert below > floor or other == own, f"{found.module} imports {found.target}"
 
 
-def _within_redis(module: str) -> str | None:
+def _within(room: str, module: str) -> str | None:
     """The rest of a module's name; None where it lies elsewhere."""
-    return (
-        module.partition("stores.redis")[2].lstrip(".") if f"{module}.".startswith("stores.redis.") else None
-    )
+    return module.partition(room)[2].lstrip(".") if f"{module}.".startswith(f"{room}.") else None
 
 
 def test_readme_has_the_map() -> None:

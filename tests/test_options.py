@@ -90,7 +90,7 @@ async def async_predicate(scope: Scope) -> bool:
         ({"release_lock": "response-end"}, ValueError, '"response_end" or "response_start"'),
         ({"store": "redis"}, ValueError, "redis://"),
         ({"store": "memcached://localhost"}, ValueError, "unknown store scheme 'memcached'"),
-        ({"store": ""}, ValueError, "begins with one of memory://, redis://"),
+        ({"store": ""}, ValueError, "begins with one of memory://, sqlite://, redis://"),
         ({"store": 1}, TypeError, "a SessionStore or a URL, not int"),
         ({"store": InMemorySessionStore}, TypeError, r"make one of it: InMemorySessionStore\(\)"),
         ({"model": dict}, TypeError, r"subclass of asgi_sessions\.SessionData"),

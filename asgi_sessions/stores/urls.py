@@ -39,8 +39,12 @@ def _made(store: str, prefix: str) -> SessionStore:
     if store == "memory://":
         return InMemorySessionStore()
     scheme, slashes, _ = store.partition("://")
+    if scheme == "sqlite" and slashes:
+        from .sqlite.store import SQLiteSessionStore
+
+        return SQLiteSessionStore.from_url(store)
     if scheme not in _REDIS_SCHEMES:
-        known = ", ".join(f"{known}://" for known in ("memory", *_REDIS_SCHEMES))
+        known = ", ".join(f"{known}://" for known in ("memory", "sqlite", *_REDIS_SCHEMES))
         what = f"unknown store scheme {scheme!r}" if slashes else "not a URL"  # which may hold a password
         raise ValueError(f"{what}: a store's URL begins with one of {known}")
     from .redis.store import RedisSessionStore

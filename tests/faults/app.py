@@ -208,4 +208,4 @@ def from_environment() -> Starlette:
     """The app as a process serves it: `uvicorn --factory faults.app:from_environment`."""
     lease, wait = float(os.environ["LOCK_TIMEOUT"]), float(os.environ["LOCK_WAIT"])
     options = AUTO if os.environ.get("LOCK") == "auto" else {}
-    return build(os.environ["REDIS_URL"], lock_timeout=lease, lock_wait=wait, **options)
+    return build(os.environ["STORE_URL"], lock_timeout=lease, lock_wait=wait, **options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import anyio
 from redis.exceptions import RedisError
@@ -14,28 +15,29 @@ from redis.exceptions import RedisError
 from asgi_sessions.stores.redis.commands.scripts import COMMIT, COMMIT_UNLOCKED
 
 from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
-from .processes import Site
+from .processes import FileSite, Site, Workers
 
-Blow: TypeAlias = Callable[[Site, random.Random], Awaitable[None]]
+S = TypeVar("S", bound=Workers)
+Blow: TypeAlias = Callable[[S, random.Random], Awaitable[None]]
 
 LONG = 1.5  # leases that a pause takes which is to outlast them
 
 
-async def nothing(site: Site, dice: random.Random) -> None:
+async def nothing(site: Workers, dice: random.Random) -> None:
     """What there is to compare with."""
 
 
 # -- workers -------------------------------------------------------------------------------------------------
 
 
-async def kill_a_worker(site: Site, dice: random.Random) -> None:
+async def kill_a_worker(site: Workers, dice: random.Random) -> None:
     """SIGKILL, and a new process in its place."""
     victim = dice.choice(site.workers)
     victim.kill()
     victim.start()
 
 
-async def freeze_a_worker(site: Site, dice: random.Random) -> None:
+async def freeze_a_worker(site: Workers, dice: random.Random) -> None:
     """SIGSTOP for longer than its leases while the others go on, then SIGCONT."""
     victim = dice.choice(site.workers)
     victim.freeze()
@@ -43,7 +45,7 @@ async def freeze_a_worker(site: Site, dice: random.Random) -> None:
     victim.thaw()
 
 
-async def replace_a_worker(site: Site, dice: random.Random) -> None:
+async def replace_a_worker(site: Workers, dice: random.Random) -> None:
     """SIGTERM, as a deployment does it: requests that run are finished, and a new process takes over."""
     victim = dice.choice(site.workers)
     await anyio.to_thread.run_sync(victim.stop)
@@ -59,7 +61,7 @@ async def kill_connections(site: Site, dice: random.Random) -> None:
     site.redis.client_kill_filter(_type=dice.choice(["normal", "pubsub"]), skipme=True)
 
 
-def losing(fault: Fault, match: Match = anything, *, answer: bool = False) -> Blow:
+def losing(fault: Fault, match: Match = anything, *, answer: bool = False) -> Blow[Site]:
     """One command that matches, or the answer to it, meets the fault."""
 
     async def lose(site: Site, dice: random.Random) -> None:
@@ -69,7 +71,7 @@ def losing(fault: Fault, match: Match = anything, *, answer: bool = False) -> Bl
     return lose
 
 
-def suffering(fault: Fault, leases: float) -> Blow:
+def suffering(fault: Fault, leases: float) -> Blow[Site]:
     """For so many leases everything meets the fault, in both directions."""
 
     async def suffer(site: Site, dice: random.Random) -> None:
@@ -95,7 +97,7 @@ async def deafen_waiters(site: Site, dice: random.Random) -> None:
 # -- Redis ---------------------------------------------------------------------------------------------------
 
 
-def pause_redis(writes_only: bool) -> Blow:
+def pause_redis(writes_only: bool) -> Blow[Site]:
     """CLIENT PAUSE for longer than a lease."""
 
     async def pause(site: Site, dice: random.Random) -> None:
@@ -145,18 +147,29 @@ async def make_read_only(site: Site, dice: random.Random) -> None:
     site.redis.replicaof("NO", "ONE")
 
 
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+async def lock_the_file(site: FileSite, dice: random.Random) -> None:
+    """Another program keeps the database locked for a second."""
+    with contextlib.closing(sqlite3.connect(site.path, timeout=5, isolation_level=None)) as tool:
+        tool.execute("BEGIN IMMEDIATE")
+        await anyio.sleep(1)
+        tool.execute("COMMIT")
+
+
 @dataclass(frozen=True)
-class Campaign:
+class Campaign(Generic[S]):
     """A blow, how often it is struck, and how many seconds pass before each."""
 
     name: str
-    blow: Blow
+    blow: Blow[S]
     times: int
     pause: float
 
 
 COMMITS = calls(COMMIT, COMMIT_UNLOCKED)
-CAMPAIGNS = [
+CAMPAIGNS: list[Campaign[Site]] = [
     Campaign("none", nothing, 1, 0.5),
     Campaign("worker killed", kill_a_worker, 2, 0.7),
     Campaign("worker frozen past its leases", freeze_a_worker, 1, 0.3),
@@ -179,4 +192,12 @@ CAMPAIGNS = [
     Campaign("locks deleted", take_locks_away, 20, 0.05),
     Campaign("Redis out of memory", fill_memory, 1, 0.3),
     Campaign("Redis read-only", make_read_only, 1, 0.3),
+]
+
+FILE_CAMPAIGNS: list[Campaign[FileSite]] = [
+    Campaign("on a file: none", nothing, 1, 0.5),
+    Campaign("on a file: worker killed", kill_a_worker, 3, 0.5),
+    Campaign("on a file: worker frozen past its leases", freeze_a_worker, 2, 0.3),
+    Campaign("on a file: worker replaced (SIGTERM)", replace_a_worker, 1, 0.3),
+    Campaign("on a file: locked by another program", lock_the_file, 1, 0.3),
 ]

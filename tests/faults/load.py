@@ -12,7 +12,7 @@ from . import figures
 from .app import MAX_AGE
 from .checkers import Fate, Life, of_fate, prolonged, unanswered
 from .clients import OBJECTS, SharedSession, Visitors, crowd, silence
-from .processes import PATIENCE, Site, until
+from .processes import PATIENCE, Workers, until
 
 CLIENTS = 4  # of each session
 
@@ -20,7 +20,7 @@ CLIENTS = 4  # of each session
 class Load:
     """What goes on at a site while faults are injected, and what was seen of it."""
 
-    def __init__(self, site: Site, sessions: list[SharedSession]) -> None:
+    def __init__(self, site: Workers, sessions: list[SharedSession]) -> None:
         self.site = site
         self.sessions = sessions
         self.visitors = Visitors(site.urls)

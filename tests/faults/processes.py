@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -106,14 +107,11 @@ class Worker:
             self.kill()
 
 
-@dataclass
-class Site:
-    """Several workers over one Redis, which they reach through a proxy; `redis` goes there directly."""
+@dataclass(kw_only=True)
+class Workers:
+    """Several workers over one store; leases of locks are `lease` seconds long."""
 
-    workers: list[Worker]
-    server: RedisServer
-    proxy: ChaosProxy
-    redis: Redis
+    workers: list[Worker] = field(default_factory=list)
     output: Path
     lease: float
     wait: float
@@ -126,6 +124,35 @@ class Site:
     async def up(self) -> None:
         """Wait until all workers serve."""
         await until(lambda: all(worker.serves() for worker in self.workers))
+
+    def lives(self, now: Callable[[], float]) -> list[Life]:
+        """What each key has left to live, where the store has keys."""
+        return []
+
+    def leftovers(self) -> list[str]:
+        """Locks and queues that are there."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class FileSite(Workers):
+    """Workers over one SQLite file."""
+
+    path: Path
+
+    def leftovers(self) -> list[str]:
+        """Locks that are held or waited for."""
+        with contextlib.closing(sqlite3.connect(self.path)) as db:
+            return [str(name) for (name,) in db.execute("SELECT id FROM lock")]
+
+
+@dataclass(kw_only=True)
+class Site(Workers):
+    """Workers over one Redis, which they reach through a proxy; `redis` goes there directly."""
+
+    server: RedisServer
+    proxy: ChaosProxy
+    redis: Redis
 
     def leftovers(self) -> list[str]:
         """Locks and queues that are there."""
@@ -162,13 +189,38 @@ def running_site(
         server = stack.enter_context(RedisServer("--appendonly", "yes", "--appendfsync", "no"))
         proxy = stack.enter_context(ChaosProxy(server.port))
         redis = Redis.from_url(server.url, decode_responses=True, socket_timeout=timeout, protocol=2)
-        site = Site([], server, proxy, stack.enter_context(redis), output, lease, wait)
+        site = Site(
+            server=server,
+            proxy=proxy,
+            redis=stack.enter_context(redis),
+            output=output,
+            lease=lease,
+            wait=wait,
+        )
         variables = {
-            "REDIS_URL": f"{proxy.url}?socket_timeout={timeout}",
+            "STORE_URL": f"{proxy.url}?socket_timeout={timeout}",
             "LOCK_TIMEOUT": str(lease),
             "LOCK_WAIT": str(wait),
         }
         for more in workers:
             site.workers.append(Worker({**variables, **more}, output))
+            stack.callback(site.workers[-1].stop)
+        yield site
+
+
+@contextmanager
+def running_on_a_file(folder: Path, *, lease: float = 1.0, wait: float = 5.0) -> Iterator[FileSite]:
+    """Two workers on one file, as `running_site` has them on Redis."""
+    site = FileSite(path=folder / "sessions.db", output=folder / "output", lease=lease, wait=wait)
+    with ExitStack() as stack:
+        site.output.touch()
+        stack.callback(lambda: print(site.output.read_text(errors="replace")))
+        variables = {
+            "STORE_URL": f"sqlite:///{site.path}",
+            "LOCK_TIMEOUT": str(lease),
+            "LOCK_WAIT": str(wait),
+        }
+        for _ in range(2):
+            site.workers.append(Worker(variables, site.output))
             stack.callback(site.workers[-1].stop)
         yield site

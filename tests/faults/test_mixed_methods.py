@@ -70,7 +70,7 @@ async def sound(load: Load, name: str, times: int) -> figures.Figures:
 @pytest.mark.parametrize(
     "campaign", [each for each in CAMPAIGNS if each.name in BLOWS], ids=lambda campaign: campaign.name
 )
-async def test_mixed_methods_outlive(site: Site, campaign: Campaign) -> None:
+async def test_mixed_methods_outlive(site: Site, campaign: Campaign[Site]) -> None:
     """Whatever befalls workers, network and Redis."""
     dice = random.Random(campaign.times)
     async with AsyncExitStack() as stack:

@@ -9,16 +9,17 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 import pytest
 
 from . import figures
-from .blows import CAMPAIGNS, Campaign
+from .blows import CAMPAIGNS, FILE_CAMPAIGNS, Campaign, S
 from .checkers import mistaken, revived
 from .clients import OBJECTS, SharedSession, crowd, shared_session
 from .load import Load
-from .processes import Site, running_site, until
+from .processes import FileSite, Site, Workers, running_on_a_file, running_site, until
 
 SESSIONS = 2
 MORE = 10  # times as many blows with --long
@@ -33,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-async def strike(site: Site, campaign: Campaign, more: int) -> int:
+async def strike(site: S, campaign: Campaign[S], more: int) -> int:
     """All blows of a campaign, with a pause before each; how many there were."""
     dice = random.Random(campaign.times)
     for _ in range(campaign.times * more):
@@ -43,7 +44,7 @@ async def strike(site: Site, campaign: Campaign, more: int) -> int:
     return campaign.times * more
 
 
-async def assert_left_clean(site: Site, sessions: list[SharedSession]) -> None:
+async def assert_left_clean(site: Workers, sessions: list[SharedSession]) -> None:
     """Each way of using a session works at each worker, and no lock or queue is left."""
     for session in sessions:
         for url in session.urls:
@@ -81,10 +82,25 @@ async def test_what_was_deleted_is_seen_by_nobody(
 
 
 @pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda campaign: campaign.name)
-async def test_the_promise_outlives(site: Site, campaign: Campaign, request: pytest.FixtureRequest) -> None:
+async def test_the_promise_outlives(
+    site: Site, campaign: Campaign[Site], request: pytest.FixtureRequest
+) -> None:
     """Whatever befalls workers, network and Redis: nothing acknowledged is lost, nothing ended comes back."""
-    more = MORE if request.config.getoption("--long") else 1
     site.redis.flushall()
+    await keeps_its_promise(site, campaign, MORE if request.config.getoption("--long") else 1)
+
+
+@pytest.mark.parametrize("campaign", FILE_CAMPAIGNS, ids=lambda campaign: campaign.name)
+async def test_the_promise_outlives_on_a_file(
+    tmp_path: Path, campaign: Campaign[FileSite], request: pytest.FixtureRequest
+) -> None:
+    """The same for workers that share a SQLite file."""
+    with running_on_a_file(tmp_path) as site:
+        await keeps_its_promise(site, campaign, MORE if request.config.getoption("--long") else 1)
+
+
+async def keeps_its_promise(site: S, campaign: Campaign[S], more: int) -> None:
+    """Go through a campaign, and judge what was seen."""
     await site.up()
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(shared_session(site.urls)) for _ in range(SESSIONS)]

@@ -19,6 +19,7 @@ class Kind(enum.Enum):
 
     MEMORY = "memory"
     REDIS = "redis"
+    SQLITE = "sqlite"
     THIRD_PARTY = "third party"
 
 
@@ -137,7 +138,7 @@ class Model:
     def delete(self, session_id: str) -> bool:
         there = self.find(session_id) is not None
         self.entries.pop(session_id, None)
-        if self.kind is Kind.REDIS:
+        if self.kind in (Kind.REDIS, Kind.SQLITE):
             self.leases.pop(session_id, None)  # there is nothing to lock any more
         return there
 

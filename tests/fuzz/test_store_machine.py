@@ -10,7 +10,12 @@ import asyncio
 import contextlib
 import copy
 import math
+import sqlite3
 from collections.abc import AsyncGenerator, Coroutine
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
@@ -22,7 +27,7 @@ from moves import retire
 from redis import Redis
 from redis_server import RedisServer
 
-from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, SessionStore
+from asgi_sessions import InMemorySessionStore, SessionData, SessionFilter, SessionStore, SQLiteSessionStore
 from asgi_sessions.errors import LockTimeoutError, SessionConflictError, SessionDataError, SessionLockError
 from asgi_sessions.record.codec import decode, encode_checked
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
@@ -489,7 +494,7 @@ class StoreMachine(RuleBasedStateMachine):
         out = self.out(number)
         if out is not None:
             self.run(self.store.keep_alive(out.real))
-            if out.real.idle is not None or self.kind is not Kind.REDIS:
+            if out.real.idle is not None or self.kind in (Kind.MEMORY, Kind.THIRD_PARTY):
                 self.model.keep_alive(out.session_id)
 
     @rule(number=st.integers(0, 5))
@@ -653,6 +658,40 @@ class ThirdPartyMachine(StoreMachine):
         assert self.store.values == {}
 
 
+class SQLiteMachine(StoreMachine):
+    """The store in a file, with a clock that is moved."""
+
+    kind = Kind.SQLITE
+
+    def make_store(self) -> SessionStore:
+        self.clock = Clock()
+        self.folder = TemporaryDirectory()
+        self.path = Path(self.folder.name) / "sessions.db"
+        store = SQLiteSessionStore(self.path, DEFAULT_TTL, synchronous="normal", clock=self.clock)
+        store._settings = replace(store._settings, moments=self.clock)
+        return store
+
+    def move_clock(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    def teardown(self) -> None:
+        with self.folder:
+            super().teardown()
+
+    def leaves_nothing(self) -> None:
+        self.run(self.store.renew([]))  # what was sent has arrived then
+        with closing(sqlite3.connect(self.path)) as db:
+            assert db.execute("SELECT count(*) FROM lock WHERE until > ?", (self.clock.now,)).fetchone() == (
+                0,
+            )
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            self.clock.now += 1e9
+            assert self.run(self.store.count_active()) == 0
+            self.run(self.store.cleanup_expired())
+            for table in ("session", "retired"):
+                assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+
+
 # Time passes: every end that is written in Redis comes nearer, those within the records too.
 _MOVE_CLOCK = """
 local by = tonumber(ARGV[1])
@@ -749,6 +788,11 @@ class RedisMachine(StoreMachine):
 def test_the_store_in_memory() -> None:
     """Against the model."""
     explore(MemoryMachine, effort(60, steps=40))
+
+
+def test_the_store_in_a_file() -> None:
+    """Against the same model."""
+    explore(SQLiteMachine, effort(60, steps=40))
 
 
 def test_a_third_partys_store() -> None:

@@ -20,6 +20,7 @@ from asgi_sessions import (
     SessionData,
     SessionMiddleware,
     SessionStore,
+    SQLiteSessionStore,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
@@ -30,6 +31,10 @@ from asgi_sessions.stores.redis.commands.header import Stored
 from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.connection.deployment import deployment
 from asgi_sessions.stores.redis.locking.waiter import Acquired
+from asgi_sessions.stores.sqlite.columns import columns_of
+from asgi_sessions.stores.sqlite.locks import Head
+from asgi_sessions.stores.sqlite.operations import Claim, New
+from asgi_sessions.stores.sqlite.transaction import Lease, Waiter
 
 pytestmark = pytest.mark.anyio
 
@@ -42,14 +47,17 @@ class Crash(Exception):  # noqa: N818  # it is none of the app's design
     """What the app fails with."""
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[SessionStore]:
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionStore]:
+    store: SessionStore
     if request.param == "memory":
-        yield InMemorySessionStore()
-        return
-    shared = RedisSessionStore(request.getfixturevalue("redis_url"))
-    yield shared
-    await shared.aclose()
+        store = InMemorySessionStore()
+    elif request.param == "sqlite":
+        store = SQLiteSessionStore(tmp_path / "sessions.db")
+    else:
+        store = RedisSessionStore(request.getfixturevalue("redis_url"))
+    yield store
+    await store.aclose()
 
 
 def crash(session: Session) -> None:
@@ -166,6 +174,11 @@ async def test_internal_values_tell_no_secret(redis_url: str) -> None:
         session.identity(),
         Lifetime(absolute=1),
         [memory._entries[data.session_id]],
+        Waiter(data.session_id, "5e55", LockPolicy(), None, 0.0, None),
+        Lease(data.session_id, 0.0, 0.0, 0.0),
+        Head(1, "5e55", "1-2", 0.0, 0.0),
+        Claim(data.session_id, "5e55", ()),
+        New(data.session_id, record, columns_of(record), None, None),
     ]
     for value in values:
         for secret in ("5e55", cookie.decode(), CLIENT_HASH, CARD, KEY):

@@ -1597,6 +1597,11 @@ async def test_a_shared_store_is_closed_with_its_last_app(site: Site) -> None:
 
     ends = [anyio.Event(), anyio.Event()]
 
+    async def reached(entry: str) -> None:
+        with anyio.fail_after(5):
+            while entry not in site.log:  # noqa: ASYNC110  # the log sets no events
+                await anyio.sleep(0.001)
+
     async def live(number: int) -> None:
         async def receive() -> Message:
             await ends[number].wait()
@@ -1610,10 +1615,10 @@ async def test_a_shared_store_is_closed_with_its_last_app(site: Site) -> None:
     async with anyio.create_task_group() as group:
         for number in range(len(ends)):
             group.start_soon(live, number)
-            await anyio.wait_all_tasks_blocked()
-        for end in ends:
+            await reached(f"{number} lifespan.startup.complete")
+        for number, end in enumerate(ends):
             end.set()
-            await anyio.wait_all_tasks_blocked()
+            await reached(f"{number} lifespan.shutdown.complete")
     assert [entry.replace("lifespan.", "") for entry in site.log] == [
         "open",
         "0 startup.complete",

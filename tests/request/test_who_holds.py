@@ -27,6 +27,7 @@ from asgi_sessions import (
     SessionEvent,
     SessionMiddleware,
     SessionStore,
+    SQLiteSessionStore,
 )
 from asgi_sessions.asgi import ASGIApp, Message
 from asgi_sessions.observation.events import LOCK_HELD, EventSink
@@ -43,6 +44,7 @@ LOCK = f"{RECORD}:lock"
 MAKE: dict[str, Callable[[str], SessionStore]] = {
     "memory": lambda url: InMemorySessionStore(),
     "four primitives": lambda url: PrimitiveStore(clock=time.monotonic),
+    "SQLite": SQLiteSessionStore,
     "Redis": RedisSessionStore,
 }
 
@@ -106,8 +108,11 @@ async def served(store: SessionStore) -> AsyncIterator[Served]:
 
 
 @pytest.fixture(params=MAKE)
-async def site(request: pytest.FixtureRequest, redis_url: str) -> AsyncGenerator[Served, None]:
-    async with served(MAKE[request.param](redis_url)) as site:
+async def site(
+    request: pytest.FixtureRequest, redis_url: str, tmp_path: Path
+) -> AsyncGenerator[Served, None]:
+    where = str(tmp_path / "sessions.db") if request.param == "SQLite" else redis_url
+    async with served(MAKE[request.param](where)) as site:
         yield site
 
 

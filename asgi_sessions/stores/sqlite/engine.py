@@ -1,0 +1,207 @@
+"""Everything that one process has open of one database, and the way in for its tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...errors import SessionStoreError
+from . import locks
+from .answers import PENDING, Answer
+from .faults import BUSY, CLOSED, fault_of
+from .gate import Gate, Presence
+from .place import Place
+from .reader import Reader
+from .schema import connect, prepare
+from .transaction import Desk, Transaction
+from .waking import Waking
+from .watch import Watch
+from .writer import Call, Fault, Work, Writer
+
+_GRACE = 1.0  # seconds beyond the patience with a foreign program, for the others of this package
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a store writes: see `SQLiteSessionStore`."""
+
+    synchronous: str
+    busy_timeout: float
+    clock: Callable[[], float]
+    moments: Callable[[], float] = time.monotonic  # the clock of leases; never goes back
+
+
+class Engine:
+    """A database that is open in this process. Made in any thread; blocks while it opens and closes.
+
+    `SessionStoreError` where the database cannot be used. It does not outlive a fork: the child opens anew.
+    """
+
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self.closed = False
+        self._settings = settings
+        self._full = settings.synchronous == "full"
+        place.check_ground()
+        with contextlib.ExitStack() as opened:
+            try:
+                self._open(place, opened)
+            except (OSError, sqlite3.Error) as error:
+                raise fault_of(error) from error
+            self._opened = opened.pop_all()
+        _engines.add(self)
+
+    def _open(self, place: Place, opened: contextlib.ExitStack) -> None:
+        place.folder.mkdir(mode=0o700, exist_ok=True)
+        self._gate = Gate(place.folder)
+        opened.callback(self._gate.close)
+        self._gate.enter_within(self._settings.busy_timeout)
+        try:
+            prepare(place)
+            self._presence = Presence(place.folder)
+            opened.callback(self._presence.close)
+            self._presence.sweep()
+            self._waking = Waking(place.folder, self._presence.name)
+            opened.callback(self._waking.close)
+            self._db = connect(place.path)
+            opened.callback(self._db.close)
+            place.identify()
+            self._bury()
+            self.reader = Reader(place.path, self._settings.busy_timeout)
+            opened.callback(self.reader.close)
+        finally:
+            self._gate.leave()
+        self.writer = Writer(
+            self._db, self._gate, place, self._presence,
+            clock=self._settings.clock, moments=self._settings.moments,
+            full=self._full, patience=self._settings.busy_timeout,
+            tell=self._waking.tell, watch=self._waking.ring,
+        )  # fmt: skip
+        self._watch = Watch(self._waking, self.writer)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls can succeed: it is open, in this process, and the file is still there."""
+        return not self.closed and not self.writer.lost
+
+    async def perform(
+        self,
+        work: Work,
+        *,
+        durable: bool,
+        note: Callable[[Any], object] = lambda result: None,
+        brief: bool = True,
+    ) -> Any:
+        """The result of `work` in a transaction. `SessionStoreError` on a fault, and after a long wait.
+
+        It is not known then whether the work was done. A task that is cancelled waits for what is `durable`,
+        and `note` is told the result before the cancellation goes on; anything else is left. What is not
+        `brief` never runs in the task itself.
+        """
+        if brief and not (durable and self._full):
+            result = self.writer.run_alone(work)
+            if result is not NotImplemented:
+                note(result)
+                return result
+        answer = Answer()
+        call = Call(work, durable, answer)
+        self.writer.put(call)
+        cancelled = None
+        try:
+            if durable:
+                cancelled = await answer.wait_out(self._settings.busy_timeout + _GRACE)
+            else:
+                await answer.wait(self._settings.busy_timeout + _GRACE)
+        finally:
+            call.dropped = True
+        result = answer.value
+        if result is PENDING:
+            raise SessionStoreError(BUSY) from cancelled
+        if isinstance(result, Fault):
+            raise result.error
+        note(result)
+        if cancelled is not None:
+            raise cancelled
+        return result
+
+    def send(self, work: Work, *, durable: bool = False) -> None:
+        """Have work done that nobody waits for, after what was asked for earlier and is as durable."""
+        if durable or self.writer.run_alone(work) is NotImplemented:
+            self.writer.put(Call(work, durable))
+
+    def release(self, session_id: str, token: str | None, *, durable: bool = False) -> None:
+        """Have a lock let go, if there is one. `durable` as that call which may still take it, or need it."""
+        if token is not None:
+            self.send(partial(locks.release, session_id=session_id, token=token), durable=durable)
+
+    def close(self) -> None:
+        """Let all locks of this process go, and close what is open. Blocks."""
+        if self.closed:
+            return
+        self.closed = True
+        _engines.discard(self)
+        self.writer.put(Call(_leave, False))
+        self._watch.close()
+        if not self.writer.close():
+            return  # the thread hangs in a call of the system, and uses what is open
+        with contextlib.suppress(SessionStoreError):
+            self._gate.enter_within(_GRACE)  # the last one to close removes the log
+        with contextlib.suppress(sqlite3.Error, OSError):
+            self._opened.close()
+
+    def abandon(self) -> None:
+        """In a child that was forked: close what keeps the parent's locks, and use nothing any more."""
+        if not self.closed:
+            self.closed = True
+            self._gate.close()
+            self._presence.abandon()
+            self._waking.abandon()
+            _abandoned.append(self)
+
+    def _bury(self) -> None:
+        """Free the locks of processes that have died, so that what they held and waited for is gone."""
+        db = self._db
+        names = [name for (name,) in db.execute("SELECT DISTINCT process FROM lock")]
+        dead = [name for name in names if not self._presence.lives(name)]
+        if not dead:
+            return
+        db.execute("BEGIN IMMEDIATE")
+        tx = Transaction(db, self._settings.clock(), self._settings.moments(), Desk(), self._presence)
+        for name in dead:
+            rows = db.execute("DELETE FROM lock WHERE process = ? RETURNING id", (name,)).fetchall()
+            for session_id in {row[0] for row in rows}:
+                head = locks.head_of(tx, session_id)
+                if head is not None and not head.until:
+                    locks.hand_over(tx, session_id)
+        db.execute("COMMIT")
+        for process, session_id in tx.told:
+            self._waking.tell(process, session_id)
+
+
+def _leave(tx: Transaction) -> None:
+    """Send away who waits in this process, then let go what it holds, for it ends."""
+    for waiter in [waiter for waiting in tx.desk.waiting.values() for waiter in waiting.values()]:
+        tx.settle(waiter, Fault(SessionStoreError(CLOSED)))
+        locks.release(tx, waiter.session_id, waiter.token)
+    rows = tx.db.execute("SELECT id, token FROM lock WHERE process = ?", (tx.others.name,)).fetchall()
+    for session_id, token in rows:
+        locks.release(tx, session_id, token)
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_abandoned: list[Engine] = []  # SQLite's connections are neither used nor closed in a child
+
+
+def _forked() -> None:
+    for engine in list(_engines):
+        engine.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
