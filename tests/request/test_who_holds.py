@@ -196,6 +196,26 @@ async def test_all_who_wait_are_counted_and_one_tells(site: Served) -> None:
     assert answered == [200] * 5
 
 
+async def test_after_a_hand_over_the_next_holder_is_named(site: Served) -> None:
+    """With the time that it holds the lock itself."""
+    first, second = Hold(), Hold()
+    async with anyio.create_task_group() as group:
+        group.start_soon(site.ask, "/first", page(first))
+        await first.began.wait()
+        group.start_soon(site.ask, "/second", page(second), "POST")
+        await anyio.sleep(0.7)
+        first.may_end.set()
+        await second.began.wait()
+        began = time.monotonic()
+        group.start_soon(site.ask, "/click")
+        await site.is_told.wait()
+        took = time.monotonic() - began
+        second.may_end.set()
+    (event,) = site.told
+    assert event.details["holder"] == "POST /second"
+    assert float(event.details["held"]) < took + 0.5  # it waited for longer than that before
+
+
 async def test_who_waits_less_tells_nothing(site: Served) -> None:
     """Most waits are short."""
     hold = Hold()

@@ -224,7 +224,10 @@ class Checkouts:
         except BaseException as error:
             _doubt(checkout, version, error)
             raise
-        return commits.noted(checkout, commits.word_of(reply), version, record, unsure)
+        outcome = commits.noted(checkout, commits.word_of(reply), version, record, unsure)
+        if outcome is Outcome.BUSY:
+            self._locks.found_taken(keys)
+        return outcome
 
     async def discard(self, checkout: Checkout, retired: bytes = b"0") -> Outcome:
         """Delete the record, and remember its id as replaced for so long (ms)."""

@@ -26,6 +26,7 @@ from .waiter import Acquired, Waiter
 Member: TypeAlias = Seat | bytes
 """A waiter is named by its seat, the first request by the token under which it asks."""
 
+_MOST_KNOWN = 1024  # locks that are known to be taken
 _FREE = State.FREE  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
@@ -50,6 +51,7 @@ class Locks:
         self._leases = leases
         self._loop = commands.loop
         self._queues: dict[bytes, LockQueue[Member]] = {}
+        self._known_taken: dict[bytes, None] = {}  # records; the oldest first
 
     def __len__(self) -> int:
         return len(self._queues)
@@ -72,6 +74,8 @@ class Locks:
     async def _acquire_first(self, keys: Keys, timing: LockTiming, started: float) -> Acquired | bytes:
         commands, token = self._commands, new_token()
         queue = self._queues[keys.record] = LockQueue(token)
+        if self._known_taken.pop(keys.record, token) is None:
+            return await self._queue_up(keys, timing, queue, token, started)
         try:  # nearly always enough: nobody else wants this session
             value = taken_here(token, commands.clock.text(started))
             found = commands.found(await commands.take(keys, value, timing, started), started)
@@ -85,12 +89,24 @@ class Locks:
             value, ahead = found
             return Acquired(token, value, ahead, timing.lease, 0.0)
         if found == b"B":
-            queue.found_taken(token)
-            return await while_client_stays(
-                partial(self._ask, keys, timing, queue, token, who_is_here(), started)
-            )
+            return await self._queue_up(keys, timing, queue, token, started)
         self._do(keys, timing, queue, queue.leave(token, b""))
         return found
+
+    async def _queue_up(
+        self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], token: bytes, started: float
+    ) -> Acquired | bytes:
+        """Wait in Redis for a lock that somebody elsewhere has."""
+        queue.found_taken(token)
+        return await while_client_stays(
+            partial(self._ask, keys, timing, queue, token, who_is_here(), started)
+        )
+
+    def found_taken(self, keys: Keys) -> None:
+        """A commit without the lock found that somebody holds it: who wants it next queues at once."""
+        if len(self._known_taken) >= _MOST_KNOWN:
+            del self._known_taken[next(iter(self._known_taken))]
+        self._known_taken[keys.record] = None
 
     async def _acquire_behind(
         self,
