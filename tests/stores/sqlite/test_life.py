@@ -268,9 +268,10 @@ def test_a_child_keeps_none_of_its_parents_locks(path: Path) -> None:
 def test_engines_that_were_closed_are_kept_by_nobody(path: Path) -> None:
     """A store that is opened and closed again and again does not grow."""
     store = SQLiteSessionStore(path)
+    engines: list[weakref.ref[object]] = []
     for _ in range(3):
         asyncio.run(store.open())
-        engine = weakref.ref(store._engine)
+        engines.append(weakref.ref(store._engine))
         asyncio.run(store.aclose())
     gc.collect()
-    assert engine() is None
+    assert [engine() for engine in engines] == [None] * 3
