@@ -61,6 +61,7 @@ class Client:
     def say(self, message: Message) -> None:
         self.left.append(message)
         self._news.set()
+        self._news = anyio.Event()
 
     async def is_waited_for(self) -> None:
         """All was read, and the server has asked for more."""
@@ -70,7 +71,7 @@ class Client:
     async def receive(self) -> Message:
         try:
             await anyio.lowlevel.checkpoint()
-            if not self.left:
+            while not self.left:
                 self._is_asked.set()
                 await self._news.wait()
         except anyio.get_cancelled_exc_class():
