@@ -9,6 +9,10 @@ from ...errors import SessionStoreError
 
 CLOSED = "the store was closed while this call waited"
 BUSY = "another program keeps the database locked, or a process was frozen in the middle of a write"
+FORKED = (
+    "this process was forked in the middle of a call that did not end, so SQLite's locks are not safe in it:"
+    " start a new process instead, or fork before the store is used"
+)
 DELETED = (
     "the database file was deleted or replaced while it was in use: put it back, or restart the app to begin"
     " a new one"

@@ -137,6 +137,19 @@ class Writer:
             self._thread.join(self._patience + 1)
         return self._closed
 
+    # -- around a fork ------------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:
+        """Leave the connection alone; False where a call is under way for longer than that."""
+        return self._turn.acquire(timeout=seconds)
+
+    def resume(self, db: sqlite3.Connection | None) -> None:
+        """Go on after `pause`, on this connection; None where the file is gone."""
+        self.lost = self.lost or db is None
+        self._db = db or self._db
+        self._is_full = None
+        self._turn.release()
+
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _serve(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sqlite3
 import threading
 import weakref
@@ -263,6 +264,55 @@ def test_a_child_keeps_none_of_its_parents_locks(path: Path) -> None:
         os.close(end)
     assert os.waitpid(child, 0)[1] == 0
     del taken
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_parent_that_ends_takes_nothing_from_its_child(path: Path) -> None:
+    """What a child is told is stored lies in the file, though its parent has closed the file meanwhile."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+    (said, says), (heard, hears) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(hears)
+
+        async def write() -> None:
+            await store.set("before", new("before"))
+            os.write(says, b"1")
+            os.read(heard, 1)  # until the parent has closed it
+            await store.set("after", new("after"))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(write())
+    os.read(said, 1)
+    asyncio.run(store.set("parent", new("parent")))
+    asyncio.run(store.aclose())
+    os.write(hears, b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    for end in (said, says, heard, hears):
+        os.close(end)
+    assert asyncio.run(store.list_active()) == ["after", "before", "parent", "s"]
+    asyncio.run(store.aclose())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_call(path: Path) -> None:
+    """A child whose locks would not be safe says so; the parent goes on."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+
+    async def refused() -> None:
+        for call in (store.get, store.exists, store.delete):
+            with pytest.raises(SessionStoreError, match="was forked in the middle of a call"):
+                await call("s")
+
+    engine = store._engine
+    assert engine is not None
+    with engine.reader._slow._lock:  # a query that takes long
+        assert in_a_child(refused) == 0
+    assert asyncio.run(store.delete("s"))
+    assert in_a_child(partial(count, store, "t", 1)) == 0
+    asyncio.run(store.aclose())
 
 
 def test_engines_that_were_closed_are_kept_by_nobody(path: Path) -> None:
