@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -198,6 +199,23 @@ async def test_a_waiter_is_told_that_the_store_was_closed(store: SQLiteSessionSt
             await anyio.sleep(0.1)
             await store.aclose()
     assert failed == ["the store was closed while this call waited"]
+
+
+@pytest.mark.anyio
+async def test_who_cannot_look_takes_nobody_for_dead(
+    store: SQLiteSessionStore, other: SQLiteSessionStore
+) -> None:
+    """A process that has no file descriptor left would take all locks away."""
+    engine, neighbour = await store._get(), await other._get()
+    name = neighbour._presence.name
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert engine._presence.lives(name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await other.aclose()
+    assert not engine._presence.lives(name)
 
 
 # --- forks -----------------------------------------------------------------------------------------------
