@@ -229,8 +229,10 @@ class Writer:
             self._place.check_same()
             result = work(tx)
             self._db.execute("COMMIT")
-        except Exception:
+        except BaseException as error:
             self._roll_back(tx)
+            if not isinstance(error, Exception):  # Ctrl-C, in the main thread
+                raise
             return NotImplemented  # the thread tries again, and says what is wrong
         self._pages += 2
         self._finish(tx, [])
