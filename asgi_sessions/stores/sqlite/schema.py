@@ -50,7 +50,7 @@ A step keeps what older releases read and write, for they go on while a deploy r
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that any thread may use, one at a time. Never makes a file, never waits for a lock."""
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=rw",
+        f"file:{quote(os.fsencode(path))}?mode=rw",
         uri=True, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256,
     )  # fmt: skip
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does so between transactions

@@ -15,7 +15,14 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import SessionData, SessionMiddleware, SessionStoreError, SQLiteSessionStore
+from asgi_sessions import (
+    LockTimeoutError,
+    SessionData,
+    SessionMiddleware,
+    SessionStoreError,
+    SQLiteSessionStore,
+)
+from asgi_sessions.stores.checkout import Checkout, LockPolicy
 from asgi_sessions.stores.sqlite import place, schema
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +85,35 @@ async def test_a_relative_path_is_that_of_the_beginning(
     await store.set("s", new())
     await store.aclose()
     assert (tmp_path / "sessions.db").exists()
+
+
+async def test_links_lead_to_one_database(tmp_path: Path) -> None:
+    """A release's folder may have a link to the file: its locks and its log count."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "link.db").symlink_to("shared/sessions.db")
+    (tmp_path / "current").symlink_to("shared")
+    paths = [tmp_path / "link.db", tmp_path / "current/sessions.db", tmp_path / "shared/sessions.db"]
+    stores = [SQLiteSessionStore(path) for path in paths]
+    for number, store in enumerate(stores):
+        await store.set(f"s{number}", new(f"s{number}"))
+    assert await stores[0].list_active() == ["s0", "s1", "s2"]
+    taken = await stores[0].checkout("s0", LockPolicy(), None)
+    assert isinstance(taken, Checkout)
+    for store in stores[1:]:
+        with pytest.raises(LockTimeoutError):
+            await store.checkout("s0", LockPolicy(wait=0.2), None)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["current", "link.db", "shared"]
+    for store in stores:
+        await store.aclose()
+
+
+async def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Nor is a path that begins with two slashes a host's."""
+    for path in (os.fsencode(tmp_path) + b"/\xff.db", b"/" + os.fsencode(tmp_path) + b"/sessions.db"):
+        store = SQLiteSessionStore(os.fsdecode(path))
+        await store.set("s", new())
+        assert await store.exists("s")
+        await store.aclose()
 
 
 async def test_many_open_it_at_once(path: Path) -> None:
