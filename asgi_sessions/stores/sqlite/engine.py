@@ -74,7 +74,8 @@ class Engine:
             self._gate.leave()
 
     def _connect(self, place: Place, opened: contextlib.ExitStack) -> None:
-        prepare(place)
+        patience = self._settings.busy_timeout
+        prepare(place, patience)
         self._presence = Presence(place.folder)
         opened.callback(self._presence.close)
         self._presence.sweep()
@@ -83,13 +84,14 @@ class Engine:
         self._db = connect(place.path)
         opened.callback(lambda: self._db.close())
         place.identify()
-        self._bury()
-        self.reader = Reader(place.path, self._settings.busy_timeout)
+        with contextlib.closing(connect(place.path, patience)) as db:
+            self._bury(db)
+        self.reader = Reader(place.path, patience)
         opened.callback(self.reader.close)
         self.writer = Writer(
             self._db, self._gate, place, self._presence,
             clock=self._settings.clock, moments=self._settings.moments,
-            full=self._full, patience=self._settings.busy_timeout,
+            full=self._full, patience=patience,
             tell=self._waking.tell, watch=self._waking.ring,
         )  # fmt: skip
         self._watch = Watch(self._waking, self.writer)
@@ -189,9 +191,8 @@ class Engine:
         self._presence.abandon()
         self._waking.abandon()
 
-    def _bury(self) -> None:
+    def _bury(self, db: sqlite3.Connection) -> None:
         """Free the locks of processes that have died, so that what they held and waited for is gone."""
-        db = self._db
         names = [name for (name,) in db.execute("SELECT DISTINCT process FROM lock")]
         dead = [name for name in names if not self._presence.lives(name)]
         if not dead:

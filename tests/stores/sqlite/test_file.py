@@ -490,7 +490,7 @@ def test_it_is_made_whole_or_not_at_all(path: Path) -> None:
     for left in (new, Path(f"{new}-wal"), Path(f"{path}-wal")):
         left.write_bytes(b"something")
     where = place.Place(path)
-    done = threading.Thread(target=schema.prepare, args=(where,))
+    done = threading.Thread(target=schema.prepare, args=(where, 1.0))
     done.start()
     done.join()
     with closing(sqlite3.connect(path)) as db:

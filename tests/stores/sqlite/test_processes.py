@@ -60,6 +60,24 @@ async def test_a_lock_is_handed_from_process_to_process(
         assert found.message_count == count
 
 
+async def test_a_start_while_a_foreign_program_writes(
+    path: Path, store: SQLiteSessionStore, other: SQLiteSessionStore, start: Callable[..., Process]
+) -> None:
+    """A worker that starts waits for it, also where it has to clear away what the dead have left."""
+    await store.set("s", SessionData(session_id="s"))
+    await store.aclose()
+    process = start()
+    assert process.ask("take", "s")
+    process.kill()
+    with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+        tool.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.open)
+            await anyio.sleep(0.3)
+            tool.execute("COMMIT")
+    await take(other, "s")
+
+
 async def test_a_message_of_no_sense(
     store: SQLiteSessionStore, other: SQLiteSessionStore, path: Path
 ) -> None:
