@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
@@ -24,6 +25,7 @@ from asgi_sessions import (
 )
 from asgi_sessions.stores.checkout import Checkout, LockPolicy
 from asgi_sessions.stores.sqlite import place, schema
+from asgi_sessions.stores.sqlite.engine import Engine
 
 pytestmark = pytest.mark.anyio
 
@@ -374,6 +376,35 @@ async def test_a_foreign_program_locks_it(path: Path, synchronous: Any) -> None:
         tool.execute("COMMIT")
         assert await impatient.set("u", new("u"))
         await impatient.aclose()
+
+
+async def test_many_calls_while_it_cannot_be_opened(
+    path: Path, store: SQLiteSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share one attempt: one after the other they would wait for minutes, each in a thread."""
+    await store.open()
+    attempts: list[object] = []
+
+    def attempt(*arguments: Any) -> Engine:
+        attempts.append(arguments)
+        return Engine(*arguments)
+
+    monkeypatch.setattr("asgi_sessions.stores.sqlite.store.Engine", attempt)
+    gate = os.open(f"{path}-run/gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)  # somebody is frozen behind it
+    impatient = SQLiteSessionStore(path, busy_timeout=0.5)
+
+    async def refused() -> None:
+        with pytest.raises(SessionStoreError, match="was frozen in the middle of a write"):
+            await impatient.get("s")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(refused)
+    os.close(gate)
+    assert len(attempts) == 1
+    assert await impatient.get("s") is None
+    await impatient.aclose()
 
 
 async def test_a_full_disk(path: Path, store: SQLiteSessionStore) -> None:
