@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
+from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -94,6 +95,11 @@ class SQLiteSessionStore(SessionStore):
         given = zip(("synchronous", "busy_timeout"), options, strict=True)
         named: dict[str, Any] = {name: value for name, value in given if value is not None}
         return cls(path, **named)
+
+    @property
+    def path(self) -> Path:
+        """The file, as an absolute path without links."""
+        return self._place.path
 
     def now(self) -> float:
         return self._clock()
@@ -424,7 +430,7 @@ class SQLiteSessionStore(SessionStore):
         return {
             "store_type": "sqlite",
             "default_ttl": self.default_ttl,
-            "path": str(self._place.path),
+            "path": str(self.path),
             "synchronous": self._settings.synchronous,
         }
 
