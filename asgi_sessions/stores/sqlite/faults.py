@@ -49,6 +49,13 @@ def is_busy(error: sqlite3.Error) -> bool:
     return "is locked" in str(error)
 
 
+def is_full(error: Exception) -> bool:
+    """Whether a file could not grow, perhaps: a quota is an I/O error to SQLite."""
+    return isinstance(error, sqlite3.Error) and any(
+        words in str(error) for words in ("disk is full", "disk I/O error")
+    )
+
+
 def fault_of(error: Exception) -> SessionStoreError:
     """The error to raise from this one. One that is in an operator's words already is copied."""
     if isinstance(error, SessionStoreError):

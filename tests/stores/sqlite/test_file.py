@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import sqlite3
 import stat
 import threading
@@ -425,6 +426,24 @@ async def test_a_full_disk(path: Path, store: SQLiteSessionStore) -> None:
     assert await store.delete("a")
     engine._db.execute("PRAGMA max_page_count = 1000000")
     assert await store.set("big", big)
+
+
+async def test_a_full_disk_has_room_for_what_changes(path: Path, store: SQLiteSessionStore) -> None:
+    """Sessions that are there change and end all the same: the log begins anew where it cannot grow."""
+    data = SessionData(session_id="s", metadata={"x": "y" * 3000})
+    records = {f"s{n}": data.model_copy(update={"session_id": f"s{n}"}) for n in range(100)}
+    await store.set_batch(records)
+    await store.aclose()
+    await store.open()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        for _ in range(3):
+            for session_id, record in records.items():
+                assert await store.set(session_id, record)
+        assert all((await store.delete_batch(records)).values())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 async def test_large_records(store: SQLiteSessionStore) -> None:
