@@ -166,6 +166,13 @@ class Engine:
             self._opened.close()
             _engines.discard(self)
 
+    def close_aside(self) -> None:
+        """Close from a thread of its own: garbage is found anywhere, also by one that is behind the gate."""
+        if threading.main_thread().is_alive():
+            threading.Thread(target=self.close, name="asgi_sessions-sqlite-close").start()
+        else:  # the interpreter ends
+            self.close()
+
     def pause(self) -> bool:
         """Close the connections before a fork; False where a call uses them and does not end."""
         if not self.writer.pause(_GRACE):

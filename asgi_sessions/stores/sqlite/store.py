@@ -462,5 +462,5 @@ class SQLiteSessionStore(SessionStore):
                 raise
             self._failure = None
             self._at_the_end.detach()
-            self._at_the_end = weakref.finalize(self, engine.close)
+            self._at_the_end = weakref.finalize(self, engine.close_aside)
             return engine

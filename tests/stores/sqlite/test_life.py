@@ -34,6 +34,7 @@ from asgi_sessions import (
     SQLiteSessionStore,
 )
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
+from asgi_sessions.stores.sqlite import gate
 
 _HOUR = Lifetime(absolute=3600)
 LOCK = LockPolicy(timeout=60, wait=15, max_hold=60)
@@ -70,6 +71,13 @@ def run_each(*jobs: Callable[[], object]) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def until_closed() -> None:
+    """What closes stores that nobody keeps has done so."""
+    for each in threading.enumerate():
+        if each.name == "asgi_sessions-sqlite-close":
+            each.join()
 
 
 def threads() -> int:
@@ -142,13 +150,28 @@ def test_a_lifespan_fails_with_the_reason(path: Path) -> None:
 def test_a_store_that_nobody_keeps_closes_itself(path: Path) -> None:
     """Threads, files and the lock of its process go with it."""
     gc.collect()
+    until_closed()
     before = threads()
     store = SQLiteSessionStore(path)
     asyncio.run(store.set("s", new()))
     assert threads() == before + 2
     del store
     gc.collect()
+    until_closed()
     assert threads() == before
+    assert [each.name for each in Path(f"{path}-run").iterdir()] == ["gate"]
+
+
+def test_garbage_that_is_found_behind_the_gate(path: Path) -> None:
+    """Whoever finds it cannot wait for a store that has to pass the gate as well: it closes later."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+    found = gate.Gate(Path(f"{path}-run"))
+    with found:
+        del store
+        gc.collect()
+    found.close()
+    until_closed()
     assert [each.name for each in Path(f"{path}-run").iterdir()] == ["gate"]
 
 
