@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from .errors import SessionError
 from .observation.events import session_hash
 from .stores.contract import SessionStore
+from .stores.sqlite import SQLiteSessionStore
 from .stores.urls import resolve_store
 
 SECRET_KEY = "ASGI_SESSIONS_SECRET_KEY"  # noqa: S105  # the variable's name
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _run(options: argparse.Namespace) -> int:
     store = resolve_store(options.url, prefix=options.prefix)
+    if isinstance(store, SQLiteSessionStore) and not store.path.exists():
+        raise ValueError(f"there is no file {str(store.path)!r}; an app makes it at its start")
     try:
         return await _COMMANDS[options.command](store, options)
     finally:

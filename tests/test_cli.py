@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from anyio import to_thread
 from redis_server import free_port
 
-from asgi_sessions import SessionData, session_hash
+from asgi_sessions import SessionData, SQLiteSessionStore, session_hash
 from asgi_sessions.cli import main
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.urls import resolve_store
@@ -21,7 +22,10 @@ from asgi_sessions.stores.urls import resolve_store
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store of each kind that several processes use."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/sessions.db"
+        store = SQLiteSessionStore(tmp_path / "sessions.db")
+        asyncio.run(store.open())  # as an app does at its start
+        asyncio.run(store.aclose())
+        return f"sqlite:///{store.path}"
     return str(request.getfixturevalue("redis_url"))
 
 
@@ -89,6 +93,17 @@ def test_a_store_that_cannot_be_used(url: str, capsys: pytest.CaptureFixture[str
     """Exit status 1 and one line on standard error."""
     assert main(["stats", url]) == 1
     assert capsys.readouterr().err.startswith("asgi-sessions: ")
+
+
+@pytest.mark.parametrize("command", [["stats"], ["health"], ["logout"], ["sessions"]])
+def test_a_file_that_is_not_there(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt path is no healthy store in which nobody is signed in, and no file is made."""
+    user = ["ada"] if command[0] in ("logout", "sessions") else []
+    assert main([*command, f"sqlite:///{tmp_path}/misspelt.db", *user]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

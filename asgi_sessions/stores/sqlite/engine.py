@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 from ...errors import SessionStoreError
 from . import locks
 from .answers import PENDING, Answer
-from .faults import BUSY, CLOSED, fault_of
+from .faults import BUSY, CLOSED, FORKED, fault_of
 from .gate import Gate, Presence
 from .place import Place
 from .reader import Reader
@@ -47,40 +48,50 @@ class Engine:
     def __init__(self, place: Place, settings: Settings) -> None:
         self.closed = False
         self._settings = settings
+        self._place = place
         self._full = settings.synchronous == "full"
         place.check_ground()
+        if any(other._place.path == place.path for other in _abandoned):
+            raise SessionStoreError(FORKED)
         with contextlib.ExitStack() as opened:
             try:
-                self._open(place, opened)
+                self._open(opened)
             except (OSError, sqlite3.Error) as error:
                 raise fault_of(error) from error
             self._opened = opened.pop_all()
-        _engines.add(self)
 
-    def _open(self, place: Place, opened: contextlib.ExitStack) -> None:
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        place = self._place
         place.folder.mkdir(mode=0o700, exist_ok=True)
         self._gate = Gate(place.folder)
         opened.callback(self._gate.close)
         self._gate.enter_within(self._settings.busy_timeout)
         try:
-            prepare(place)
-            self._presence = Presence(place.folder)
-            opened.callback(self._presence.close)
-            self._presence.sweep()
-            self._waking = Waking(place.folder, self._presence.name)
-            opened.callback(self._waking.close)
-            self._db = connect(place.path)
-            opened.callback(self._db.close)
-            place.identify()
-            self._bury()
-            self.reader = Reader(place.path, self._settings.busy_timeout)
-            opened.callback(self.reader.close)
+            with _connecting:
+                self._connect(place, opened)
+                _engines.add(self)
         finally:
             self._gate.leave()
+
+    def _connect(self, place: Place, opened: contextlib.ExitStack) -> None:
+        patience = self._settings.busy_timeout
+        prepare(place, patience)
+        self._presence = Presence(place.folder)
+        opened.callback(self._presence.close)
+        self._presence.sweep()
+        self._waking = Waking(place.folder, self._presence.name)
+        opened.callback(self._waking.close)
+        self._db = connect(place.path)
+        opened.callback(lambda: self._db.close())
+        place.identify()
+        with contextlib.closing(connect(place.path, patience)) as db:
+            self._bury(db)
+        self.reader = Reader(place.path, patience)
+        opened.callback(self.reader.close)
         self.writer = Writer(
             self._db, self._gate, place, self._presence,
             clock=self._settings.clock, moments=self._settings.moments,
-            full=self._full, patience=self._settings.busy_timeout,
+            full=self._full, patience=patience,
             tell=self._waking.tell, watch=self._waking.ring,
         )  # fmt: skip
         self._watch = Watch(self._waking, self.writer)
@@ -145,28 +156,50 @@ class Engine:
         if self.closed:
             return
         self.closed = True
-        _engines.discard(self)
         self.writer.put(Call(_leave, False))
         self._watch.close()
         if not self.writer.close():
             return  # the thread hangs in a call of the system, and uses what is open
         with contextlib.suppress(SessionStoreError):
             self._gate.enter_within(_GRACE)  # the last one to close removes the log
-        with contextlib.suppress(sqlite3.Error, OSError):
+        with _connecting, contextlib.suppress(sqlite3.Error, OSError):
             self._opened.close()
+            _engines.discard(self)
+
+    def close_aside(self) -> None:
+        """Close from a thread of its own: garbage is found anywhere, also by one that is behind the gate."""
+        if threading.main_thread().is_alive():
+            threading.Thread(target=self.close, name="asgi_sessions-sqlite-close").start()
+        else:  # the interpreter ends
+            self.close()
+
+    def pause(self) -> bool:
+        """Close the connections before a fork; False where a call uses them and does not end."""
+        if not self.writer.pause(_GRACE):
+            return False
+        if not self.reader.pause(_GRACE):
+            self.writer.resume(self._db)
+            return False
+        self._db.close()
+        return True
+
+    def resume(self) -> None:
+        """Open them again, in the parent."""
+        db = None
+        with contextlib.suppress(sqlite3.Error):
+            db = self._db = connect(self._place.path)
+        self.writer.resume(db)
+        self.reader.resume()
 
     def abandon(self) -> None:
         """In a child that was forked: close what keeps the parent's locks, and use nothing any more."""
-        if not self.closed:
-            self.closed = True
-            self._gate.close()
-            self._presence.abandon()
-            self._waking.abandon()
-            _abandoned.append(self)
+        self.closed = True
+        self._gate.close()
+        self._presence.abandon()
+        self._waking.abandon()
 
-    def _bury(self) -> None:
+    def _bury(self, db: sqlite3.Connection) -> None:
         """Free the locks of processes that have died, so that what they held and waited for is gone."""
-        db = self._db
         names = [name for (name,) in db.execute("SELECT DISTINCT process FROM lock")]
         dead = [name for name in names if not self._presence.lives(name)]
         if not dead:
@@ -194,14 +227,36 @@ def _leave(tx: Transaction) -> None:
         locks.release(tx, session_id, token)
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_abandoned: list[Engine] = []  # SQLite's connections are neither used nor closed in a child
+# SQLite's locks belong to a process. A child does not have them, but what it inherits of SQLite says that it
+# has: another process would take the log away while the child writes to it. So no connection is open while a
+# process forks.
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # those that have connections
+_connecting = threading.Lock()
+_paused: list[Engine] = []
+_abandoned: list[Engine] = []  # in a child: those whose connections were open all the same
 
 
-def _forked() -> None:
+def _before_fork() -> None:
+    _connecting.acquire()
+    _paused[:] = [engine for engine in list(_engines) if engine.pause()]
+
+
+def _after_in_parent() -> None:
+    for engine in _paused:
+        engine.resume()
+    _paused.clear()
+    _connecting.release()
+
+
+def _after_in_child() -> None:
     for engine in list(_engines):
+        if engine not in _paused:
+            _abandoned.append(engine)
         engine.abandon()
+    _engines.clear()
+    _paused.clear()
+    _connecting.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

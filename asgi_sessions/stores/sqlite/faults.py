@@ -9,6 +9,10 @@ from ...errors import SessionStoreError
 
 CLOSED = "the store was closed while this call waited"
 BUSY = "another program keeps the database locked, or a process was frozen in the middle of a write"
+FORKED = (
+    "this process was forked in the middle of a call that did not end, so SQLite's locks are not safe in it:"
+    " start a new process instead, or fork before the store is used"
+)
 DELETED = (
     "the database file was deleted or replaced while it was in use: put it back, or restart the app to begin"
     " a new one"
@@ -43,6 +47,13 @@ _CODES = {
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else has the database locked: the same call may succeed later."""
     return "is locked" in str(error)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a file could not grow, perhaps: a quota is an I/O error to SQLite."""
+    return isinstance(error, sqlite3.Error) and any(
+        words in str(error) for words in ("disk is full", "disk I/O error")
+    )
 
 
 def fault_of(error: Exception) -> SessionStoreError:

@@ -84,8 +84,10 @@ class Presence:
             return True
         try:
             fd = os.open(self._path(name), os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:  # no descriptor is left, for instance
+            return True
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

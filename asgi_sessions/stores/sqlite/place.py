@@ -29,7 +29,8 @@ class Place:
             raise ValueError(
                 "path names a file, for instance sessions.db; for memory: InMemorySessionStore()"
             )
-        self.path = Path(os.path.abspath(text))  # the app may change its working directory
+        # The app may change its working directory; whoever comes by a link shares the locks.
+        self.path = Path(os.path.realpath(text))
         self.folder = Path(f"{self.path}-run")
         if not self.path.parent.is_dir():
             raise ValueError(f"there is no folder {str(self.path.parent)!r} for the database: make it first")

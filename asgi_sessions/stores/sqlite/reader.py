@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -61,6 +62,20 @@ class Reader:
         self._quick.close()
         self._slow.close()
 
+    def pause(self, seconds: float) -> bool:
+        """Close the connections and read nothing; False where a query is under way for longer than that."""
+        if not self._quick.pause(seconds):
+            return False
+        if not self._slow.pause(seconds):
+            self._quick.resume()
+            return False
+        return True
+
+    def resume(self) -> None:
+        """Open them again after `pause`."""
+        self._quick.resume()
+        self._slow.resume()
+
     def _patiently(self, sql: str, values: Sequence[object]) -> Rows:
         ends = time.monotonic() + self._patience
         while True:
@@ -76,9 +91,13 @@ class _Connection:
     """A connection that is used by one thread at a time, and has no query open between two uses."""
 
     def __init__(self, path: Path) -> None:
-        self._db = connect(path)
-        self._db.execute("PRAGMA query_only = 1")
+        self._path = path
         self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._db = connect(self._path)
+        self._db.execute("PRAGMA query_only = 1")
 
     def rows(self, sql: str, values: Sequence[object]) -> Rows:
         with self._lock:
@@ -87,3 +106,16 @@ class _Connection:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+    def pause(self, seconds: float) -> bool:
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._db.close()
+        return True
+
+    def resume(self) -> None:
+        with contextlib.suppress(
+            sqlite3.Error
+        ):  # the file is gone: each query says so, and the writer sees it
+            self._open()
+        self._lock.release()

@@ -47,18 +47,23 @@ A step keeps what older releases read and write, for they go on while a deploy r
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that any thread may use, one at a time. Never makes a file, never waits for a lock."""
+def connect(path: Path, patience: float = 0.0) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time. Never makes a file.
+
+    It waits so many seconds for a lock, and blocks meanwhile.
+    """
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=rw",
-        uri=True, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256,
+        f"file:{quote(os.fsencode(path))}?mode=rw",
+        uri=True, timeout=patience, isolation_level=None, check_same_thread=False, cached_statements=256,
     )  # fmt: skip
     connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does so between transactions
     return connection
 
 
-def prepare(place: Place) -> None:
+def prepare(place: Place, patience: float) -> None:
     """See to it that the database is there and has our tables; to be called behind the gate.
+
+    A foreign program may keep the file locked for so many seconds.
 
     `SessionStoreError` for a file that is none of ours, is empty, cannot be written, or has tables of a
     newer release. It is left as it is then.
@@ -76,7 +81,7 @@ def prepare(place: Place) -> None:
                 f"{place.path} cannot be written: check its owner, its mode, and whether its file system is"
                 " mounted read-only"
             )
-        with closing(connect(place.path)) as db:
+        with closing(connect(place.path, patience)) as db:
             _migrate(db, place.path)
     except (sqlite3.Error, OSError) as error:
         raise fault_of(error) from error

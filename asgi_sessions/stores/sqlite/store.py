@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
+from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from . import housekeeping, operations, records, urls
 from .answers import Answer
 from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
-from .faults import DELETED
+from .faults import DELETED, fault_of
 from .place import Place
 from .queries import ALIVE, ids_of
 from .schema import OLDEST
@@ -84,6 +85,7 @@ class SQLiteSessionStore(SessionStore):
             self, bool
         )  # closes the engine of a store that nobody keeps
         self._opening = threading.Lock()
+        self._failure: tuple[float, SessionStoreError] | None = None  # when it could not be opened, and why
         self._pid = os.getpid()
 
     @classmethod
@@ -93,6 +95,11 @@ class SQLiteSessionStore(SessionStore):
         given = zip(("synchronous", "busy_timeout"), options, strict=True)
         named: dict[str, Any] = {name: value for name, value in given if value is not None}
         return cls(path, **named)
+
+    @property
+    def path(self) -> Path:
+        """The file, as an absolute path without links."""
+        return self._place.path
 
     def now(self) -> float:
         return self._clock()
@@ -423,7 +430,7 @@ class SQLiteSessionStore(SessionStore):
         return {
             "store_type": "sqlite",
             "default_ttl": self.default_ttl,
-            "path": str(self._place.path),
+            "path": str(self.path),
             "synchronous": self._settings.synchronous,
         }
 
@@ -432,20 +439,28 @@ class SQLiteSessionStore(SessionStore):
         return engine if engine is not None and engine.is_usable else None
 
     async def _get(self) -> Engine:
-        return await anyio.to_thread.run_sync(self._open_now)
+        return await anyio.to_thread.run_sync(self._open_now, time.monotonic())
 
-    def _open_now(self) -> Engine:
+    def _open_now(self, asked: float) -> Engine:
+        """All who ask while an attempt is under way share its outcome: nobody waits for more than one."""
         if self._pid != os.getpid():  # the lock may have been held when the process was forked
             self._opening, self._pid = threading.Lock(), os.getpid()
         with self._opening:
             engine = self._engine
             if engine is not None and engine.is_usable:
                 return engine
+            if self._failure is not None and asked < self._failure[0]:
+                raise fault_of(self._failure[1])
             if engine is not None and not engine.closed and not self._place.exists():
                 raise SessionStoreError(DELETED)
             if engine is not None:
                 engine.close()
-            self._engine = engine = Engine(self._place, self._settings)
+            try:
+                self._engine = engine = Engine(self._place, self._settings)
+            except SessionStoreError as error:
+                self._failure = time.monotonic(), fault_of(error)
+                raise
+            self._failure = None
             self._at_the_end.detach()
-            self._at_the_end = weakref.finalize(self, engine.close)
+            self._at_the_end = weakref.finalize(self, engine.close_aside)
             return engine

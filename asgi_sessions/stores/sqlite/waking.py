@@ -68,10 +68,10 @@ class Waking:
         heard: set[str] = set()
         with contextlib.suppress(OSError):
             self._socket.settimeout(seconds)
-            heard.add(self._socket.recv(_SIZE).decode())
+            heard.add(self._socket.recv(_SIZE).decode(errors="replace"))
             self._socket.setblocking(False)
             for _ in range(_EVERY):
-                heard.add(self._socket.recv(_SIZE).decode())
+                heard.add(self._socket.recv(_SIZE).decode(errors="replace"))
         heard.discard("")
         return heard
 

@@ -16,7 +16,7 @@ from ...errors import SessionStoreError
 from ..checkout import Checkout
 from . import housekeeping, locks
 from .answers import Answer, deliver
-from .faults import CLOSED, fault_of, is_busy
+from .faults import CLOSED, fault_of, is_busy, is_full
 from .gate import Gate
 from .place import Place
 from .transaction import Desk, Others, Transaction
@@ -137,6 +137,19 @@ class Writer:
             self._thread.join(self._patience + 1)
         return self._closed
 
+    # -- around a fork ------------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> bool:
+        """Leave the connection alone; False where a call is under way for longer than that."""
+        return self._turn.acquire(timeout=seconds)
+
+    def resume(self, db: sqlite3.Connection | None) -> None:
+        """Go on after `pause`, on this connection; None where the file is gone."""
+        self.lost = self.lost or db is None
+        self._db = db or self._db
+        self._is_full = None
+        self._turn.release()
+
     # -- the thread ---------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -198,7 +211,10 @@ class Writer:
             self._db.execute("COMMIT")
         except Exception as error:
             self._roll_back(tx)
-            if len(calls) > 1 and not self.lost:
+            if self._pages and is_full(error):
+                self._fold()
+                self._transact(calls, full=full)
+            elif len(calls) > 1 and not self.lost:
                 for call in calls:
                     self._transact([call], full=full)
             else:
@@ -216,8 +232,10 @@ class Writer:
             self._place.check_same()
             result = work(tx)
             self._db.execute("COMMIT")
-        except Exception:
+        except BaseException as error:
             self._roll_back(tx)
+            if not isinstance(error, Exception):  # Ctrl-C, in the main thread
+                raise
             return NotImplemented  # the thread tries again, and says what is wrong
         self._pages += 2
         self._finish(tx, [])
@@ -296,9 +314,13 @@ class Writer:
             more = bool(tidied) and tidied[-1].more
             self._tidies_at = time.monotonic() + (housekeeping.SOON if more else housekeeping.TIDY)
         if self._pages >= housekeeping.FOLD:
-            self._pages = 0
-            with contextlib.suppress(sqlite3.Error):
-                housekeeping.fold(self._db)
+            self._fold()
+
+    def _fold(self) -> None:
+        """Fold the log in. It begins anew then, and takes no more room until it is as long again."""
+        self._pages = 0
+        with contextlib.suppress(sqlite3.Error):
+            housekeeping.fold(self._db)
 
     def _refuse(self) -> None:
         """Answer what came too late."""

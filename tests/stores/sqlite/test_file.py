@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import resource
 import sqlite3
 import stat
 import threading
@@ -15,8 +17,16 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_sessions import SessionData, SessionMiddleware, SessionStoreError, SQLiteSessionStore
+from asgi_sessions import (
+    LockTimeoutError,
+    SessionData,
+    SessionMiddleware,
+    SessionStoreError,
+    SQLiteSessionStore,
+)
+from asgi_sessions.stores.checkout import Checkout, LockPolicy
 from asgi_sessions.stores.sqlite import place, schema
+from asgi_sessions.stores.sqlite.engine import Engine
 
 pytestmark = pytest.mark.anyio
 
@@ -78,6 +88,35 @@ async def test_a_relative_path_is_that_of_the_beginning(
     await store.set("s", new())
     await store.aclose()
     assert (tmp_path / "sessions.db").exists()
+
+
+async def test_links_lead_to_one_database(tmp_path: Path) -> None:
+    """A release's folder may have a link to the file: its locks and its log count."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "link.db").symlink_to("shared/sessions.db")
+    (tmp_path / "current").symlink_to("shared")
+    paths = [tmp_path / "link.db", tmp_path / "current/sessions.db", tmp_path / "shared/sessions.db"]
+    stores = [SQLiteSessionStore(path) for path in paths]
+    for number, store in enumerate(stores):
+        await store.set(f"s{number}", new(f"s{number}"))
+    assert await stores[0].list_active() == ["s0", "s1", "s2"]
+    taken = await stores[0].checkout("s0", LockPolicy(), None)
+    assert isinstance(taken, Checkout)
+    for store in stores[1:]:
+        with pytest.raises(LockTimeoutError):
+            await store.checkout("s0", LockPolicy(wait=0.2), None)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["current", "link.db", "shared"]
+    for store in stores:
+        await store.aclose()
+
+
+async def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Nor is a path that begins with two slashes a host's."""
+    for path in (os.fsencode(tmp_path) + b"/\xff.db", b"/" + os.fsencode(tmp_path) + b"/sessions.db"):
+        store = SQLiteSessionStore(os.fsdecode(path))
+        await store.set("s", new())
+        assert await store.exists("s")
+        await store.aclose()
 
 
 async def test_many_open_it_at_once(path: Path) -> None:
@@ -340,6 +379,35 @@ async def test_a_foreign_program_locks_it(path: Path, synchronous: Any) -> None:
         await impatient.aclose()
 
 
+async def test_many_calls_while_it_cannot_be_opened(
+    path: Path, store: SQLiteSessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share one attempt: one after the other they would wait for minutes, each in a thread."""
+    await store.open()
+    attempts: list[object] = []
+
+    def attempt(*arguments: Any) -> Engine:
+        attempts.append(arguments)
+        return Engine(*arguments)
+
+    monkeypatch.setattr("asgi_sessions.stores.sqlite.store.Engine", attempt)
+    gate = os.open(f"{path}-run/gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)  # somebody is frozen behind it
+    impatient = SQLiteSessionStore(path, busy_timeout=0.5)
+
+    async def refused() -> None:
+        with pytest.raises(SessionStoreError, match="was frozen in the middle of a write"):
+            await impatient.get("s")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(refused)
+    os.close(gate)
+    assert len(attempts) == 1
+    assert await impatient.get("s") is None
+    await impatient.aclose()
+
+
 async def test_a_full_disk(path: Path, store: SQLiteSessionStore) -> None:
     """The change is refused, what is stored stays readable, and all is well when there is room again."""
     big = SessionData(session_id="big", metadata={"x": "y" * 200_000})
@@ -358,6 +426,24 @@ async def test_a_full_disk(path: Path, store: SQLiteSessionStore) -> None:
     assert await store.delete("a")
     engine._db.execute("PRAGMA max_page_count = 1000000")
     assert await store.set("big", big)
+
+
+async def test_a_full_disk_has_room_for_what_changes(path: Path, store: SQLiteSessionStore) -> None:
+    """Sessions that are there change and end all the same: the log begins anew where it cannot grow."""
+    data = SessionData(session_id="s", metadata={"x": "y" * 3000})
+    records = {f"s{n}": data.model_copy(update={"session_id": f"s{n}"}) for n in range(100)}
+    await store.set_batch(records)
+    await store.aclose()
+    await store.open()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        for _ in range(3):
+            for session_id, record in records.items():
+                assert await store.set(session_id, record)
+        assert all((await store.delete_batch(records)).values())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 async def test_large_records(store: SQLiteSessionStore) -> None:
@@ -454,7 +540,7 @@ def test_it_is_made_whole_or_not_at_all(path: Path) -> None:
     for left in (new, Path(f"{new}-wal"), Path(f"{path}-wal")):
         left.write_bytes(b"something")
     where = place.Place(path)
-    done = threading.Thread(target=schema.prepare, args=(where,))
+    done = threading.Thread(target=schema.prepare, args=(where, 1.0))
     done.start()
     done.join()
     with closing(sqlite3.connect(path)) as db:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
+import signal
 import sqlite3
 import threading
 import weakref
@@ -32,6 +34,7 @@ from asgi_sessions import (
     SQLiteSessionStore,
 )
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
+from asgi_sessions.stores.sqlite import gate
 
 _HOUR = Lifetime(absolute=3600)
 LOCK = LockPolicy(timeout=60, wait=15, max_hold=60)
@@ -68,6 +71,13 @@ def run_each(*jobs: Callable[[], object]) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def until_closed() -> None:
+    """What closes stores that nobody keeps has done so."""
+    for each in threading.enumerate():
+        if each.name == "asgi_sessions-sqlite-close":
+            each.join()
 
 
 def threads() -> int:
@@ -140,13 +150,28 @@ def test_a_lifespan_fails_with_the_reason(path: Path) -> None:
 def test_a_store_that_nobody_keeps_closes_itself(path: Path) -> None:
     """Threads, files and the lock of its process go with it."""
     gc.collect()
+    until_closed()
     before = threads()
     store = SQLiteSessionStore(path)
     asyncio.run(store.set("s", new()))
     assert threads() == before + 2
     del store
     gc.collect()
+    until_closed()
     assert threads() == before
+    assert [each.name for each in Path(f"{path}-run").iterdir()] == ["gate"]
+
+
+def test_garbage_that_is_found_behind_the_gate(path: Path) -> None:
+    """Whoever finds it cannot wait for a store that has to pass the gate as well: it closes later."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+    found = gate.Gate(Path(f"{path}-run"))
+    with found:
+        del store
+        gc.collect()
+    found.close()
+    until_closed()
     assert [each.name for each in Path(f"{path}-run").iterdir()] == ["gate"]
 
 
@@ -197,6 +222,23 @@ async def test_a_waiter_is_told_that_the_store_was_closed(store: SQLiteSessionSt
             await anyio.sleep(0.1)
             await store.aclose()
     assert failed == ["the store was closed while this call waited"]
+
+
+@pytest.mark.anyio
+async def test_who_cannot_look_takes_nobody_for_dead(
+    store: SQLiteSessionStore, other: SQLiteSessionStore
+) -> None:
+    """A process that has no file descriptor left would take all locks away."""
+    engine, neighbour = await store._get(), await other._get()
+    name = neighbour._presence.name
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert engine._presence.lives(name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await other.aclose()
+    assert not engine._presence.lives(name)
 
 
 # --- forks -----------------------------------------------------------------------------------------------
@@ -263,6 +305,55 @@ def test_a_child_keeps_none_of_its_parents_locks(path: Path) -> None:
         os.close(end)
     assert os.waitpid(child, 0)[1] == 0
     del taken
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_parent_that_ends_takes_nothing_from_its_child(path: Path) -> None:
+    """What a child is told is stored lies in the file, though its parent has closed the file meanwhile."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+    (said, says), (heard, hears) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(hears)
+
+        async def write() -> None:
+            await store.set("before", new("before"))
+            os.write(says, b"1")
+            os.read(heard, 1)  # until the parent has closed it
+            await store.set("after", new("after"))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(write())
+    os.read(said, 1)
+    asyncio.run(store.set("parent", new("parent")))
+    asyncio.run(store.aclose())
+    os.write(hears, b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    for end in (said, says, heard, hears):
+        os.close(end)
+    assert asyncio.run(store.list_active()) == ["after", "before", "parent", "s"]
+    asyncio.run(store.aclose())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_call(path: Path) -> None:
+    """A child whose locks would not be safe says so; the parent goes on."""
+    store = SQLiteSessionStore(path)
+    asyncio.run(store.set("s", new()))
+
+    async def refused() -> None:
+        for call in (store.get, store.exists, store.delete):
+            with pytest.raises(SessionStoreError, match="was forked in the middle of a call"):
+                await call("s")
+
+    engine = store._engine
+    assert engine is not None
+    with engine.reader._slow._lock:  # a query that takes long
+        assert in_a_child(refused) == 0
+    assert asyncio.run(store.delete("s"))
+    assert in_a_child(partial(count, store, "t", 1)) == 0
+    asyncio.run(store.aclose())
 
 
 def test_engines_that_were_closed_are_kept_by_nobody(path: Path) -> None:

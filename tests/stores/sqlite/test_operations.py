@@ -19,6 +19,7 @@ from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.sqlite import operations, queries
 from asgi_sessions.stores.sqlite.columns import Columns, columns_of
+from asgi_sessions.stores.sqlite.transaction import Transaction
 from asgi_sessions.testing.rivals import keep_moving
 
 pytestmark = pytest.mark.anyio
@@ -291,6 +292,25 @@ async def test_an_unsure_commit_may_be_made_again(
         assert found is not None
         assert (found.user_id, found.message_count) == (None, 2)
         assert await store.list_for_user("ada") == []
+
+
+async def test_an_interrupt_leaves_no_transaction_open(
+    store: SQLiteSessionStore, other: SQLiteSessionStore
+) -> None:
+    """Ctrl-C may come while a task carries its call out itself; nobody else is held up by that."""
+    await store.set("s", SessionData(session_id="s"))
+    await other.open()
+
+    def interrupted(tx: Transaction) -> None:
+        tx.db.execute("DELETE FROM session")
+        raise KeyboardInterrupt
+
+    engine = await store._get()
+    with pytest.raises(KeyboardInterrupt):
+        await engine.perform(interrupted, durable=False)
+    assert not engine._db.in_transaction
+    assert await other.set("t", SessionData(session_id="t"))
+    assert await store.list_active() == ["s", "t"]
 
 
 async def test_one_call_that_fails_takes_no_other_with_it(store: SQLiteSessionStore) -> None:

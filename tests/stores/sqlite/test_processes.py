@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -56,6 +58,41 @@ async def test_a_lock_is_handed_from_process_to_process(
         found = await store.get("s")
         assert found is not None
         assert found.message_count == count
+
+
+async def test_a_start_while_a_foreign_program_writes(
+    path: Path, store: SQLiteSessionStore, other: SQLiteSessionStore, start: Callable[..., Process]
+) -> None:
+    """A worker that starts waits for it, also where it has to clear away what the dead have left."""
+    await store.set("s", SessionData(session_id="s"))
+    await store.aclose()
+    process = start()
+    assert process.ask("take", "s")
+    process.kill()
+    with closing(sqlite3.connect(path, isolation_level=None)) as tool:
+        tool.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.open)
+            await anyio.sleep(0.3)
+            tool.execute("COMMIT")
+    await take(other, "s")
+
+
+async def test_a_message_of_no_sense(
+    store: SQLiteSessionStore, other: SQLiteSessionStore, path: Path
+) -> None:
+    """It may be cut off or a foreign program's: who listens goes on listening."""
+    await store.set("s", SessionData(session_id="s"))
+    taken = await take(store, "s")
+    await other.open()
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
+        for each in Path(f"{path}-run").glob("*.sock"):
+            for message in (b"\xff\xfe", b"nobody's", b"x" * 4000):
+                sender.sendto(message, str(each))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take, other, "s")
+        await until_queued(store)
+        await store.release(taken)
 
 
 async def test_a_killed_holder_holds_nothing(
