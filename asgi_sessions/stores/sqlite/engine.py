@@ -101,6 +101,11 @@ class Engine:
         """Whether calls can succeed: it is open, in this process, and the file is still there."""
         return not self.closed and not self.writer.lost
 
+    def require_room(self) -> None:
+        """`SessionStoreError` where nobody would get to what is asked next."""
+        if self.writer.is_overrun:
+            raise SessionStoreError(BUSY)
+
     async def perform(
         self,
         work: Work,

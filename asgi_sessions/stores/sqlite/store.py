@@ -112,6 +112,7 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         if lock is None:
             return await self._load(engine, session_id, lifetime)
+        engine.require_room()
         moment = self._settings.moments()
         waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), route())
         began = time.monotonic()

@@ -23,6 +23,7 @@ from .transaction import Desk, Others, Transaction
 
 Work = Callable[[Transaction], Any]
 
+MOST_WAITING = 10_000  # calls
 _MOST = 256  # calls in one transaction
 _PAUSE = 0.005  # seconds until a database that a foreign program has locked is asked again
 
@@ -111,6 +112,11 @@ class Writer:
             self._bell.put(None)
         if self._closed:
             self._refuse()
+
+    @property
+    def is_overrun(self) -> bool:
+        """Whether so many calls wait that one more would only take memory."""
+        return len(self._calls) >= MOST_WAITING
 
     def run_alone(self, work: Work) -> Any:
         """The result of a call that is not synced, or `NotImplemented` where others are at work.

@@ -34,7 +34,7 @@ from asgi_sessions import (
     SQLiteSessionStore,
 )
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Outcome
-from asgi_sessions.stores.sqlite import gate
+from asgi_sessions.stores.sqlite import gate, writer
 
 _HOUR = Lifetime(absolute=3600)
 LOCK = LockPolicy(timeout=60, wait=15, max_hold=60)
@@ -366,3 +366,30 @@ def test_engines_that_were_closed_are_kept_by_nobody(path: Path) -> None:
         asyncio.run(store.aclose())
     gc.collect()
     assert [engine() for engine in engines] == [None] * 3
+
+
+@pytest.mark.anyio
+async def test_who_comes_while_the_writers_stand_still_takes_no_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is frozen in a transaction holds them up. Beyond a bound requests are refused."""
+    monkeypatch.setattr(writer, "MOST_WAITING", 20)
+    store = SQLiteSessionStore(path, busy_timeout=0.05)
+    data = SessionData(session_id="s" * 32)
+    await store.set(data.session_id, data)
+    engine = store._engine
+    assert engine is not None
+    assert engine.writer.pause(5)
+    try:
+        for _ in range(3):
+            outcomes = await asyncio.gather(
+                *[store.checkout(data.session_id, LockPolicy(), None) for _ in range(20)],
+                return_exceptions=True,
+            )
+            assert {type(each) for each in outcomes} == {SessionStoreError}
+        assert len(engine.writer._calls) <= 40  # those that waited, and a release for each
+    finally:
+        engine.writer.resume(engine._db)
+    await store.set(data.session_id, data)  # comes after all that waited
+    assert isinstance(await store.checkout(data.session_id, LockPolicy(), None), Checkout)
+    await store.aclose()
