@@ -18,9 +18,17 @@ def asyncio_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def cancellations(task: asyncio.Task[Any]) -> int | None:
-    """How often the task was asked to end and has not taken it back; None before Python 3.11."""
-    return task.cancelling() if sys.version_info >= (3, 11) else None
+if sys.version_info >= (3, 11):
+
+    def cancellations(task: asyncio.Task[Any]) -> int | None:
+        """How often the task was asked to end and has not taken it back; None before Python 3.11."""
+        return task.cancelling()
+
+else:
+
+    def cancellations(task: asyncio.Task[Any]) -> int | None:
+        """None: this is not counted."""
+        return None
 
 
 def take_back_cancellation(task: asyncio.Task[Any]) -> None:

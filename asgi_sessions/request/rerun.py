@@ -21,6 +21,7 @@ GRACE = 5.0
 _OF_THE_REQUEST = ("headers", "state", "extensions", "path_params")
 """What apps change in place in a scope. Anything else in it may be shared with other requests."""
 
+_CHANGEABLE = frozenset({dict, list})
 _logger = logging.getLogger("asgi_sessions")
 _ENDS_ALL = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
@@ -39,8 +40,8 @@ class Rerun:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._saved = dict(scope)
-        within = [scope[name] for name in _OF_THE_REQUEST if type(scope.get(name)) in (dict, list)]
-        self._saved_within = [(value, value.copy()) for value in within]
+        within: list[Any] = [scope.get(name) for name in _OF_THE_REQUEST]
+        self._saved_within = [(value, value.copy()) for value in within if type(value) in _CHANGEABLE]
         self._context = copy_context()
         self._receive = receive
         self._incoming: Incoming | None = None  # where the app has asked for a message

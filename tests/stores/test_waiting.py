@@ -20,8 +20,12 @@ from asgi_sessions.stores.local import LocalLocks
 pytestmark = pytest.mark.anyio
 
 MANY = 500
-MOST = 2048 if sys.version_info >= (3, 11) else 3072  # bytes; in Python 3.10 each frame is an object too
 POLICY = LockPolicy(wait=60, max_waiters=MANY)
+
+
+def most() -> int:
+    """Bytes of one that waits, beyond its task. Python 3.10 and tracers make an object of each frame."""
+    return 2048 if sys.version_info >= (3, 11) and sys.gettrace() is None else 3072
 
 
 @contextmanager
@@ -77,7 +81,7 @@ async def test_a_waiter_for_a_local_lock_is_small() -> None:
     """At most 2 KiB, so that 1,024 of them take 2 MB."""
     locks = LocalLocks()
     assert locks.try_acquire("s", POLICY) is not None
-    assert await beyond_its_task(lambda: locks.acquire("s", POLICY)) <= MOST
+    assert await beyond_its_task(lambda: locks.acquire("s", POLICY)) <= most()
 
 
 @pytest.mark.parametrize("kind", ["memory", "Redis"])
@@ -87,7 +91,7 @@ async def test_a_waiting_checkout_is_small(kind: str, redis_url: str) -> None:
     await store.set("s", SessionData(session_id="s"))
     held = await store.checkout("s", POLICY, None)
     assert isinstance(held, Checkout)
-    assert await beyond_its_task(lambda: store.checkout("s", POLICY, None)) <= MOST
+    assert await beyond_its_task(lambda: store.checkout("s", POLICY, None)) <= most()
     await store.release(held)
     await store.aclose()
 

@@ -79,16 +79,17 @@ async def test_a_start_while_a_foreign_program_writes(
 
 
 async def test_a_message_of_no_sense(
-    store: SQLiteSessionStore, other: SQLiteSessionStore, path: Path
+    store: SQLiteSessionStore, other: SQLiteSessionStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be cut off or a foreign program's: who listens goes on listening."""
+    monkeypatch.chdir(path.parent)  # the names of sockets have to be short
     await store.set("s", SessionData(session_id="s"))
     taken = await take(store, "s")
     await other.open()
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
         for each in Path(f"{path}-run").glob("*.sock"):
             for message in (b"\xff\xfe", b"nobody's", b"x" * 4000):
-                sender.sendto(message, str(each))
+                sender.sendto(message, str(each.relative_to(path.parent)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(take, other, "s")
         await until_queued(store)
