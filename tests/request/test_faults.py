@@ -266,7 +266,7 @@ async def test_a_refused_commit_is_answered_409(
 async def test_a_lease_that_passed_to_another_is_lost(site: Site, browser: Browser) -> None:
     """Who held the lock too long is refused, and the one who has it now is not disturbed."""
     await browser.begin(n=0)
-    statuses: list[int] = []
+    statuses: dict[str, int] = {}
 
     async def next_one(session: Session) -> None:
         group.start_soon(second)
@@ -281,12 +281,12 @@ async def test_a_lease_that_passed_to_another_is_lost(site: Site, browser: Brows
         session["n"] += 1
 
     async def second() -> None:
-        statuses.append((await browser.twin().open(page(slow))).status)
+        statuses["the next"] = (await browser.twin().open(page(slow))).status
 
     first_done = anyio.Event()
     async with anyio.create_task_group() as group:
-        statuses.append((await browser.open(page(next_one))).status)
-    assert statuses == [409, 200]
+        statuses["too long"] = (await browser.open(page(next_one))).status
+    assert statuses == {"too long": 409, "the next": 200}
     assert await browser.stored() == {"n": 1}
     assert site.locks == 0
 
