@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,16 @@ import hypothesis
 import pytest
 from asgi import FileStore, PrimitiveStore, Shop, Site
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis_server import RedisServer
 
-from asgi_sessions import InMemorySessionStore, SessionData, SessionStore
+from asgi_sessions import (
+    InMemorySessionStore,
+    RedisSessionStore,
+    SessionData,
+    SessionStore,
+    SQLiteSessionStore,
+)
 from asgi_sessions.stores.redis.commands import scripts
 from asgi_sessions.stores.redis.connection import seam
 from asgi_sessions.stores.redis.connection.script import Script
@@ -120,3 +127,24 @@ def own_redis() -> Iterator[RedisServer]:
     """A server that this test may kill, freeze or configure."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionStore]:
+    """Each store of ours, for tests that have none of their own."""
+    store: SessionStore
+    if request.param == "memory":
+        store = InMemorySessionStore()
+    elif request.param == "sqlite":
+        store = SQLiteSessionStore(tmp_path / "sessions.db")
+    else:
+        store = RedisSessionStore(request.getfixturevalue("redis_url"))
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def raw(redis_url: str) -> AsyncIterator[AsyncRedis]:
+    """A client that looks at the shared server, as texts."""
+    async with AsyncRedis.from_url(redis_url, decode_responses=True) as client:
+        yield client

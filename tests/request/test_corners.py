@@ -96,12 +96,6 @@ async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
     await store.aclose()
 
 
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
 @pytest.mark.parametrize("ticks", range(6))
 async def test_a_create_cancelled_at_any_moment_leaves_no_lock(
     store: RedisSessionStore, raw: Redis, ticks: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from asgi_sessions import (
     SessionData,
     SessionMiddleware,
     SessionStore,
-    SQLiteSessionStore,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 from asgi_sessions.client.cookie import SessionCookie
@@ -45,19 +44,6 @@ CLIENT_HASH = Fingerprint().hash(CLIENT[0], FIREFOX)
 
 class Crash(Exception):  # noqa: N818  # it is none of the app's design
     """What the app fails with."""
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionStore]:
-    store: SessionStore
-    if request.param == "memory":
-        store = InMemorySessionStore()
-    elif request.param == "sqlite":
-        store = SQLiteSessionStore(tmp_path / "sessions.db")
-    else:
-        store = RedisSessionStore(request.getfixturevalue("redis_url"))
-    yield store
-    await store.aclose()
 
 
 def crash(session: Session) -> None:

@@ -45,12 +45,6 @@ _INDEX = "session:user:ada"
 
 
 @pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
-
-
-@pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisSessionStore]:
     store = RedisSessionStore(redis_url)
     yield store

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 from asgi import Browser, Site, page
 
 from asgi_sessions import (
-    InMemorySessionStore,
-    RedisSessionStore,
     SessionMiddleware,
     SessionStore,
-    SQLiteSessionStore,
 )
 from asgi_sessions.asgi import ASGIApp
 
@@ -36,19 +30,6 @@ USERS = [
     "🙂",
     "x" * 255,
 ]
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionStore]:
-    store: SessionStore
-    if request.param == "memory":
-        store = InMemorySessionStore()
-    elif request.param == "sqlite":
-        store = SQLiteSessionStore(tmp_path / "sessions.db")
-    else:
-        store = RedisSessionStore(request.getfixturevalue("redis_url"))
-    yield store
-    await store.aclose()
 
 
 def signing_in(user: str) -> ASGIApp:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from redis.asyncio import Redis
 
 from asgi_sessions import RedisSessionStore
 
@@ -31,9 +30,3 @@ async def third(redis_url: str) -> AsyncIterator[RedisSessionStore]:
     store = RedisSessionStore(redis_url)
     yield store
     await store.aclose()
-
-
-@pytest.fixture
-async def raw(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url, decode_responses=True) as client:
-        yield client
