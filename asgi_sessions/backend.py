@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable
 from contextvars import Context
 from typing import Any
 
@@ -18,23 +19,37 @@ def asyncio_task() -> asyncio.Task[Any] | None:
         return None
 
 
-if sys.version_info >= (3, 11):
+class Cancellation:
+    """Cancels a task once. What others cancel meanwhile is told from it."""
 
-    def cancellations(task: asyncio.Task[Any]) -> int | None:
-        """How often the task was asked to end and has not taken it back; None before Python 3.11."""
-        return task.cancelling()
+    __slots__ = ("_before", "is_done", "task")
 
-else:
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.is_done = False
+        self._before = _cancellations(task)
 
-    def cancellations(task: asyncio.Task[Any]) -> int | None:
-        """None: this is not counted."""
-        return None
+    def cancel(self) -> None:
+        """Cancel the task."""
+        self.is_done = True
+        self.task.cancel()
+
+    def is_by_others(self, error: BaseException) -> bool:
+        """Whether others are cancelling the task, which this error has reached. Ask before `is_over`."""
+        now = _cancellations(self.task)
+        if now is None or self._before is None:
+            return isinstance(error, asyncio.CancelledError) and not self.is_done
+        return now - self.is_done > self._before
+
+    def is_over(self) -> None:
+        """It has done its work: the task is not being cancelled by it any more."""
+        if self.is_done and sys.version_info >= (3, 11):
+            self.task.uncancel()
 
 
-def take_back_cancellation(task: asyncio.Task[Any]) -> None:
-    """Undo the count of one `cancel` that has done its work."""
-    if sys.version_info >= (3, 11):
-        task.uncancel()
+def _cancellations(task: asyncio.Task[Any]) -> int | None:
+    """How often the task was asked to end and has not taken it back; None before Python 3.11."""
+    return task.cancelling() if sys.version_info >= (3, 11) else None
 
 
 _EMPTY = Context()  # for timers: a loop keeps a cancelled one for a while, and with it what its context holds
@@ -43,11 +58,12 @@ _EMPTY = Context()  # for timers: a loop keeps a cancelled one for a while, and 
 class Wake:
     """Wakes the one task that waits for it. It is small, because a thousand may wait."""
 
-    __slots__ = ("_waiting", "is_set")
+    __slots__ = ("_timer", "_waiting", "is_set")
 
     def __init__(self) -> None:
         self.is_set = False
         self._waiting: asyncio.Future[None] | anyio.Event | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def set(self) -> None:
         """Wake the task, or keep it from waiting."""
@@ -59,25 +75,34 @@ class Wake:
 
     async def wait(self, seconds: float) -> None:
         """Return when it is set, or after so many seconds."""
-        if self.is_set:
-            return
+        try:
+            await self.begin(seconds)
+        finally:
+            self.end()
+
+    def begin(self, seconds: float) -> Awaitable[None]:
+        """The same without a coroutine of its own: await what this gives, and call `end` whatever comes."""
         if asyncio_task() is None:
-            await self._wait_on_trio(seconds)
-            return
+            return self._wait_on_trio(seconds)
         loop = asyncio.get_running_loop()
         future = self._waiting = loop.create_future()
-        timer = loop.call_later(seconds, _end, future, context=_EMPTY)
-        try:
-            await future
-        finally:
-            timer.cancel()
-            self._waiting = None
+        if self.is_set:
+            future.set_result(None)
+        else:
+            self._timer = loop.call_later(seconds, _end, future, context=_EMPTY)
+        return future
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting = self._timer = None
 
     async def _wait_on_trio(self, seconds: float) -> None:
-        event = self._waiting = anyio.Event()
-        with anyio.move_on_after(seconds):
-            await event.wait()
-        self._waiting = None
+        if not self.is_set:
+            event = self._waiting = anyio.Event()
+            with anyio.move_on_after(seconds):
+                await event.wait()
 
 
 def _end(future: asyncio.Future[None]) -> None:

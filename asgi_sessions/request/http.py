@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeGuard, TypeVar
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from ..asgi import Message
 from ..client.headers import ByName
@@ -84,7 +84,7 @@ class HTTPRequest(UnitOfWork):
                 return
             self._raise_failure()
             self.start, self.answer = message, _HELD
-            if self.rerun is not None or not self._ends_at_once(message):
+            if not self._ends_at_once(message):
                 await self._store(last=False)
             return
         if kind in _BODY:
@@ -96,13 +96,13 @@ class HTTPRequest(UnitOfWork):
             self._raise_failure()
         await self.to_client(message)
 
-    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+    def wait_with_client(self, turn: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Wait for the lock before the app is called, no longer than the client stays."""
         if self.is_opened:
-            return await turn()
+            return turn
         incoming = self.incoming = Incoming(self.receive)
-        self.receive = incoming.reader()
-        return await incoming.wait(turn)
+        self.receive = incoming.receive
+        return incoming.wait(turn)
 
     async def close(self) -> None:
         """As for any unit; nobody reads any more."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
 from ..asgi import Message, Receive
-from ..backend import asyncio_task
+from ..backend import Cancellation, asyncio_task
 from ..errors import ClientGoneError
 
 MAX_BODY = 64 * 1024
@@ -33,14 +33,24 @@ class Incoming:
     that is under way is never cancelled, for its message would be lost: the next reader waits for it.
     """
 
+    __slots__ = ("_ahead", "_first", "_kept", "_leaving", "_receive", "_size", "_timer", "_turn", "is_whole")
+
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._first: Receive | None = None  # made when the app asks
         self._kept: list[Message] = []
         self._size = 0
-        self._ahead: asyncio.Task[None] | None = None  # reads while the request waits
-        self._is_watching = False
+        self._ahead: asyncio.Task[Message] | None = None  # a question that is asked while the request waits
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving: Cancellation | anyio.CancelScope | None = None  # ends the wait when the client goes
         self._turn: anyio.Lock | None = None
         self.is_whole = True  # everything that came was kept
+
+    async def receive(self) -> Message:
+        """What a request that had to wait calls `receive`."""
+        if self._first is None:
+            self._first = self.reader()
+        return await self._first()
 
     def reader(self, refuse: Callable[[], None] = _never) -> Receive:
         """What a run of the app calls `receive`, from the first message on; `refuse` may end it."""
@@ -58,7 +68,7 @@ class Incoming:
                 await self._end_of_reading_ahead(played)
                 is_next = played == len(self._kept)
                 if is_next:
-                    await self._read()
+                    self._keep(await self._receive())
                 refuse()  # the message is left to the next run
                 message = self._kept[played]
                 if is_next and not self.is_whole:
@@ -71,8 +81,7 @@ class Incoming:
 
         return receive
 
-    async def _read(self) -> Message:
-        message = await self._receive()
+    def _keep(self, message: Message) -> Message:
         self._kept.append(message)
         self._size += len(message.get("body", b""))
         self.is_whole = self.is_whole and self._size <= MAX_BODY and len(self._kept) <= _MOST_KEPT
@@ -80,30 +89,37 @@ class Incoming:
 
     # -- while the request waits ------------------------------------------------------------------------
 
-    async def wait(self, turn: Callable[[], Awaitable[T]]) -> T:
+    async def wait(self, turn: Coroutine[Any, Any, T]) -> T:
         """Wait for a turn, but no longer than the client stays: `ClientGoneError` once it has gone.
 
         Whoever has no client any more would make those behind it wait for nothing.
         """
-        if asyncio_task() is None:
+        task = asyncio_task()
+        if task is None:
             return await self._wait_on_trio(turn)
-        with anyio.CancelScope() as waiting:
-            stop = self._watch(waiting.cancel)
-            try:
-                return await turn()
-            finally:
-                stop()
+        leaving = Cancellation(task)
+        self._timer = task.get_loop().call_later(_LOOK_AFTER, self._look, leaving)
+        try:
+            return await turn
+        except asyncio.CancelledError as error:
+            if not leaving.is_done or leaving.is_by_others(error):
+                raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._leaving = None
+            leaving.is_over()
         raise ClientGoneError
 
-    async def _wait_on_trio(self, turn: Callable[[], Awaitable[T]]) -> T:
+    async def _wait_on_trio(self, turn: Coroutine[Any, Any, T]) -> T:
         """There no message is lost where `receive` is cancelled."""
         taken: list[T] = []
         failure: Exception | None = None
         async with anyio.create_task_group() as group:
-            self._is_watching = True
-            group.start_soon(self._read_ahead, group.cancel_scope.cancel)
+            self._leaving = group.cancel_scope
+            group.start_soon(self._ask_on_trio)
             try:
-                taken.append(await turn())
+                taken.append(await turn)
             except Exception as error:
                 failure = error
             group.cancel_scope.cancel()
@@ -111,36 +127,46 @@ class Incoming:
             return taken[0]
         raise failure or ClientGoneError
 
-    def _watch(self, gone: Callable[[], None]) -> Callable[[], None]:
-        """Call `gone` when the client has gone. Returns what ends the watch."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(_LOOK_AFTER, self._look, gone)
+    async def _ask_on_trio(self) -> None:
+        while self._leaving is not None and self._has_room():
+            self._take(await self._receive())
 
-        def stop() -> None:
-            timer.cancel()
-            self._is_watching = False
+    def _look(self, leaving: Cancellation) -> None:
+        """Watch the client. The question that is under way when the turn comes is left to the app."""
+        self._timer, self._leaving = None, leaving
+        self._ask()
 
-        return stop
+    def _ask(self) -> None:
+        """Read on. No coroutine of ours is around it: a thousand may wait."""
+        if self._leaving is not None and self._has_room():
+            self._ahead = asyncio.ensure_future(self._receive())
+            self._ahead.add_done_callback(self._came)
 
-    def _look(self, gone: Callable[[], None]) -> None:
-        self._is_watching = True
-        if self._ahead is None or self._ahead.done():
-            self._ahead = asyncio.ensure_future(self._read_ahead(gone))
+    def _came(self, asked: asyncio.Task[Message]) -> None:
+        """An answer to the question: of the event loop, or of a reader that was faster."""
+        if asked is self._ahead and not asked.cancelled() and asked.exception() is None:
+            self._ahead = None
+            self._take(asked.result())
+            self._ask()
 
-    async def _read_ahead(self, gone: Callable[[], None]) -> None:
-        while self._is_watching and self._size < MAX_BODY and len(self._kept) < _MOST:
-            message = await self._read()
-            if message["type"] == "http.disconnect":
-                if self._is_watching:
-                    gone()
-                return
+    def _take(self, message: Message) -> None:
+        """A message has come while the request waits."""
+        self._keep(message)
+        if message["type"] == "http.disconnect" and self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+
+    def _has_room(self) -> bool:
+        return self._size < MAX_BODY and len(self._kept) < _MOST
 
     async def _end_of_reading_ahead(self, played: int) -> None:
         """Wait for a message that was asked for while the request waited, if all others were played."""
-        if self._ahead is not None and played >= len(self._kept):
-            if not self._ahead.done():
-                await asyncio.wait((self._ahead,))
-            self._ahead.result()  # raises what the server raised
+        asked = self._ahead
+        if asked is not None and played >= len(self._kept):
+            if not asked.done():
+                await asyncio.wait((asked,))
+            asked.result()  # raises what the server raised
+            self._came(asked)
 
     def close(self) -> None:
         """The request is over: nobody reads any more."""

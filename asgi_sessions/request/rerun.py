@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from ..asgi import Message, Receive, Scope
-from ..backend import asyncio_task, cancellations, take_back_cancellation
+from ..backend import Cancellation, asyncio_task
 from .answers import route_of
 from .incoming import Incoming
 
@@ -47,8 +47,8 @@ class Rerun:
         self._incoming: Incoming | None = None  # where the app has asked for a message
         self._reader: Receive | None = None
         self.is_discarded = False
-        self._task = asyncio_task()
-        self._cancellations = None if self._task is None else cancellations(self._task)
+        task = asyncio_task()
+        self._end = None if task is None else Cancellation(task)
         self._timer: asyncio.TimerHandle | None = None
         self._is_cut_off = False
         self._trio_scope: anyio.CancelScope | None = None
@@ -73,21 +73,17 @@ class Rerun:
     def discard(self) -> None:
         """The first run counts for nothing any more."""
         self.is_discarded = True
-        if self._task is not None:
-            self._timer = self._task.get_loop().call_later(GRACE, self._cut_off, self._task)
+        if self._end is not None:
+            self._timer = self._end.task.get_loop().call_later(GRACE, self._end.cancel)
         elif self._trio_scope is not None:
             self._trio_scope.deadline = anyio.current_time() + GRACE
-
-    def _cut_off(self, task: asyncio.Task[Any]) -> None:
-        self._is_cut_off = True
-        task.cancel()
 
     # -- the first run ----------------------------------------------------------------------------------
 
     async def first(self, run: Awaitable[None]) -> None:
         """Run the app for the first time. What a discarded run raises is of no interest."""
         try:
-            if self._task is None:
+            if self._end is None:
                 with anyio.CancelScope() as self._trio_scope:
                     await run
                 self._is_cut_off = self._trio_scope.cancelled_caught
@@ -109,18 +105,15 @@ class Rerun:
         """The first run has ended: nothing is left to cancel."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._is_cut_off and self._task is not None:
-            take_back_cancellation(self._task)
+        if self._end is not None and self._end.is_done:
+            self._is_cut_off = True
+            self._end.is_over()
 
     def _is_cancelled(self, error: BaseException) -> bool:
         """Whether the request itself is being cancelled, not the discarded run alone."""
-        task = self._task
-        if task is None:
+        if self._end is None:
             return isinstance(error, anyio.get_cancelled_exc_class())
-        now = cancellations(task)
-        if now is None or self._cancellations is None:
-            return isinstance(error, asyncio.CancelledError) and not self._is_cut_off
-        return now - self._is_cut_off > self._cancellations
+        return self._end.is_by_others(error)
 
     # -- the second run ---------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 
@@ -164,9 +164,9 @@ class UnitOfWork:
         self.hold(why)
         self.tell(None)
 
-    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+    def wait_with_client(self, turn: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Wait for a turn; see `while_client_stays`."""
-        return await turn()
+        return turn
 
     @property
     def route(self) -> str:

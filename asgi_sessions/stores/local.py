@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -140,19 +139,37 @@ class LocalLocks:
             self._holders[session_id] = lease
         return lease[0]
 
-    async def acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
+    def acquire(self, session_id: str, policy: LockPolicy) -> Coroutine[Any, Any, tuple[str, float]]:
         """The lock's token and the seconds waited for it.
 
         `TooManyWaitersError` at once where `max_waiters` others wait; `LockTimeoutError` after `wait`.
         """
+        return while_client_stays(self._acquire(session_id, policy))
+
+    async def _acquire(self, session_id: str, policy: LockPolicy) -> tuple[str, float]:
+        """One coroutine, because a thousand may wait. Each takes the lock from a holder past its lease."""
         token = self.try_acquire(session_id, policy)
         if token is not None:
             return token, 0.0
         if len(self._queues.get(session_id, ())) >= policy.max_waiters:
             raise TooManyWaitersError(policy.max_waiters)
         waiter = self._enqueue(session_id, policy)
+        started, waited, notice = anyio.current_time(), 0.0, NOTICE_AFTER
         try:
-            waited = await while_client_stays(partial(self._turn_of, session_id, waiter, policy.wait))
+            while not waiter.woken.is_set:
+                if waited >= policy.wait:
+                    raise LockTimeoutError(waited)
+                if waited >= notice:
+                    notice = math.inf
+                    self._tell(session_id, waiter)
+                lease = max(self._holders[session_id][1] - self._clock(), 0.0) + 0.001
+                try:
+                    await waiter.woken.begin(min(lease, policy.wait - waited, notice - waited))
+                finally:
+                    waiter.woken.end()
+                waited = anyio.current_time() - started
+                if not waiter.woken.is_set:
+                    self._relieve(session_id)
         except BaseException:
             self._leave(session_id, waiter)
             raise
@@ -184,25 +201,6 @@ class LocalLocks:
         waiter = _Waiter(str(self._tokens), policy.max_hold)
         self._queues.setdefault(session_id, deque()).append(waiter)
         return waiter
-
-    async def _turn_of(self, session_id: str, waiter: _Waiter, wait: float) -> float:
-        """Wait for the lock, and take it from a holder that hangs past the end of its lease.
-
-        The seconds waited.
-        """
-        started, waited, notice = anyio.current_time(), 0.0, NOTICE_AFTER
-        while not waiter.woken.is_set:
-            if waited >= wait:
-                raise LockTimeoutError(waited)
-            if waited >= notice:
-                notice = math.inf
-                self._tell(session_id, waiter)
-            lease = max(self._holders[session_id][1] - self._clock(), 0.0) + 0.001
-            await waiter.woken.wait(min(lease, wait - waited, notice - waited))
-            waited = anyio.current_time() - started
-            if not waiter.woken.is_set:
-                self._relieve(session_id)
-        return waited
 
     def _tell(self, session_id: str, waiter: _Waiter) -> None:
         """Have the request that waits say who holds the lock."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Coroutine, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
@@ -43,7 +43,7 @@ class RunningRequest(Protocol):
         """Tell the log who holds the lock that it has waited for a second, and how many wait."""
         ...
 
-    async def wait_with_client(self, turn: Callable[[], Awaitable[T]]) -> T:
+    def wait_with_client(self, turn: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Wait for a turn; `ClientGoneError` if the request has only begun and its client goes meanwhile."""
         ...
 
@@ -57,10 +57,10 @@ def holder_of(store: object, session_id: str) -> RunningRequest | None:
     return next((each for each in reversed(running.get()) if each.holds(store, session_id)), None)
 
 
-def while_client_stays(turn: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+def while_client_stays(turn: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Wait for the lock of a session, in a request that has only begun no longer than its client stays.
 
     A store calls it where a checkout has to wait. `ClientGoneError` then, and the waiter leaves the queue.
     """
     requests = running.get()
-    return requests[-1].wait_with_client(turn) if requests else turn()
+    return requests[-1].wait_with_client(turn) if requests else turn

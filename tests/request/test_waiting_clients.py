@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from asgi import Answer, Browser, Site, chunk, page, start
+from asgi import KEY, Answer, Browser, Site, chunk, page, start
 from faults.inprocess import Process
+from memory import most
 
 from asgi_sessions import Session, SessionData
 from asgi_sessions.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +25,6 @@ from asgi_sessions.stores.contract import SessionStore
 
 pytestmark = pytest.mark.anyio
 
-KEY = "0123456789abcdef" * 4
 GONE: dict[str, Any] = {"type": "http.disconnect"}
 
 
@@ -162,6 +165,29 @@ async def test_a_client_that_has_gone_holds_nobody_up(
     assert await browser.stored() == {"n": 1}
 
 
+@pytest.mark.parametrize("goes", [False, True])
+async def test_a_cancelled_request_is_cancelled(site: Site, browser: Browser, goes: bool) -> None:
+    """Also when its client goes at the same moment; nothing of that is left in the task around it."""
+    asking = Asking(Client())
+    async with held(site.store, browser.session_id), anyio.create_task_group() as group:
+        with anyio.fail_after(5), anyio.CancelScope() as scope:
+            group.start_soon(asking.client.is_waited_for)
+
+            async def end() -> None:
+                await asking.client.is_waited_for()
+                if goes:
+                    asking.client.say(GONE)
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+
+            group.start_soon(end)
+            await asking.run(post(browser, page(count)))
+        await anyio.lowlevel.checkpoint()  # a cancellation left behind would come here
+        assert scope.cancelled_caught or goes
+    assert await browser.stored() == {"n": 0}
+    assert (await browser.open(page(count))).status == 200
+
+
 @pytest.mark.parametrize("sizes", [[0], [10, 20], [30_000] * 6, [200_000], [1] * 300], ids=lambda s: len(s))
 async def test_all_of_the_body_reaches_the_app(
     way: str, site: Site, browser: Browser, sizes: list[int]
@@ -217,3 +243,15 @@ async def test_with_redis(redis_url: str, where: str) -> None:
     assert (await process.serve(page(count), cookie, method="POST")).status == 200
     for each in {process, other}:
         await each.store.aclose()
+
+
+@pytest.mark.parametrize("kind", ["memory", "SQLite", "Redis"])
+def test_a_waiting_request_is_small(kind: str, redis_url: str, tmp_path: Path) -> None:
+    """At most 2 KiB more than one that has its lock and waits for its body, though its client is watched.
+
+    In a process of its own: what an object takes depends on what was made before.
+    """
+    urls = {"memory": "memory://", "SQLite": f"sqlite:///{tmp_path}/sessions.db", "Redis": redis_url}
+    child = [sys.executable, str(Path(__file__).parent / "many_waiters.py"), urls[kind]]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) <= most()

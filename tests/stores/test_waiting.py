@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import sys
-import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-
 import anyio
 import pytest
+from memory import MANY, beyond, forever, most
 
 from asgi_sessions import InMemorySessionStore, RedisSessionStore, SessionData, SessionStore
 from asgi_sessions.backend import Wake
@@ -19,69 +13,14 @@ from asgi_sessions.stores.local import LocalLocks
 
 pytestmark = pytest.mark.anyio
 
-MANY = 500
 POLICY = LockPolicy(wait=60, max_waiters=MANY)
-
-
-def most() -> int:
-    """Bytes of one that waits, beyond its task. Python 3.10 and tracers make an object of each frame."""
-    return 2048 if sys.version_info >= (3, 11) and sys.gettrace() is None else 3072
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    was_tracing = tracemalloc.is_tracing()
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        if not was_tracing:
-            tracemalloc.stop()
-
-
-async def bytes_of_each(step: Callable[[], Awaitable[object]]) -> float:
-    """What one task takes that waits in this step. The first time only makes what is kept for later."""
-    found = 0.0
-    for _ in range(2):
-        await settled()
-        before = tracemalloc.get_traced_memory()[0]
-        tasks = [asyncio.ensure_future(waiting(step)) for _ in range(MANY)]
-        await settled()
-        found = (tracemalloc.get_traced_memory()[0] - before) / MANY
-        assert not any(task.done() for task in tasks), "a task did not wait"
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        del tasks
-    return found
-
-
-async def waiting(step: Callable[[], Awaitable[object]]) -> None:
-    await step()
-
-
-async def settled() -> None:
-    """All that has begun waits or has ended, and what has ended is forgotten."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.05)
-    gc.collect()
-
-
-async def forever() -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-async def beyond_its_task(step: Callable[[], Awaitable[object]]) -> float:
-    with tracing():
-        return await bytes_of_each(step) - await bytes_of_each(forever)
 
 
 async def test_a_waiter_for_a_local_lock_is_small() -> None:
     """At most 2 KiB, so that 1,024 of them take 2 MB."""
     locks = LocalLocks()
     assert locks.try_acquire("s", POLICY) is not None
-    assert await beyond_its_task(lambda: locks.acquire("s", POLICY)) <= most()
+    assert await beyond(lambda: locks.acquire("s", POLICY), forever) <= most()
 
 
 @pytest.mark.parametrize("kind", ["memory", "Redis"])
@@ -91,7 +30,7 @@ async def test_a_waiting_checkout_is_small(kind: str, redis_url: str) -> None:
     await store.set("s", SessionData(session_id="s"))
     held = await store.checkout("s", POLICY, None)
     assert isinstance(held, Checkout)
-    assert await beyond_its_task(lambda: store.checkout("s", POLICY, None)) <= most()
+    assert await beyond(lambda: store.checkout("s", POLICY, None), forever) <= most()
     await store.release(held)
     await store.aclose()
 

@@ -122,7 +122,7 @@ class SQLiteSessionStore(SessionStore):
             )
             if taken is _QUEUED:
                 taken = await while_client_stays(
-                    partial(turn_of, engine.reader, waiter, began, self._settings.moments)
+                    turn_of(engine.reader, waiter, began, self._settings.moments)
                 )
         except BaseException:
             engine.release(session_id, waiter.token)

@@ -69,7 +69,7 @@ class Locks:
         queue, started = self._queues.get(keys.record), self._loop.time()
         if queue is None:
             return self._acquire_first(keys, timing, started)
-        return while_client_stays(partial(self._acquire_behind, keys, timing, queue, started, arrived))
+        return while_client_stays(self._acquire_behind(keys, timing, queue, started, arrived))
 
     async def _acquire_first(self, keys: Keys, timing: LockTiming, started: float) -> Acquired | bytes:
         commands, token = self._commands, new_token()
@@ -98,9 +98,7 @@ class Locks:
     ) -> Acquired | bytes:
         """Wait in Redis for a lock that somebody elsewhere has."""
         queue.found_taken(token)
-        return await while_client_stays(
-            partial(self._ask, keys, timing, queue, token, who_is_here(), started)
-        )
+        return await while_client_stays(self._ask(keys, timing, queue, token, who_is_here(), started))
 
     def found_taken(self, keys: Keys) -> None:
         """A commit without the lock found that somebody holds it: who wants it next queues at once."""
