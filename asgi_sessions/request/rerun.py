@@ -40,8 +40,9 @@ class Rerun:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._saved = dict(scope)
-        within: list[Any] = [scope.get(name) for name in _OF_THE_REQUEST]
-        self._saved_within = [(value, value.copy()) for value in within if type(value) in _CHANGEABLE]
+        self._saved_within: list[tuple[Any, Any]] = [
+            (value, value.copy()) for name in _OF_THE_REQUEST if type(value := scope.get(name)) in _CHANGEABLE
+        ]
         self._context = copy_context()
         self._receive = receive
         self._incoming: Incoming | None = None  # where the app has asked for a message
