@@ -40,7 +40,8 @@ class Rerun:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._saved = dict(scope)
-        self._saved_within: list[tuple[Any, Any]] = [
+        value: Any
+        self._saved_within = [
             (value, value.copy()) for name in _OF_THE_REQUEST if type(value := scope.get(name)) in _CHANGEABLE
         ]
         self._context = copy_context()
