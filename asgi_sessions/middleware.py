@@ -27,6 +27,7 @@ from .record.model import SessionData
 from .request.answers import Answers
 from .request.http import HTTPRequest, runs_without_lock
 from .request.rerun import Rerun
+from .request.running import Running
 from .request.settings import Settings
 from .request.unit import UnitOfWork
 from .request.websocket import WebSocket
@@ -143,7 +144,7 @@ class SessionMiddleware:
     async def _run(self, unit: HTTPRequest | WebSocket, *, read_only: bool = False) -> None:
         """Load the session, run the app with it, store what the app changed."""
         scope = unit.scope
-        current = running.set((*running.get(), unit))
+        current = running.set((*running.get(), Running(unit)))
         try:
             await unit.open(read_only=read_only, passive=self._passive is not None and self._passive(scope))
             scope["session"] = unit.session

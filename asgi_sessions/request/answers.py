@@ -122,6 +122,15 @@ async def no_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
+async def say_nothing() -> Message:
+    """What stands for the `receive` of a request that is over."""
+    return {"type": "http.disconnect"}
+
+
+async def hear_nothing(message: Message) -> None:
+    """What stands for its `send`."""
+
+
 def route_of(scope: Scope) -> str:
     """Method and path, as the app declared it where its framework says so: it may hold what is private."""
     template = getattr(scope.get("route"), "path", None)

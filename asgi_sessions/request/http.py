@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeGuard, TypeVar
+from typing import NoReturn, TypeGuard
 
 from ..asgi import Message
 from ..client.headers import ByName
@@ -12,7 +11,7 @@ from ..observation.events import RUN_TWICE
 from ..session.changes import Change
 from ..stores.checkout import Checkout, Outcome, raise_for
 from .answers import no_body, route_of, status_of
-from .incoming import MAX_BODY, Incoming
+from .incoming import MAX_BODY
 from .replacement import take_replaced
 from .response import explain, fail, send_start
 from .state import DISCARDED
@@ -55,8 +54,6 @@ _TRANSACT = (
     " change it in `async with session.transaction()`, or by a method that takes the lock, such as POST"
 )
 
-T = TypeVar("T")
-
 _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.response.pathsend"})
 
 
@@ -68,7 +65,6 @@ class HTTPRequest(UnitOfWork):
     failure: Exception | None = None
     releases_early = False  # a stream lets the lock go at its start, whatever it has changed
     is_let_go = False  # the session, when the answer started
-    incoming: Incoming | None = None  # where the request had to wait for the lock
 
     async def send(self, message: Message) -> None:
         """What the app calls `send`."""
@@ -95,20 +91,6 @@ class HTTPRequest(UnitOfWork):
                 self._refuse_late_change()
             self._raise_failure()
         await self.to_client(message)
-
-    def wait_with_client(self, turn: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Wait for the lock before the app is called, no longer than the client stays."""
-        if self.is_opened:
-            return turn
-        incoming = self.incoming = Incoming(self.receive)
-        self.receive = incoming.receive
-        return incoming.wait(turn)
-
-    async def close(self) -> None:
-        """As for any unit; nobody reads any more."""
-        if self.incoming is not None:
-            self.incoming.close()
-        await super().close()
 
     async def finish(self) -> None:
         """The app has returned: a start without a body still goes out, and a swallowed failure rises."""
@@ -177,7 +159,9 @@ class HTTPRequest(UnitOfWork):
             take_replaced(self.scope, session)
             release = last or self.settings.early_release or self.releases_early or not session.accessed
             if session.accessed or isinstance(self.record, Checkout):
-                outcome = await self.store_changes(release=release, release_unchanged=not self.is_versioned)
+                outcome = await self.store_changes(
+                    release=release, release_unchanged=self.settings.lock is not None
+                )
                 if outcome is not _STORED:
                     raise_for(outcome)
         except Exception as error:
@@ -185,7 +169,7 @@ class HTTPRequest(UnitOfWork):
                 self.answer, self.start = _FAILED, None
             self.failure = error
             raise
-        if self.is_open and (release or not self.keeps_record):
+        if self.is_open and (release or not self._can_store_later()):
             self.end()
         if start is not None:
             self.is_let_go = not self.is_open
@@ -199,6 +183,11 @@ class HTTPRequest(UnitOfWork):
 
     def _may_have_changed(self) -> bool:
         return self.is_open or self.scope.get("session") is not self.session
+
+    def _can_store_later(self) -> bool:
+        """Whether later changes of this request can still be stored: there is a record to commit to."""
+        taken = self.record
+        return isinstance(taken, Checkout) and (taken.token is not None or self.settings.lock is None)
 
     def _ends_at_once(self, start: Message) -> bool:
         """Whether the body is of known length: its first message may be the last, and one trip may do."""

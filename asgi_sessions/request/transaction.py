@@ -1,132 +1,27 @@
-"""Transactions: the tasks of one request enter their blocks one after the other."""
+"""One transaction: it shares its request's lock or takes one, and is stored or rolled back at its end."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
-from typing import Protocol
 
 import anyio
 
-from ..errors import LockTimeoutError, SessionClosedError
+from ..errors import SessionClosedError, SessionConflictError
 from ..record.model import SessionData
 from ..session.changes import Change
-from ..session.handle import Session
-from ..stores.checkout import Outcome, raise_for
-from .state import IS_OVER, OPTIMISTIC, REFUSED, RELEASED, State
+from ..stores.checkout import Checkout, Missing, Outcome, raise_for
+from .block import Block
+from .commit import lock_as_loaded
+from .commits import commit_is_over
+from .opening import forget, load
+from .state import FOLLOWS_RECORD, IS_OVER, OPEN, OPTIMISTIC, REFUSED, News, state_of
+from .work import Work
 
 
-class Block:
-    """The block of a transaction, in which others may be nested.
-
-    The outermost is no transaction. It belongs to the unit of work, and all others are nested in it.
-    """
-
-    __slots__ = ("has_ended", "is_void", "lock", "outer", "owner", "pending", "wait")
-
-    def __init__(self, owner: object, wait: float, outer: Block | None = None) -> None:
-        self.owner = owner  # the unit of work
-        self.wait = wait  # seconds, for one's turn
-        self.outer = outer
-        self.lock: anyio.Lock | None = None  # for those that are nested directly in this one
-        self.has_ended = False
-        self.pending = False  # the handle held changes of the request when the block began
-        self.is_void = False  # the request was rolled back, and these changes with it
-
-    def is_over(self) -> bool:
-        """Whether the block has ended, or one around it."""
-        return self.has_ended or (self.outer is not None and self.outer.is_over())
-
-    def chain(self) -> Iterator[Block]:
-        """This block and those around it, without the outermost."""
-        block = self
-        while block.outer is not None:
-            yield block
-            block = block.outer
-
-    def under_way(self) -> Block | None:
-        """The innermost of these that is not over: a task may outlive the block that it began in."""
-        return next((block for block in self.chain() if not block.is_over()), None)
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Let one nested transaction run at a time."""
-        lock = self.lock = self.lock or anyio.Lock()
-        try:
-            lock.acquire_nowait()
-        except anyio.WouldBlock:
-            with anyio.move_on_after(self.wait) as waiting:
-                await lock.acquire()
-            if waiting.cancelled_caught:
-                raise LockTimeoutError(self.wait) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    async def nested_are_over(self) -> None:
-        """Wait for those that tasks of the block have begun in it: what they do is a part of it."""
-        if self.lock is not None:
-            async with self.turn():
-                pass
-
-
-inside: ContextVar[Block | None] = ContextVar("asgi_sessions_transaction", default=None)
-"""The block that this code runs in: as its task, as a child of that task, or in a thread."""
-
-
-class Work(Protocol):
-    """The unit of work, as a transaction sees it."""
-
-    session: Session
-    state: State
-    below: State | None
-    block: Block | None
-    outermost: Block | None
-
-    async def commit(self, *, release: bool) -> None: ...
-
-    async def store_changes(self, *, release: bool) -> Outcome: ...
-
-    async def commit_is_over(self) -> None: ...
-
-    async def load_anew(self) -> None: ...
-
-    async def lock_as_loaded(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def undo(self) -> None: ...
-
-    async def abandon(self) -> None: ...
-
-
-@asynccontextmanager
-async def transacting(work: Work, session: Session, outer: Block, store: bool) -> AsyncIterator[SessionData]:
-    """A transaction nested in `outer`. Without `store` its changes are left to the request."""
-    code = inside.get()
-    async with outer.turn():
-        await work.commit_is_over()  # which may change the state, or the id
-        work.session = session
-        block = work.block = Block(work, outer.wait, outer)
-        inside.set(block)
-        try:
-            async with _kind_of(work, block, store) as data:
-                yield data
-        finally:
-            inside.set(code)
-            block.has_ended = True
-            if work.block is not None and work.block.is_over():
-                work.block = outer.under_way()
-                if work.block is None and work.below is not None:
-                    work.resume()
-                    if work.state is RELEASED:
-                        await work.abandon()
-
-
-def _kind_of(work: Work, block: Block, store: bool) -> AbstractAsyncContextManager[SessionData]:
-    if block.outer is not work.outermost:
+def kind_of(work: Work, block: Block, store: bool) -> AbstractAsyncContextManager[SessionData]:
+    """What this block is. Without `store` its changes are left to the request, where that holds the lock."""
+    if block.is_part():
         return _within_another(work, block)
     if work.state is OPTIMISTIC and work.session.change() is not Change.NOTHING:
         return _with_lock_as_loaded(work, block)
@@ -167,15 +62,15 @@ async def _with_request(work: Work, block: Block, store: bool) -> AsyncIterator[
 async def _with_own_lock(work: Work, block: Block) -> AsyncIterator[SessionData]:
     """Lock and load anew for one block, commit and release after it."""
     modified = work.session.modified
-    await work.load_anew()
+    await _load_anew(work)
     try:
         yield work.session.data
         await block.nested_are_over()
         raise_for(await work.store_changes(release=True))
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await work.commit_is_over()
-        work.undo()
+            await commit_is_over(work)
+        _undo(work)
         work.session.modified = modified
         raise
     finally:
@@ -186,7 +81,7 @@ async def _with_own_lock(work: Work, block: Block) -> AsyncIterator[SessionData]
 async def _with_lock_as_loaded(work: Work, block: Block) -> AsyncIterator[SessionData]:
     """Lock for one block what the request changed without the lock; store all of it after the block."""
     block.pending = True
-    await work.lock_as_loaded()
+    await _lock_as_loaded(work)
     try:
         async with _savepoint(work, lambda: work.state is REFUSED) as data:
             yield data
@@ -206,5 +101,57 @@ async def _savepoint(work: Work, is_void: Callable[[], bool]) -> AsyncIterator[S
             yield data
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await work.commit_is_over()
+                await commit_is_over(work)
             raise
+
+
+# -- a state of its own, over that of the request ------------------------------------------------------------
+
+
+async def _load_anew(work: Work) -> None:
+    """Check out again, under the lock."""
+    work.refuse_unseen_change()
+    work.below, work.state = work.state, state_of(work.record)
+    if isinstance(work.record, Checkout):
+        await load(work, work.record.session_id, work.settings.lock_to_transact)
+        if not isinstance(work.record, Checkout):
+            if work.below is OPTIMISTIC and work.may_run_again():
+                work.below = None
+                work.discard()
+            raise SessionConflictError("the session has ended since it was loaded")
+    elif work.news is News.TOLD:
+        raise SessionClosedError(
+            "this client has no session, and its cookie can no longer be sent:"
+            " begin the session before the response starts or the WebSocket is accepted"
+        )
+
+
+async def _lock_as_loaded(work: Work) -> None:
+    """Take the lock over changes that stand on what was loaded without it."""
+    assert isinstance(work.record, Checkout)  # noqa: S101  # the state says so
+    locked = await lock_as_loaded(work.settings, work.record)
+    if locked is None:
+        if work.may_run_again():
+            work.discard()
+        raise_for(Outcome.CONFLICT)
+        return
+    work.below, work.state = work.state, OPEN
+    work.hold(locked)
+
+
+def _undo(work: Work) -> None:
+    """Bring back what the transaction has loaded; nothing where that has ended."""
+    if not isinstance(work.record, Checkout):
+        forget(work, work.record)
+    elif work.state is REFUSED and work.refusal is Outcome.GONE:
+        forget(work, Missing.ABSENT)
+    else:
+        work.session.load(work.record.record)
+
+
+def resume(work: Work) -> None:
+    """The transaction is over: the request's own state comes back."""
+    assert work.below is not None  # noqa: S101  # the transaction has put it there
+    work.state, work.below = work.below, None
+    if work.state in FOLLOWS_RECORD:
+        work.hold(work.record)

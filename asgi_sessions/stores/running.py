@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
+from ..asgi import Scope
 from ..record.model import SessionData
 from .holders import Holder
 
@@ -31,8 +32,10 @@ class RunningRequest(Protocol):
     async def keep_alive(self) -> None:
         """Restart the idle timeout of the record."""
 
-    scope: MutableMapping[str, Any]
-    """The connection's; empty when the request is over."""
+    @property
+    def scope(self) -> Scope:
+        """The connection's; empty when the request is over."""
+        ...
 
     @property
     def route(self) -> str:
