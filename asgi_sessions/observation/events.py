@@ -45,7 +45,7 @@ UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, but no proxy is trust
 Detail: TypeAlias = str | int | float
 
 LINES_PER_SECOND = 10  # in the log, of one event name: an attack must not fill the disk
-MOST_ROUTES = 1000  # that are counted, or told, in one minute
+MOST_ROUTES = 1000  # on which is counted what happens in one minute
 MAX_DETAIL = 500  # characters
 
 _logger = logging.getLogger("asgi_sessions")
@@ -105,9 +105,7 @@ class EventSink:
         self._windows: dict[str, _Window] = {}
         self._complained: set[str] = set()
         self._kinds: set[tuple[str, ...]] = set()
-        self._minute = clock()
-        self._in_minute: dict[tuple[str, str], int] = {}
-        self._told: dict[tuple[str, str], float] = {}  # when, the oldest first
+        self._minutes: dict[tuple[str, str], _Minute] = {}  # the one that began first stands first
 
     def emit(
         self, name: str, session_id: str | None = None, *, level: int = logging.INFO, **details: Detail
@@ -134,27 +132,21 @@ class EventSink:
         if self.is_first(name):
             self.emit(name, level=logging.WARNING, remedy=remedy)
 
-    def warn_often(self, name: str, route: str, remedy: str, *, times: int) -> None:
-        """Emit a warning when this has happened so many times on a route, once a minute at most."""
-        now = self._clock()
-        if now - self._minute >= 60:
-            self._minute = now
-            self._in_minute.clear()
-        count = self._in_minute.get((name, route), 0) + 1
-        if count > 1 or len(self._in_minute) < MOST_ROUTES:
-            self._in_minute[name, route] = count
-        if count == times:
-            self.emit(name, level=logging.WARNING, route=route, times=times, remedy=remedy)
+    def is_due(self, name: str, route: str, *, times: int = 1) -> bool:
+        """Whether this happens for the first time on a route, or so many times within a minute.
 
-    def is_due(self, name: str, route: str) -> bool:
-        """Whether a minute has passed since this was due for the route."""
-        now, told = self._clock(), self._told
-        while told and told[oldest := next(iter(told))] <= now - 60:
-            del told[oldest]
-        if (name, route) in told or len(told) >= MOST_ROUTES:
-            return False
-        told[name, route] = now
-        return True
+        Once a minute at most. The minute begins with what happens first.
+        """
+        now, minutes = self._clock(), self._minutes
+        while minutes and minutes[oldest := next(iter(minutes))].start <= now - 60:
+            del minutes[oldest]
+        minute = minutes.get((name, route))
+        if minute is None:
+            if len(minutes) >= MOST_ROUTES:
+                return False
+            minute = minutes[name, route] = _Minute(now)
+        minute.count += 1
+        return minute.count == times
 
     def flush(self) -> None:
         """Log how many lines were left out so far. Called at the shut-down."""
@@ -181,6 +173,14 @@ class EventSink:
             if event.name not in self._complained:
                 self._complained.add(event.name)
                 _logger.exception("on_event failed for %s; further failures are not logged", event.name)
+
+
+@dataclass(slots=True)
+class _Minute:
+    """How often something has happened on one route since then."""
+
+    start: float
+    count: int = 0
 
 
 @dataclass(slots=True)

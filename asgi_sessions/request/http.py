@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from logging import WARNING
 from typing import NoReturn, TypeGuard
 
 from ..asgi import Message
@@ -144,7 +145,9 @@ class HTTPRequest(UnitOfWork):
     def discard(self) -> NoReturn:
         """As for any unit; `send` raises from now on."""
         self.answer, self.start = _OVER, None
-        self.settings.events.warn_often(RUN_TWICE, route_of(self.scope), _TRANSACT, times=_OFTEN)
+        events, route = self.settings.events, route_of(self.scope)
+        if events.is_due(RUN_TWICE, route, times=_OFTEN):
+            events.emit(RUN_TWICE, level=WARNING, route=route, times=_OFTEN, remedy=_TRANSACT)
         super().discard()
 
     def _raise_failure(self) -> None:

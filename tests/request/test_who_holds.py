@@ -30,7 +30,7 @@ from asgi_sessions import (
     SQLiteSessionStore,
 )
 from asgi_sessions.asgi import ASGIApp, Message
-from asgi_sessions.observation.events import LOCK_HELD, EventSink
+from asgi_sessions.observation.events import LOCK_HELD, RUN_TWICE, EventSink
 from asgi_sessions.stores.checkout import Checkout
 from asgi_sessions.stores.redis.commands.who import read
 
@@ -261,6 +261,17 @@ def test_once_a_minute_for_each_route() -> None:
     assert due == [True, False, False, True, False]
     assert sink.is_due(LOCK_HELD, "POST /other")
     assert sum(sink.is_due(LOCK_HELD, f"GET /{number}") for number in range(2000)) == 998
+
+
+def test_what_happens_often_is_due_once_a_minute() -> None:
+    """At the third time within a minute of the first, and of nothing else."""
+    now = [0.0]
+    sink = EventSink(clock=lambda: now[0])
+    due = []
+    for now[0] in (5.0, 30.0, 65.0, 66.0, 124.9, 124.9, 125.0, 126.0, 184.0):
+        due.append(sink.is_due(RUN_TWICE, "GET /report", times=3))
+        assert not sink.is_due(RUN_TWICE, f"GET /{now[0]}", times=3)
+    assert due == [False, False, False, False, True, False, False, False, True]
 
 
 async def test_an_id_in_a_path_is_not_told(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
