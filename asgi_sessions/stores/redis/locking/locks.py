@@ -21,7 +21,7 @@ from .queue import Action, After, Ask, Give, LetGo, LockQueue, State, Tell
 from .releases import Releases
 from .seat import Seat
 from .subscription import Subscription
-from .waiter import Acquired, Waiter
+from .waiter import Acquired, Waiter, Wanted
 
 Member: TypeAlias = Seat | bytes
 """A waiter is named by its seat, the first request by the token under which it asks."""
@@ -98,7 +98,8 @@ class Locks:
     ) -> Acquired | bytes:
         """Wait in Redis for a lock that somebody elsewhere has."""
         queue.found_taken(token)
-        return await while_client_stays(self._ask(keys, timing, queue, token, who_is_here(), started))
+        wanted = Wanted(keys, timing, started, who_is_here())
+        return await while_client_stays(self._ask(wanted, queue, token))
 
     def found_taken(self, keys: Keys) -> None:
         """A commit without the lock found that somebody holds it: who wants it next queues at once."""
@@ -132,25 +133,16 @@ class Locks:
         given = seat.taken()
         if isinstance(given, Acquired):
             return given._replace(waited=self._loop.time() - started)
-        return await self._ask(keys, timing, queue, seat, seat.who, started, given)
+        return await self._ask(Wanted(keys, timing, started, seat.who, given), queue, seat)
 
-    async def _ask(
-        self,
-        keys: Keys,
-        timing: LockTiming,
-        queue: LockQueue[Member],
-        member: Member,
-        who: bytes,
-        started: float,
-        token: bytes = b"",
-    ) -> Acquired | bytes:
-        """Queue in Redis, or take over the lock with this token."""
-        notice = partial(ask_who_holds, self._commands, keys, queue)
+    async def _ask(self, wanted: Wanted, queue: LockQueue[Member], member: Member) -> Acquired | bytes:
+        """Queue in Redis, or take over the lock that is left to the caller."""
+        keys, timing = wanted.keys, wanted.timing
         try:
-            if not token and timing.wait > 0:
+            if not wanted.token and timing.wait > 0:
                 await self._subscription.open()
-            waiter = self.waiter(keys, timing, started, token, who, notice)
-            answer = await waiter.take()
+            notice = partial(ask_who_holds, self._commands, keys, queue)
+            answer = await self._waiter(wanted, notice).take()
         except BaseException as error:
             self._failed(keys, timing, queue, member, error)
             raise
@@ -160,27 +152,12 @@ class Locks:
             self._do(keys, timing, queue, queue.leave(member, b""))
         return answer
 
-    def waiter(
-        self,
-        keys: Keys,
-        timing: LockTiming,
-        started: float | None = None,
-        token: bytes = b"",
-        who: bytes = b"",
-        on_long_wait: Callable[[], None] | None = None,
-    ) -> Waiter:
+    def waiter(self, keys: Keys, timing: LockTiming) -> Waiter:
         """One caller's way to this lock in Redis, past the queue within the process."""
-        return Waiter(
-            self._commands,
-            self._subscription,
-            self._releases,
-            keys,
-            timing,
-            started,
-            token,
-            who,
-            on_long_wait,
-        )
+        return self._waiter(Wanted(keys, timing, self._loop.time()))
+
+    def _waiter(self, wanted: Wanted, on_long_wait: Callable[[], None] | None = None) -> Waiter:
+        return Waiter(self._commands, self._subscription, self._releases, wanted, on_long_wait)
 
     def _failed(
         self, keys: Keys, timing: LockTiming, queue: LockQueue[Member], member: Member, error: BaseException

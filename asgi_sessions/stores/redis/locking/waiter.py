@@ -39,6 +39,19 @@ class Acquired(NamedTuple):
         return f"Acquired(left={self.left}, waited={self.waited})"
 
 
+class Wanted(NamedTuple):
+    """A lock that a caller wants to have."""
+
+    keys: Keys
+    timing: LockTiming
+    started: float  # when the wait began, by the loop's time
+    who: bytes = b""  # is written beside the token: see `commands.who`
+    token: bytes = b""  # of the lock, where another holder of this process leaves it to the caller
+
+    def __repr__(self) -> str:
+        return f"Wanted(started={self.started})"
+
+
 class Place:
     """The tokens of one caller that Redis may know. Each question has a fresh one.
 
@@ -99,9 +112,7 @@ def question(
 class Waiter:
     """One caller's way to a lock. Whatever ends it but success, it leaves no lock and no place in the queue.
 
-    A message is believed only while it is young. `token` is of a lock that another holder of this process
-    leaves to this caller; `started` (the loop's time) is when the wait began, None: now. `who` is written
-    beside the token (see `commands.who`). `on_long_wait` is called once, after `NOTICE_AFTER` seconds.
+    A message is believed only while it is young. `on_long_wait` is called once, after `NOTICE_AFTER` seconds.
     """
 
     __slots__ = (
@@ -126,22 +137,15 @@ class Waiter:
         commands: Commands,
         subscription: Subscription,
         releases: Releases,
-        keys: Keys,
-        timing: LockTiming,
-        started: float | None = None,
-        token: bytes = b"",
-        who: bytes = b"",
+        wanted: Wanted,
         on_long_wait: Callable[[], None] | None = None,
     ) -> None:
-        self._who = who
+        self._keys, self._timing, self._started, self._who, token = wanted
         self._on_long_wait = on_long_wait
         self._commands = commands
         self._subscription = subscription
         self._releases = releases
         self._loop = commands.loop
-        self._keys = keys
-        self._timing = timing
-        self._started = commands.loop.time() if started is None else started
         self._address: bytes | None = subscription.name if subscription.live else None
         self._place = Place(token)
         self._is_told = False  # queued with our channel
