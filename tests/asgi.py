@@ -195,6 +195,12 @@ class RecordingStore(SessionStore):
         await self.after("commit unlocked")
         return outcome
 
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        await self.before("bound")
+        outcome = await super().bound(checkout, lifetime)
+        await self.after("bound")
+        return outcome
+
     async def move(
         self,
         checkout: Checkout,

@@ -12,14 +12,16 @@ from ..errors import SessionClosedError, SessionConflictError, SessionStoreError
 from ..observation.events import SESSION_CREATED, SESSION_ENDED, SESSION_REGENERATED, STORE_ERROR
 from ..record.values import new_session_id
 from ..session.changes import Change, Fate, too_late
+from ..session.expiry import Expiry
 from ..session.handle import Session
 from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
+from .lifetimes import of_new, of_stored
 from .settings import Settings
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
-_KEEP, _END = Fate.KEEP, Fate.END
+_KEEP, _BOUND, _END = Fate.KEEP, Fate.BOUND, Fate.END
 
 
 class Commit:
@@ -32,6 +34,7 @@ class Commit:
     has_ended = False  # the record that the request held
     has_begun = False  # a session that has nothing to do with that one
     locked: Checkout | None = None  # the record that the request held without the lock, now with it
+    is_bound = False  # the record has another end, from now on
     is_over: anyio.Event | None = None  # made by a task that waits for it
 
     def __init__(
@@ -100,26 +103,55 @@ class Commit:
             return self._write(taken, since)
         if change is _DELETE:
             return self._delete(taken)
-        return self._move(taken)
+        if change is Change.BOUND:
+            return self._bound(taken, since)
+        return self._move(taken, since)
 
     async def _create(self, why: Missing = Missing.ABSENT) -> Outcome:
-        if why is Missing.RETIRED and self.intent is _KEEP:
+        if why is Missing.RETIRED and self.intent in (_KEEP, _BOUND):
             raise SessionConflictError("the session got a new id while this request was under way")
         self._require_cookie()
-        session_id, settings = await self._encode_new(), self.settings
+        session_id, settings, expiry = await self._encode_new(), self.settings, self.session.expiry
         created = None
         if settings.lifetime.ttl() > 0:  # not with max_age=-1: such a session has expired when it begins
             lock = None if self.releases else settings.lock
             created = await settings.store.create(
-                session_id, self.encoded, settings.lifetime, lock, self.user_id
+                session_id, self.encoded, of_new(settings.lifetime, expiry), lock, self.user_id
             )
             if created is None:
                 self.tried = None
                 raise SessionConflictError("the new session id is taken")
         self.has_begun = True
         self._adopt(created, session_id)
+        self.session.expiry_stored(expiry)
         settings.events.emit(SESSION_CREATED, session_id)
         return _STORED
+
+    async def _bound(self, taken: Checkout, since: float) -> Outcome:
+        """Give the record another end, then write it.
+
+        A process that dies in between leaves the new end, of which no client was told.
+        """
+        expiry = self.session.expiry
+        self._encode()
+        outcome = await self._set_end(taken, expiry, since)
+        if outcome is _STORED:
+            outcome = await self.settings.store.commit(taken, self.encoded, release=self.releases)
+        if outcome is _STORED:
+            self._is_stored()
+            self.session.expiry_stored(expiry)
+        return outcome
+
+    async def _set_end(self, taken: Checkout, expiry: Expiry | None, since: float) -> Outcome:
+        store = self.settings.store
+        life = of_stored(self.settings.lifetime, expiry, taken, since)
+        for user_id in dict.fromkeys((self.session.stored_user, self.user_id)):
+            if user_id is not None:
+                await store.link_user(user_id, taken.session_id, life)  # a link has to outlive its record
+        outcome = await store.bound(taken, life)
+        if outcome is _STORED:
+            self.record, self.is_bound = taken, True
+        return outcome
 
     async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
         self._encode(as_decided=True)
@@ -134,38 +166,50 @@ class Commit:
             self._is_stored()
         return outcome
 
-    async def _move(self, taken: Checkout) -> Outcome:
+    async def _move(self, taken: Checkout, since: float) -> Outcome:
         """Give the session a new id, or end it and begin another under one.
 
         On a fault the client is to learn the new id if the old record may be gone.
         """
         self._require_cookie()
         session, settings, begins_anew = self.session, self.settings, self.intent is _END
-        lifetime = None if self.intent is Fate.MOVE else settings.lifetime
-        if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1: it ends as it begins
-            session_id = self._encode()
-            await self._end(taken)
-            self._adopt(None, session_id)
-            return _STORED
+        expiry = session.expiry
+        lifetime = None if self.intent is Fate.MOVE else of_new(settings.lifetime, expiry)
+        if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1
+            return await self._end_as_it_begins(taken)
         session_id = await self._encode_new(renamed=not begins_anew)
         lock = None if self.releases else settings.lock
         try:
-            outcome = await settings.store.move(
-                taken, session_id, self.encoded,
-                lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
-            )  # fmt: skip
+            outcome = _STORED
+            if lifetime is None and expiry is not None:
+                outcome = await self._set_end(taken, expiry, since)
+            if outcome is _STORED:
+                outcome = await settings.store.move(
+                    taken, session_id, self.encoded,
+                    lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
+                )  # fmt: skip
         finally:
             if taken.successor is not None:
                 self._adopt(taken.successor, session_id)
+                session.expiry_stored(expiry)
                 with anyio.CancelScope(shield=True):
                     await let_go(settings, taken)
             elif not begins_anew and session.identity().session_id == session_id:
                 session.rename(taken.session_id)
+        return await self._is_moved(taken, outcome, begins_anew)
+
+    async def _end_as_it_begins(self, taken: Checkout) -> Outcome:
+        session_id = self._encode()
+        await self._end(taken)
+        self._adopt(None, session_id)
+        return _STORED
+
+    async def _is_moved(self, taken: Checkout, outcome: Outcome, begins_anew: bool) -> Outcome:
         self.tried = None
         if outcome is _STORED and begins_anew:
             self._note_end(taken)
         elif outcome is _STORED:
-            settings.events.emit(SESSION_REGENERATED, taken.session_id)
+            self.settings.events.emit(SESSION_REGENERATED, taken.session_id)
         elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
             await self._end(taken)
             return await self._create()

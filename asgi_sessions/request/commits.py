@@ -12,7 +12,7 @@ from .state import OPTIMISTIC, RELEASED, News
 from .work import Work
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_TOLD, _KEEP = News.TOLD, Fate.KEEP
+_QUIET, _TOLD, _KEEP = News.NOTHING, News.TOLD, Fate.KEEP
 
 
 async def carry_out(work: Work, change: Change, *, release: bool) -> Outcome:
@@ -48,7 +48,10 @@ def _learn(work: Work, commit: Commit) -> None:
         work.hold(commit.locked)
     if commit.record is not None:
         work.hold(commit.record)
-        work.tell(commit.new_id)
+        if commit.new_id is not None or not commit.is_bound:
+            work.tell(commit.new_id)
+        elif work.news is _QUIET:
+            work.news = News.REFRESH  # its `Max-Age` follows
     elif commit.has_ended and not isinstance(work.news, str):
         work.tell(None)
     if commit.intent is not _KEEP:

@@ -23,6 +23,7 @@ from .commit import Commit, let_go
 from .commits import carry_out, commit_is_over, why_gone
 from .duplicates import settle
 from .incoming import Incoming
+from .lifetimes import of_new, of_stored
 from .opening import load, note_missing
 from .rerun import Discarded, Rerun
 from .settings import Settings
@@ -143,6 +144,18 @@ class UnitOfWork:
     def is_open(self) -> bool:
         """Whether the request can change the session: at once, or when a transaction of its own is over."""
         return (self.below or self.state) not in IS_OVER
+
+    @property
+    def max_age(self) -> float | None:
+        """Seconds that a session may live, however active it is; None: there is no such bound."""
+        return self.settings.max_age
+
+    def expires_in(self) -> float | None:
+        """See `Session.expires_in`; what the app has asked for counts before it is stored."""
+        rule, session, taken = self.settings.lifetime, self.session, self.record
+        if isinstance(taken, Checkout) and session.fate not in (Fate.SIGN_IN, _END):
+            return of_stored(rule, session.expiry, taken, self.held_since).absolute
+        return of_new(rule, session.expiry).absolute
 
     def is_elsewhere(self) -> bool:
         """Whether a transaction is under way, and this code does not run in its block."""

@@ -20,6 +20,7 @@ class Fate(enum.Enum):
     """What the app wants to become of the session's id; a later one includes those before it."""
 
     KEEP = "keep"
+    BOUND = "bound"  # the id stays, the record gets another end
     MOVE = "move"  # to a new id, data and remaining life kept
     SIGN_IN = "sign in"  # to a new id, data kept; a full life begins
     END = "end"
@@ -31,6 +32,7 @@ class Change(enum.Enum):
     NOTHING = "nothing"
     CREATE = "create"  # a new record, never over another
     WRITE = "write"  # the loaded record, changed
+    BOUND = "bound"  # the same, and it gets another end
     MOVE = "move"  # a new record under a new id, the loaded one retired
     DELETE = "delete"
 
@@ -54,7 +56,7 @@ def fate_of(before: Mapping[str, Any], after: Mapping[str, Any], names: Collecti
 
 def too_late(fate: Fate) -> str:
     """Why a new id cannot be given any more, and what to do: for a `SessionClosedError`."""
-    if fate is Fate.KEEP or fate is Fate.END:
+    if fate in (Fate.KEEP, Fate.BOUND, Fate.END):
         return "the cookie of a new session can no longer be sent"
     return (
         "the session needs a new id (somebody signs in, or its id is renewed), whose cookie can no longer be"

@@ -17,6 +17,7 @@ from ..record.model import SessionData, stamp
 from ..record.proof import holds, same
 from ..record.read_back import ReadBack
 from ..record.values import new_session_id
+from .expiry import Expiry
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 _STAMPS = frozenset({"session_id", "created_at", "updated_at", "last_activity", "fingerprint", "metadata"})
@@ -62,6 +63,7 @@ class Draft:
     _encoded: _Encoded | None = None  # by the last `is_changed`
     _sealed: _Sealed | None = None  # for as long as it is not known whether the store has it
     _pristine = b""  # a record without content: as it was made or emptied
+    expiry: Expiry | None = None  # the life that the app asked for, until it is stored
 
     def __init__(self, model: type[SessionData], client: str | None) -> None:
         self._model = model
@@ -107,7 +109,7 @@ class Draft:
         """Become nothing: a fresh record is made when somebody looks."""
         dict.clear(live)
         self.detach()
-        self._who = None
+        self._who = self.expiry = None
         if self._data is not None:
             self._become(self._fresh(), live)
 

@@ -13,10 +13,11 @@ from ..record.model import SessionData
 from ..record.values import new_session_id, user_text
 from .changes import Change, Fate, fate_of
 from .draft import Draft
+from .expiry import Expiry
 from .tracking import TrackedDict
 
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
-_KEEP, _SIGN_IN, _END = Fate.KEEP, Fate.SIGN_IN, Fate.END
+_KEEP, _BOUND, _SIGN_IN, _END = Fate.KEEP, Fate.BOUND, Fate.SIGN_IN, Fate.END
 _NOTHING, _WRITE = Change.NOTHING, Change.WRITE
 _BY_STRENGTH = tuple(Fate).index
 
@@ -25,6 +26,11 @@ class UnitOfWork(Protocol):
     """What carries the handle's wishes out: the middleware's side of one request."""
 
     session: Session
+
+    @property
+    def max_age(self) -> float | None: ...
+
+    def expires_in(self) -> float | None: ...
 
     def require_writable(self) -> None: ...
 
@@ -99,6 +105,16 @@ class Session(TrackedDict):
         self.accessed = True
         return self._client_changed
 
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds until the session ends, however active it is; None where there is no such bound.
+
+        That is what `set_expiry` set, else what is left of the middleware's `max_age`. There is none with
+        `rolling` or `max_age=None`. An idle timeout may end the session earlier.
+        """
+        self.accessed = True
+        return self._work().expires_in()
+
     def clear(self) -> None:
         """Empty the session: the values, and the record's fields go back to their defaults.
 
@@ -128,8 +144,7 @@ class Session(TrackedDict):
         Management: Renew the Session ID After Any Privilege Level Change). A new session has a fresh id.
         """
         self.mark_modified()
-        if self.fate is _KEEP:  # a sign-in or an end gives a new id anyway
-            self.fate = Fate.MOVE
+        self.want(Fate.MOVE)  # a sign-in or an end gives a new id anyway
         return _DONE
 
     def login(self, user_id: str | int | UUID) -> None:
@@ -155,7 +170,23 @@ class Session(TrackedDict):
         """
         self.mark_modified()
         self._draft.empty(self, new_session_id())
+        self._draft.expiry = None
         self.fate = Fate.END
+
+    def set_expiry(self, seconds: float | None) -> None:
+        """Give this session a life of its own, in seconds from now; None goes back to the middleware's.
+
+        For "remember me" and "this device only". It is an absolute bound: no write and no request prolongs
+        it, `rolling` and a new id keep it, and it never reaches beyond `max_age` from creation or sign-in.
+        Idle timeouts go on. The cookie's `Max-Age` follows, where its headers have not left. A `login()`
+        begins a full life; this call counts before it and after it, in the same request. It is stored with
+        the session: one that stays empty has no life. `ValueError` for 0, for less, for what is no number and
+        for more than `max_age`.
+        """
+        expiry = Expiry.after(seconds, None if self.unit is None else self.unit.max_age)
+        self.mark_modified()
+        self._draft.expiry = expiry
+        self.want(_BOUND)
 
     # -- storing before the response ----------------------------------------------------------------------
 
@@ -195,9 +226,21 @@ class Session(TrackedDict):
         """Who is signed in in the stored record."""
         return self._draft.stored_user
 
+    @property
+    def expiry(self) -> Expiry | None:
+        """The life that the app has asked for and that is not stored yet."""
+        return self._draft.expiry
+
+    def expiry_stored(self, expiry: Expiry | None) -> None:
+        """Take note that the store holds this life; one that was asked for since is still to be stored."""
+        if self._draft.expiry is expiry:
+            self._draft.expiry = None
+
     def load(self, record: bytes) -> None:
         """Become the stored record; `ValueError` where it does not parse, the handle is as before then."""
         self._draft.load(record, self)
+        if not self._is_new:  # it had another record, or another version of this one
+            self._draft.expiry = None
         self.fate = _KEEP
         self._is_new = False
 
@@ -261,11 +304,14 @@ class Session(TrackedDict):
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
         if not self.accessed or not self._draft.is_changed(self):
-            return _NOTHING if self.fate is _KEEP else Change.MOVE
+            return _NOTHING if self.fate is _KEEP else self._change_by_fate()
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
         self._notice_sign_in()
-        return _WRITE if self.fate is _KEEP else Change.MOVE
+        return _WRITE if self.fate is _KEEP else self._change_by_fate()
+
+    def _change_by_fate(self) -> Change:
+        return Change.BOUND if self.fate is _BOUND else Change.MOVE
 
     @contextmanager
     def savepoint(self, is_void: Callable[[], bool] | None = None) -> Iterator[SessionData]:
@@ -275,7 +321,7 @@ class Session(TrackedDict):
         """
         draft = self._draft
         before, stored = draft.snapshot(self), draft.stored
-        fate, modified = self.fate, self.modified
+        fate, modified, expiry = self.fate, self.modified, draft.expiry
         try:
             yield self.data  # which counts as accessed: what is done to it is found by comparing
         except BaseException:
@@ -283,7 +329,7 @@ class Session(TrackedDict):
                 raise
             if draft.stored is stored:
                 draft.restore(before, self)
-                self.fate = fate
+                self.fate, draft.expiry = fate, expiry
             else:  # stored under another id perhaps, or ended: the old record must not come back
                 self._return_to_stored()
             self.modified = modified

@@ -79,6 +79,11 @@ class Checkout:
     unsure: str | None = None
     successor: Checkout | None = None
 
+    def is_now(self, found: Checkout) -> None:
+        """Describe the version and the bounds of the same record as they were found now."""
+        self.version, self.expires_in = found.version, found.expires_in
+        self.idle, self.age = found.idle, found.age
+
 
 def shorter(rule: Lifetime, taken: Checkout) -> Lifetime | None:
     """The new bounds of a record that was stored under a longer rule; None where its bounds are not longer.

@@ -270,6 +270,26 @@ class RequestOperations:
             await self.release(taken)
         return outcome
 
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        """Give the record these bounds, longer or shorter ones, where `commit` could write it.
+
+        `absolute` counts from now; the idle timeout still counts from the last request. The record, the lock
+        and the begin of its life stay. When stored, `checkout` describes the record as it is now. After a
+        fault it is not known which bounds it has, and the caller may try again, as with `commit`.
+        """
+        async with self._primitives.hold(checkout.session_id):
+            found = await self._changeable(checkout)
+            if not isinstance(found, Value):
+                return found
+            now = self.now()
+            found.bound(lifetime, now)
+            found.rewrite(found.record)
+            checkout.unsure = f"{checkout.unsure or ''} {found.version}".lstrip()
+            await self._primitives.write(checkout.session_id, found)
+            checkout.is_now(found.checkout(checkout.session_id, now, None))
+            checkout.unsure = None
+            return _STORED
+
     async def move(
         self,
         checkout: Checkout,

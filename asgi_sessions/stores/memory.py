@@ -233,6 +233,16 @@ class InMemorySessionStore(SessionStore):
             return Outcome.BUSY
         return await self.commit(checkout, record, release=False)
 
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        outcome, entry = self._judge(checkout)
+        if outcome is _STORED and entry is not None:
+            now = self._clock()
+            entry.bound(lifetime, now)
+            self._rewrite(entry, entry.record)
+            self._table.ends.note(checkout.session_id, entry.ends)
+            checkout.is_now(entry.checkout(checkout.session_id, now, None))
+        return outcome
+
     async def move(
         self,
         checkout: Checkout,

@@ -881,6 +881,54 @@ class StoreContract:
         await let_time_pass(0.3)
         assert await store.checkout(old.session_id, LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
 
+    async def test_bounds_can_be_set_longer_and_shorter(
+        self, store: SessionStore, let_time_pass: _PassTime
+    ) -> None:
+        """`bound` sets the end from now on; lock, record, idle timeout and the begin of its life stay."""
+        data = new(metadata={"n": 0})
+        await create(store, data, Lifetime(absolute=0.5, idle=1800))
+        await let_time_pass(0.3)
+        taken = await store.checkout(data.session_id, LOCK, None)
+        assert isinstance(taken, Checkout)
+        version = taken.version
+        assert await store.bound(taken, Lifetime(absolute=7200, idle=1800)) is Outcome.STORED
+        assert taken.token is not None, "bound let the lock go"
+        assert taken.version != version, "who loaded the record before has to find another version"
+        assert taken.expires_in == pytest.approx(7200, abs=0.2)
+        assert taken.age is None or taken.age > 0.2, "the life began anew"
+        assert await commit(store, taken, n=1) is Outcome.STORED
+        await let_time_pass(0.4)
+        again = await store.checkout(data.session_id, LOCK, None)
+        assert isinstance(again, Checkout), "the record ended by its old bounds"
+        assert decode(SessionData, again.record).metadata == {"n": 1}
+        assert again.expires_in == pytest.approx(7199.6, abs=0.3)
+        assert again.idle == pytest.approx(1800)
+        assert await store.bound(again, Lifetime(absolute=0.3, idle=1800)) is Outcome.STORED
+        assert await commit(store, again, n=2) is Outcome.STORED
+        await let_time_pass(0.5)
+        assert await store.checkout(data.session_id, LOCK, None) is Missing.ABSENT
+        endless = new()
+        await create(store, endless, IDLE)
+        taken = await check_out(store, endless.session_id)
+        assert await store.bound(taken, Lifetime(idle=1800)) is Outcome.STORED
+        assert taken.expires_in is None
+        await store.release(taken)
+
+    async def test_bounds_are_refused_like_a_commit(self, store: SessionStore) -> None:
+        """Where the record has ended, was changed, or is another's by now, nothing is written."""
+        for change, expected in (("delete", Outcome.GONE), ("set", Outcome.CONFLICT)):
+            data = new()
+            await create(store, data)
+            taken = await check_out(store, data.session_id)
+            await (store.delete(data.session_id) if change == "delete" else store.set(data.session_id, data))
+            assert await store.bound(taken, Lifetime(absolute=60)) is expected
+            await store.release(taken)
+            assert await store.exists(data.session_id) is (change == "set")
+            if change == "set":
+                left = (await check_out(store, data.session_id, None)).expires_in
+                assert left is not None
+                assert left > 3000, "a refused call set the bounds"
+
     async def test_a_late_commit_harms_nobody(self, store: SessionStore, let_time_pass: _PassTime) -> None:
         """A lease that ran out does no harm where nobody took the lock and the version is the same."""
         data = new()

@@ -205,6 +205,12 @@ class Model:
             self.delete(session_id)
         return None
 
+    def rebound(self, entry: Entry, lifetime: Lifetime) -> None:
+        """It gets other bounds, which is a new version; the idle timeout counts from the last request."""
+        self.versions += 1
+        entry.last, entry.version = self.came(entry), self.versions
+        entry.expires, entry.idle = self.now + _bound(lifetime.absolute), _bound(lifetime.idle)
+
     # -- locks -------------------------------------------------------------------------------------
 
     def lease(self, session_id: str) -> Lease | None:

@@ -65,6 +65,7 @@ class Kept:
 
     content: Content
     ends: float
+    began: float
     version: int = 0
 
 
@@ -77,9 +78,11 @@ class World:
     retired: dict[str, float] = field(default_factory=dict)
     versions: int = 0
 
-    def put(self, session_id: str, content: Content, ends: float) -> None:
+    def put(self, session_id: str, content: Content, ends: float, began: float | None = None) -> None:
         self.versions += 1
-        self.kept[session_id] = Kept(copy.deepcopy(content), ends, self.versions)
+        if began is None:
+            began = self.kept[session_id].began if session_id in self.kept else self.now
+        self.kept[session_id] = Kept(copy.deepcopy(content), ends, began, self.versions)
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -101,6 +104,7 @@ class Snapshot:
 
     now: Content
     fate: str
+    expiry: tuple[float | None] | None
     stamped: bool
     modified: bool
     commits: int
@@ -116,6 +120,8 @@ class Book:
         self.now = copy.deepcopy(self.loaded.content) if self.loaded else Content()
         self.retired = presented in world.retired
         self.fate = "keep"
+        self.expiry: tuple[float | None] | None = None  # the life that was asked for
+        self.has_another_end = False  # of which the client hears
         self.modified = self.accessed = self.stamped = False
         self.open, self.started = True, False
         self.cookie_gone = self.began_here = False
@@ -137,11 +143,17 @@ class Book:
 
     def invalidate(self) -> None:
         self.clear()
-        self.fate = "end"
+        self.fate, self.expiry = "end", None
+
+    def expire(self, seconds: float | None) -> None:
+        self.change()
+        self.expiry = (seconds,)
+        if self.fate == "keep":
+            self.fate = "bound"
 
     def regenerate(self) -> None:
         self.change()
-        if self.fate == "keep":
+        if self.fate in ("keep", "bound"):
             self.fate = "move"
 
     def login(self, user: str) -> None:
@@ -164,16 +176,18 @@ class Book:
             self.decision()
         if self.now.poisoned:
             raise RefusedError("data")
-        return Snapshot(copy.deepcopy(self.now), self.fate, self.stamped, self.modified, self.commits)
+        now = copy.deepcopy(self.now)
+        return Snapshot(now, self.fate, self.expiry, self.stamped, self.modified, self.commits)
 
     def restore(self, before: Snapshot) -> None:
         """What was there, or what was stored since."""
         self.modified = before.modified
         if self.commits == before.commits:
             self.now, self.fate, self.stamped = before.now, before.fate, before.stamped
+            self.expiry = before.expiry
         else:
             self.now = copy.deepcopy(self.loaded.content) if self.loaded else Content()
-            self.fate, self.stamped = "keep", False
+            self.fate, self.expiry, self.stamped = "keep", None, False
 
     # -- what is stored ---------------------------------------------------------------------------------
 
@@ -188,11 +202,11 @@ class Book:
             return "delete" if self.now.blank else "replace"
         differs = self.stamped or self.now.spelled() != self.loaded.content.spelled()
         if not (self.accessed and differs):
-            return "nothing" if self.fate == "keep" else "move"
+            return {"keep": "nothing", "bound": "bound"}.get(self.fate, "move")
         if self.modified and self.now.blank:
             return "delete"
         self.notice_sign_in()
-        return "write" if self.fate == "keep" else "move"
+        return {"keep": "write", "bound": "bound"}.get(self.fate, "move")
 
     def commit(self) -> None:
         """Store what changed; `RefusedError` for what is answered with an error."""
@@ -206,12 +220,33 @@ class Book:
         getattr(self, f"_{decision}")()
 
     def _create(self) -> None:
-        if self.retired and self.fate == "keep":
+        if self.retired and self.fate in ("keep", "bound"):
             raise RefusedError("conflict")
         self._sealed()
         self.writes.append("create")
         self.began_here = True
-        self._adopt(self.world.now + MAX_AGE)
+        self._adopt(self._full_life())
+
+    def _full_life(self) -> float:
+        """When a session ends that begins now."""
+        seconds = None if self.expiry is None else self.expiry[0]
+        return self.world.now + (MAX_AGE if seconds is None else seconds)
+
+    def _life(self, kept: Kept) -> float:
+        """When one ends that goes on."""
+        if self.expiry is None:
+            return kept.ends
+        return min(self._full_life(), kept.began + MAX_AGE)
+
+    def _bound(self) -> None:
+        """Another end, whatever else was changed."""
+        assert self.record is not None
+        self._sealed()
+        self._refuse_unless(self._state() == "here")
+        self.writes.append("commit")
+        self.has_another_end = True
+        self.world.put(self.record, self.now, self._life(self.world.kept[self.record]))
+        self._committed()
 
     def _write(self) -> None:
         assert self.record is not None
@@ -225,11 +260,15 @@ class Book:
         """A sign-in begins a full life; a new id alone prolongs nothing."""
         assert self.record is not None
         self._sealed()
-        self.writes.append("move")
+        if self.fate != "move" or self.expiry is None or self._state() == "here":
+            self.writes.append("move")
         self._refuse_unless(self._state() == "here")
-        ends = self.world.kept.pop(self.record).ends
+        kept = self.world.kept.pop(self.record)
         self.world.retired[self.record] = self.world.now + RETIRED_FOR
-        self._adopt(ends if self.fate == "move" else self.world.now + MAX_AGE)
+        if self.fate == "move":
+            self._adopt(self._life(kept), kept.began)
+        else:
+            self._adopt(self._full_life())
 
     def _replace(self) -> None:
         """Ended, and begun anew in one request: an end wins over every other writer."""
@@ -244,7 +283,7 @@ class Book:
         else:
             self.writes += ["discard", "create"]
             self.began_here = True
-        self._adopt(self.world.now + MAX_AGE)
+        self._adopt(self._full_life())
 
     def _delete(self) -> None:
         """An emptied session ends, unless another has written to it; an ended one in any case."""
@@ -277,22 +316,22 @@ class Book:
         if self.now.poisoned:
             raise RefusedError("data")
 
-    def _adopt(self, ends: float) -> None:
+    def _adopt(self, ends: float, began: float | None = None) -> None:
         self.record = self.fresh()
         assert self.record not in self.world.kept, "a new session took an id that is in use"
-        self.world.put(self.record, self.now, ends)
+        self.world.put(self.record, self.now, ends, began)
         self.retired = False
         self._committed()
 
     def _committed(self) -> None:
         assert self.record is not None
         self.loaded = copy.deepcopy(self.world.kept[self.record])
-        self.fate, self.stamped = "keep", False
+        self.fate, self.expiry, self.stamped = "keep", None, False
         self.commits += 1
 
     def _forget(self) -> None:
         self.record = self.loaded = None
-        self.now, self.fate, self.stamped = Content(), "keep", False
+        self.now, self.fate, self.expiry, self.stamped = Content(), "keep", None, False
         self.commits += 1
 
 
@@ -411,6 +450,7 @@ simple_steps: list[st.SearchStrategy[Step]] = [
     st.tuples(st.just("count"), st.integers(-1, 2)),
     st.sampled_from([("stamp",), ("clear",), ("invalidate",), ("logout",), ("regenerate",), ("peek",)]),
     st.tuples(st.just("login"), st.sampled_from(["ada", "bob"])),
+    st.tuples(st.just("expire"), st.sampled_from([None, 30.0, 100_000.0, MAX_AGE])),
     st.tuples(st.just("held"), st.sampled_from(["update", "count", "touch"]), keys, st.integers(1, 2)),
 ]
 rare_steps: list[st.SearchStrategy[Step]] = [
@@ -551,6 +591,10 @@ class Walk:
     async def _login(self, session: Session, user: str) -> None:
         session.login(user)
         self.book.login(user)
+
+    async def _expire(self, session: Session, seconds: float | None) -> None:
+        session.set_expiry(seconds)
+        self.book.expire(seconds)
 
     async def _peek(self, session: Session) -> None:
         """The typed record has the values of the handle, and is one object."""
@@ -760,6 +804,8 @@ class HandleMachine(RuleBasedStateMachine):
             assert ids == [at_start], "the client is told its new id"
         elif at_start is None and presented is not None and visit.gone_at_start:
             assert ids == ["null"], "the client is told that its session has ended"
+        elif at_start in self.world.kept and visit.dressed and visit.prolonged_at_start:
+            assert ids == [presented], "the client is told of another end"
         else:
             assert ids == [], f"a cookie that nobody needs ({presented}, {book.record})"
         if visit.dressed:
@@ -843,7 +889,7 @@ class Visit:
         self.status = 200
         self.dressed = True  # the app's own answer, not the middleware's
         self.record_at_start: str | None = None
-        self.gone_at_start = self.accessed_at_start = False
+        self.gone_at_start = self.accessed_at_start = self.prolonged_at_start = False
 
     async def run(self, browser: Browser, first: list[Step], kind: str, then: list[Step]) -> Answer | None:
         """The answer, None where the request ended in an exception that reached the server."""
@@ -924,6 +970,7 @@ class Visit:
     def _note(self) -> None:
         self.record_at_start = self.book.record
         self.gone_at_start = self.book.cookie_gone
+        self.prolonged_at_start = self.book.has_another_end
         self.accessed_at_start = self.book.accessed
 
 

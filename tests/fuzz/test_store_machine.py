@@ -438,6 +438,26 @@ class StoreMachine(RuleBasedStateMachine):
             await self.store.link_user(data.user_id, out.session_id, Lifetime(out.real.expires_in))
         return await self.store.commit(out.real, encode_checked(data), release=release)
 
+    @rule(number=st.integers(0, 5), lifetime=lives)
+    def bound(self, number: int, lifetime: Lifetime) -> None:
+        """Longer or shorter, under the same conditions; the lock stays, and so does what is stored."""
+        out = self.out(number)
+        if out is None:
+            return
+        entry, expected = self.model.find(out.session_id), self.model.judge(out)
+        idle = math.inf if lifetime.idle is None else lifetime.idle
+        if entry is not None and self.model.came(entry) + idle <= self.model.now:
+            return  # a middleware leaves the idle timeout as it is
+        token = out.real.token
+        assert self.run(self.store.bound(out.real, lifetime)) is expected
+        assert out.real.token == token
+        if expected is Outcome.STORED and entry is not None:
+            self.model.rebound(entry, lifetime)
+            out.version = entry.version
+            assert out.real.idle == lifetime.idle
+            assert out.real.expires_in == pytest.approx(lifetime.absolute)
+            assert out.real.age == pytest.approx(self.model.now - entry.began, abs=30)
+
     def after(self, out: Out, release: bool) -> None:
         """A checkout that has lost its token was let go by the store."""
         if release or (out.locked and out.real.token is None):

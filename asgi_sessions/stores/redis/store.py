@@ -142,6 +142,9 @@ class RedisSessionStore(SessionStore):
         state = self._states.here() or await self._states.get()
         return await state.checkouts.commit_unlocked(checkout, record)
 
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        return await (await self._states.get()).checkouts.bound(checkout, lifetime)
+
     async def discard(self, checkout: Checkout) -> Outcome:
         return await (await self._states.get()).checkouts.discard(checkout)
 

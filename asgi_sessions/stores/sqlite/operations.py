@@ -104,6 +104,18 @@ def write_unlocked(
     return write_back(tx, claim, record, version, columns, False)
 
 
+def set_bounds(tx: Transaction, claim: Claim, lifetime: Lifetime, version: str) -> Outcome | Checkout:
+    """Give the record other bounds if the claim holds; the record as it is now, or why that was not done."""
+    outcome = _judge(tx, claim)
+    value = records.find(tx, claim.session_id) if outcome is _STORED else None
+    if value is None:
+        return outcome
+    value.bound(lifetime, tx.now)
+    value.rewrite(value.record, version)
+    records.bound(tx, claim.session_id, value)
+    return value.checkout(claim.session_id, tx.now, claim.token)
+
+
 def move(tx: Transaction, claim: Claim, new: New) -> Outcome | Checkout:
     """Store the record under a new id and retire the old one; the new checkout, or why there is none."""
     outcome = _judge(tx, claim)

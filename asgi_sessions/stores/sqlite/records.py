@@ -20,7 +20,7 @@ _REWRITE = (
     "UPDATE session SET record = ?, version = ?, user_id = ?, created = ?, messages = ?, escalated = ?"
     " WHERE id = ?"
 )
-_BOUND = "UPDATE session SET expires = ?, idle = ?, until = ?, ends = ? WHERE id = ?"
+_BOUND = "UPDATE session SET version = ?, expires = ?, idle = ?, until = ?, ends = ? WHERE id = ?"
 _TOUCH = (
     "UPDATE session SET until = max(until, ? + idle), ends = min(expires, max(until, ? + idle))"
     " WHERE id = ? AND ends > ? AND idle < ?"
@@ -54,8 +54,9 @@ def rewrite(tx: Transaction, session_id: str, record: bytes, version: str, colum
 
 
 def bound(tx: Transaction, session_id: str, value: Value) -> None:
-    """Write the bounds of a record that is there."""
-    tx.db.execute(_BOUND, (value.expires, value.idle, value.until, value.ends, session_id))
+    """Write the bounds and the version of a record that is there."""
+    bounds = value.expires, value.idle, value.until, value.ends
+    tx.db.execute(_BOUND, (value.version, *bounds, session_id))
 
 
 def touch(tx: Transaction, session_id: str, when: float) -> None:

@@ -196,6 +196,21 @@ class SQLiteSessionStore(SessionStore):
             raise
         return as_far_as_known(outcome, checkout.unsure)
 
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        engine = self._ready() or await self._get()
+        claim, earlier, version = claim_of(checkout), checkout.unsure, new_version()
+        checkout.unsure = version if earlier is None else f"{earlier} {version}"
+
+        def note(found: Checkout | Outcome) -> None:
+            checkout.unsure = earlier
+            if isinstance(found, Checkout):
+                checkout.is_now(found)
+                checkout.unsure = None
+
+        work = partial(operations.set_bounds, claim=claim, lifetime=lifetime, version=version)
+        found: Checkout | Outcome = await engine.perform(work, durable=True, note=note)
+        return _STORED if isinstance(found, Checkout) else as_far_as_known(found, checkout.unsure)
+
     async def move(
         self,
         checkout: Checkout,

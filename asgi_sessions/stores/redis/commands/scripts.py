@@ -5,7 +5,16 @@ Each script recognises its own retry, so a call whose connection was lost may be
 
 from __future__ import annotations
 
-from ..connection.replies import is_created, is_list, is_number, is_removed, is_stored, is_taken, is_text
+from ..connection.replies import (
+    is_bound,
+    is_created,
+    is_list,
+    is_number,
+    is_removed,
+    is_stored,
+    is_taken,
+    is_text,
+)
 from ..connection.script import Script
 
 # With the keys of a session:
@@ -19,6 +28,7 @@ COMMIT_UNLOCKED = Script(  # BUSY: the first one may still arrive, when nobody h
     "commit_unlocked", 4, 3, doubtful=(*_OVERWRITTEN, b"BUSY"), fits=is_stored
 )
 SHORTEN = Script("shorten", 4, 3, fits=is_taken)
+BOUND = Script("bound", 4, 5, doubtful=_OVERWRITTEN, fits=is_bound)
 REMOVE = Script("remove", 4, 6, fits=is_removed)
 RELEASE = Script("release", 4, 4, fits=is_number)
 # With keys of their own:

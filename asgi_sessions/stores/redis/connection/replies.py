@@ -123,6 +123,11 @@ def is_created(reply: Reply, nonce: bytes) -> bool:
     return len(version) == 2 and type(version[0]) is bytes and version[0].startswith(nonce)
 
 
+def is_bound(reply: Reply, nonce: bytes) -> bool:
+    """A refusal, or the version that a record has now."""
+    return reply in _REFUSALS if type(reply) is bytes else reply != [b"E"] and is_created(reply, nonce)
+
+
 class WrongRecords:
     """Ids under which the record of another id lies.
 

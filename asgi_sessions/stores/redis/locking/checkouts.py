@@ -13,7 +13,7 @@ from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from ..commands.keys import Keys, KeySpace
-from ..commands.scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
+from ..commands.scripts import BOUND, COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
 from ..commands.who import taken_here
@@ -228,6 +228,26 @@ class Checkouts:
         if outcome is Outcome.BUSY:
             self._locks.found_taken(keys)
         return outcome
+
+    async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
+        """Give the record other bounds if it is still what was checked out; the lock stays."""
+        keys, token, _ = self._held(checkout)
+        nonce = new_nonce()
+        bounds = milliseconds(lifetime.absolute), milliseconds(lifetime.idle)
+        args = pack_args(token, commits.known(checkout), *bounds, nonce)
+        call = self._commands.call(BOUND, keys.record, BOUND.by_sha + keys.packed + args, nonce)
+        try:
+            reply = await call
+        except BaseException as error:
+            _doubt(checkout, nonce, error)
+            raise
+        if isinstance(reply, bytes):
+            return commits.as_far_as_known(commits.outcome_of(reply), checkout.unsure)
+        found = _created(checkout.session_id, checkout.record, reply)
+        assert found is not None  # noqa: S101  # the reply fits
+        checkout.is_now(found)
+        checkout.unsure = None
+        return _STORED
 
     async def discard(self, checkout: Checkout, retired: bytes = b"0") -> Outcome:
         """Delete the record, and remember its id as replaced for so long (ms)."""
