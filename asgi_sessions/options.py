@@ -17,6 +17,7 @@ from .client.paths import path_below
 from .observation.events import UNTRUSTED_PROXY, EventSink
 from .record.model import SessionData
 from .record.values import new_session_id
+from .request.arrivals import Arrivals
 from .stores.checkout import Lifetime, LockPolicy
 from .stores.contract import SessionStore
 
@@ -75,6 +76,16 @@ def resolve_lifetime(
     if rolling:
         return Lifetime(idle=max_age if idle_timeout is None else min(max_age, idle_timeout))
     return Lifetime(absolute=max_age, idle=idle_timeout)
+
+
+def resolve_arrivals(first_ttl: float | None) -> Arrivals | None:
+    """What tells first visits from others; None where a new record has its full life at once."""
+    if first_ttl is None:
+        return None
+    _require_numbers(first_ttl=first_ttl)
+    if not first_ttl > 0:
+        raise ValueError("first_ttl is a number of seconds above 0, or None for a full life at once")
+    return Arrivals(first_ttl)
 
 
 def resolve_lock(timeout: float, wait: float, max_waiters: int, max_hold: float) -> LockPolicy:

@@ -160,9 +160,17 @@ class RecordingStore(SessionStore):
         return taken
 
     async def keep_alive(self, checkout: Checkout) -> None:
+        if self._inside:
+            return await super().keep_alive(checkout)
         await self.before("keep alive")
         await super().keep_alive(checkout)
-        await self.after("keep alive")
+        return await self.after("keep alive")
+
+    async def arrived(self, checkout: Checkout) -> None:
+        await self.before("arrived")
+        with self._within():
+            await super().arrived(checkout)
+        await self.after("arrived")
 
     async def create(
         self,

@@ -46,6 +46,7 @@ class Commit:
         tried: str | None,
         optimistic: bool,
         may_run_again: bool,
+        is_last: bool,
     ) -> None:
         self.settings = settings
         self.session = session
@@ -55,6 +56,7 @@ class Commit:
         self.tried = tried  # a new id; whether a record was stored under it is not known
         self.optimistic = optimistic  # the record was loaded without the lock
         self.may_run_again = may_run_again  # the app, where this commit is refused
+        self.is_last = is_last  # the request is answered then, and has nothing more to do with the session
 
     def carry_out(self, change: Change, taken: Checkout | Missing, since: float) -> Awaitable[Outcome]:
         """Do to the store what the handle asks for, in as few trips as there are.
@@ -115,9 +117,8 @@ class Commit:
         created = None
         if settings.lifetime.ttl() > 0:  # not with max_age=-1: such a session has expired when it begins
             lock = None if self.releases else settings.lock
-            created = await settings.store.create(
-                session_id, self.encoded, of_new(settings.lifetime, expiry), lock, self.user_id
-            )
+            life = of_new(settings.lifetime, expiry, self._first_ttl())
+            created = await settings.store.create(session_id, self.encoded, life, lock, self.user_id)
             if created is None:
                 self.tried = None
                 raise SessionConflictError("the new session id is taken")
@@ -126,6 +127,15 @@ class Commit:
         self.session.expiry_stored(expiry)
         settings.events.emit(SESSION_CREATED, session_id)
         return _STORED
+
+    def _first_ttl(self) -> float | None:
+        """How long a new record lives if its client does not come back; None for its full life at once.
+
+        That is for whoever signs in as the session begins, and where the request goes on with it: a stream,
+        a WebSocket, after `save()`.
+        """
+        arrivals, signs_in = self.settings.arrivals, self.intent is Fate.SIGN_IN or self.user_id is not None
+        return None if arrivals is None or signs_in or not self.is_last else arrivals.first_ttl
 
     async def _bound(self, taken: Checkout, since: float) -> Outcome:
         """Give the record another end, then write it.

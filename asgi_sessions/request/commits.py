@@ -25,6 +25,7 @@ async def carry_out(work: Work, change: Change, *, release: bool) -> Outcome:
         work.tried,
         work.state is OPTIMISTIC,
         work.may_run_again(),
+        work.is_last,
     )
     try:
         return await commit.carry_out(change, work.record, work.held_since)

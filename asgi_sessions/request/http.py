@@ -160,6 +160,7 @@ class HTTPRequest(UnitOfWork):
         session, start = self.session, self.start
         try:
             take_replaced(self.scope, session)
+            self.is_last = last
             release = last or self.settings.early_release or self.releases_early or not session.accessed
             if session.accessed or isinstance(self.record, Checkout):
                 outcome = await self.store_changes(

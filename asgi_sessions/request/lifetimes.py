@@ -8,10 +8,15 @@ from ..session.expiry import Expiry
 from ..stores.checkout import Checkout, Lifetime
 
 
-def of_new(rule: Lifetime, expiry: Expiry | None) -> Lifetime:
-    """Of a session that begins, or whose user signs in: a full life, or the app's own."""
+def of_new(rule: Lifetime, expiry: Expiry | None, first: float | None = None) -> Lifetime:
+    """Of a session that begins, or whose user signs in: a full life, or the app's own.
+
+    `first`: so many seconds where its client does not come back.
+    """
     left = None if expiry is None else expiry.left()
-    return rule if left is None else Lifetime(_sooner(rule.absolute, left), rule.idle)
+    if left is None and first is None:
+        return rule
+    return Lifetime(rule.absolute if left is None else _sooner(rule.absolute, left), rule.idle, first)
 
 
 def of_stored(rule: Lifetime, expiry: Expiry | None, taken: Checkout, since: float) -> Lifetime:

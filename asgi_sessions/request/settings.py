@@ -12,6 +12,7 @@ from ..record.model import SessionData
 from ..stores.checkout import Lifetime, LockPolicy
 from ..stores.contract import SessionStore
 from .answers import Answers
+from .arrivals import Arrivals
 
 _CLEANS_AFTER = 60  # seconds; so often at most a browser is told to forget leftover cookies
 
@@ -28,6 +29,7 @@ class Settings:
     optimistic: bool  # lock="auto": safe requests run without the lock
     cookie: SessionCookie
     max_age: float | None
+    arrivals: Arrivals | None  # None: a new record has its full life at once
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
     rotate_on: frozenset[str]  # the values that say who is signed in

@@ -73,6 +73,7 @@ class UnitOfWork:
     is_opened = False  # the session is loaded, or known to be absent
     rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
     has_stored = False  # something, or perhaps so, that a second run of the app would do again
+    is_last = False  # what is stored now is stored with the end of the answer
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
     error: SessionError | None = None  # what the last of these or of the transactions raised

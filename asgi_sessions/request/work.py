@@ -31,6 +31,7 @@ class Work(Protocol):
     client_ended: bool
     tried: str | None
     has_stored: bool
+    is_last: bool
 
     def hold(self, record: Checkout | Missing) -> None: ...
 

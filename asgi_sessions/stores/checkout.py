@@ -14,10 +14,12 @@ class Lifetime:
 
     `absolute` counts from creation or sign-in and never moves (OWASP: absolute timeout); `idle` restarts at
     each request (OWASP: idle timeout). The earlier end counts; None is no bound. At least one is set.
+    A record that is created with `first` lives no longer than that until `arrived` is called.
     """
 
     absolute: float | None = None
     idle: float | None = None
+    first: float | None = None
 
     def ttl(self) -> float:
         """Seconds that a record lives which is created now and never used."""

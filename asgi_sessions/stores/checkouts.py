@@ -208,6 +208,13 @@ class RequestOperations:
         """Restart the idle timeout: the client that the record is for sent a request."""
         await self._primitives.touch(checkout.session_id)
 
+    async def arrived(self, checkout: Checkout) -> None:
+        """Give a record that was created with `Lifetime.first` its full life: its client has come back.
+
+        The idle timeout restarts. Nothing changes where the record has its full life already, or has ended.
+        """
+        await self._primitives.touch(checkout.session_id)
+
     async def create(
         self,
         session_id: str,

@@ -201,6 +201,9 @@ class InMemorySessionStore(SessionStore):
         if entry is not None:
             entry.touch(self._clock())
 
+    async def arrived(self, checkout: Checkout) -> None:
+        await self.keep_alive(checkout)
+
     async def create(
         self,
         session_id: str,

@@ -73,10 +73,10 @@ class Values:
         return Missing.ABSENT
 
     async def touch(self, session_id: str, rule: Lifetime | None = None) -> None:
-        """Restart the idle timeout of a record that has one and has not ended, by `rule` too."""
+        """Restart the idle timeout of a record that has not ended, by `rule` too; its client has come."""
         async with self.hold(session_id):
             found = await self.find(session_id)
-            if isinstance(found, Value) and found.idle < math.inf and found.arrive(rule, self._store.now()):
+            if isinstance(found, Value) and found.until < math.inf and found.arrive(rule, self._store.now()):
                 await self.write(session_id, found)
 
     async def drop_expired(self, session_id: str) -> bool:

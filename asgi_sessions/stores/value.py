@@ -16,7 +16,8 @@ class Value:
     """A record with its version and bounds. Times are seconds by the store's clock.
 
     `expires` is the absolute bound, `until` the end of the idle timeout and `idle` that timeout; `inf` is no
-    bound. `began` is when the record's life began: creation or sign-in. No two writes have one `version`.
+    bound. Until its client comes back a record may have an earlier `until`. `began` is when the record's life
+    began: creation or sign-in. No two writes have one `version`.
     """
 
     record: bytes = field(repr=False)
@@ -31,6 +32,8 @@ class Value:
         """A record whose life begins now."""
         value = cls(record, new_version(), now, now, math.inf, now)
         value.bound(lifetime, now)
+        if lifetime.first is not None:
+            value.until = min(value.until, now + lifetime.first)
         return value
 
     @classmethod
@@ -58,7 +61,7 @@ class Value:
 
     def last(self, now: float) -> float:
         """When the last request came; now where there is no idle timeout that tells."""
-        return self.until - self.idle if self.idle < math.inf else now
+        return max(self.until - self.idle, self.began) if self.idle < math.inf else now
 
     def touch(self, now: float) -> None:
         """Restart the idle timeout, because a request came."""

@@ -881,6 +881,32 @@ class StoreContract:
         await let_time_pass(0.3)
         assert await store.checkout(old.session_id, LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
 
+    async def test_a_first_visit_is_kept_for_a_while(
+        self, store: SessionStore, let_time_pass: _PassTime
+    ) -> None:
+        """A record of `Lifetime.first` ends with that, unless its client comes back; no write prolongs it."""
+        gone, kept, idle, late = new(), new(), new(), new()
+        for data in (gone, kept, idle, late):
+            absolute, seconds = 3600, 1800 if data is idle else None
+            await create(store, data, Lifetime(absolute, seconds, first=0.4))
+        for data in (kept, idle):
+            taken = await store.checkout(data.session_id, LOCK, None)
+            assert isinstance(taken, Checkout)
+            assert taken.expires_in == pytest.approx(3600, abs=0.2), "a checkout tells of the full life"
+            await store.arrived(taken)
+            assert await commit(store, taken, n=1) is Outcome.STORED, "arrived changed the version"
+        taken, waits = await check_out(store, gone.session_id), await check_out(store, late.session_id, None)
+        assert await commit(store, taken, n=1) is Outcome.STORED
+        await let_time_pass(0.6)
+        assert await store.exists(gone.session_id) is False, "nobody came back, and the record lives on"
+        await store.arrived(waits)
+        assert await store.exists(late.session_id) is False, "arrived brought an ended session back"
+        for data in (kept, idle):
+            assert await store.exists(data.session_id), "the record has its full life once its client came"
+        again = await store.checkout(idle.session_id, None, None)
+        assert isinstance(again, Checkout)
+        assert again.idle == pytest.approx(1800)
+
     async def test_bounds_can_be_set_longer_and_shorter(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:

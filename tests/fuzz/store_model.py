@@ -34,10 +34,19 @@ class Entry:
     last: float  # when the idle timeout restarted
     version: int
     users: set[str] = field(default_factory=set)  # whose index names it
+    first: float = math.inf  # its end where its client does not come back
+
+    @property
+    def until(self) -> float:
+        return min(self.last + self.idle, self.first)
 
     @property
     def ends(self) -> float:
-        return min(self.expires, self.last + self.idle)
+        return min(self.expires, self.until)
+
+    def came(self, now: float) -> None:
+        """Its client sent a request."""
+        self.last, self.first = now, math.inf
 
 
 @dataclass
@@ -87,6 +96,7 @@ class Model:
         self.versions += 1
         stored, expires = data.model_copy(deep=True), self.now + _bound(lifetime.absolute)
         entry = Entry(stored, self.now, expires, _bound(lifetime.idle), self.now, self.versions, _users(data))
+        entry.first = self.now + _bound(lifetime.first)
         self.entries[data.session_id] = entry
         return entry
 
@@ -116,7 +126,8 @@ class Model:
         self.active(data.session_id)
         entry.users = _users(data)
         if ttl is not None:
-            entry.expires, entry.last = self.now + ttl, self.now
+            entry.expires = self.now + ttl
+            entry.came(self.now)
 
     def rewrite(self, entry: Entry, data: SessionData) -> None:
         """By a commit: a session in which nobody is signed in any more stays in the index."""
@@ -170,21 +181,23 @@ class Model:
         """A request came: the idle timeout restarts."""
         entry = self.find(session_id)
         if entry is not None:
-            entry.last = self.now
+            entry.came(self.now)
 
     def arrives(self, session_id: str, rule: Lifetime | None) -> None:
         """A request came and has to wait; where the session is over by its rule that changes nothing."""
         entry, idle = self.find(session_id), None if rule is None else rule.idle
         if self.kind is Kind.REDIS and idle is None:
             return  # waiting in its own process it is not worth a call
+        if self.kind is Kind.REDIS and entry is not None and entry.idle == math.inf:
+            return  # who holds the lock has come back before
         if entry is not None and (idle is None or idle > entry.idle or self.now - self.came(entry) < idle):
-            entry.last = self.now
+            entry.came(self.now)
 
     def came(self, entry: Entry) -> float:
         """When the last request came, as far as the store knows: the end of its idle timeout tells."""
         if entry.idle == math.inf:
             return self.now
-        clipped = entry.expires <= entry.last + entry.idle
+        clipped = entry.expires <= entry.until
         return self.now if clipped and self.kind is Kind.REDIS else entry.last
 
     def bounded(self, session_id: str, rule: Lifetime | None, locked: bool) -> Entry | None:
@@ -208,7 +221,7 @@ class Model:
     def rebound(self, entry: Entry, lifetime: Lifetime) -> None:
         """It gets other bounds, which is a new version; the idle timeout counts from the last request."""
         self.versions += 1
-        entry.last, entry.version = self.came(entry), self.versions
+        entry.last, entry.first, entry.version = self.came(entry), math.inf, self.versions
         entry.expires, entry.idle = self.now + _bound(lifetime.absolute), _bound(lifetime.idle)
 
     # -- locks -------------------------------------------------------------------------------------

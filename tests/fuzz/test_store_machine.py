@@ -51,6 +51,7 @@ ttls = st.sampled_from([None, None, 500.5, 2500.5, 9500.5])
 locks = st.sampled_from([None, POLICY])
 lives = st.builds(Lifetime, st.sampled_from([2500.5, 5500.5]), st.sampled_from([None, 1500.5]))
 lives |= st.just(Lifetime(None, 1500.5))
+firsts = st.builds(replace, lives, first=st.sampled_from([None, 700.5]))
 rules = st.none() | st.builds(
     Lifetime, st.sampled_from([None, 1500.5, 9500.5]), st.sampled_from([None, 500.5])
 )
@@ -236,7 +237,8 @@ class StoreMachine(RuleBasedStateMachine):
         before = self.run(self.store.get(session_id))
         entry = self.turn(session_id, self.store.touch(session_id))
         if entry is not None and before is not None:
-            self.model.keep_alive(session_id)
+            if entry.idle < math.inf:
+                self.model.keep_alive(session_id)
             self.model.rewrite(entry, entry.data)
             after = self.run(self.store.get(session_id))
             assert after is not None
@@ -358,7 +360,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- requests ----------------------------------------------------------------------------------
 
-    @rule(session_id=ids, content=contents, lifetime=lives, lock=locks)
+    @rule(session_id=ids, content=contents, lifetime=firsts, lock=locks)
     def create(
         self, session_id: str, content: dict[str, Any], lifetime: Lifetime, lock: LockPolicy | None
     ) -> None:
@@ -516,6 +518,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.run(self.store.keep_alive(out.real))
             if out.real.idle is not None or self.kind in (Kind.MEMORY, Kind.THIRD_PARTY):
                 self.model.keep_alive(out.session_id)
+
+    @rule(number=st.integers(0, 5))
+    def arrive(self, number: int) -> None:
+        """A record that was to end early where its client does not come back has its full life."""
+        out = self.out(number)
+        if out is not None:
+            self.run(self.store.arrived(out.real))
+            self.model.keep_alive(out.session_id)
 
     @rule(number=st.integers(0, 5))
     def release(self, number: int) -> None:

@@ -76,6 +76,9 @@ class RedisSessionStore(SessionStore):
         state = self._states.here() or await self._states.get()
         state.checkouts.keep_alive(checkout)
 
+    async def arrived(self, checkout: Checkout) -> None:
+        await (await self._states.get()).checkouts.arrived(checkout)
+
     async def create(
         self,
         session_id: str,

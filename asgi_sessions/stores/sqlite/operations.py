@@ -53,7 +53,7 @@ def check_out(tx: Transaction, waiter: Waiter, passive: bool) -> Checkout | Miss
     place = locks.enter(tx, waiter)
     if place is _HELD:
         return _loaded(tx, session_id, value, waiter.rule, waiter.token)
-    if not passive and place is not _FULL and value.idle < math.inf and value.arrive(waiter.rule, tx.now):
+    if not passive and place is not _FULL and value.until < math.inf and value.arrive(waiter.rule, tx.now):
         records.bound(tx, session_id, value)
     return place
 

@@ -23,7 +23,7 @@ _REWRITE = (
 _BOUND = "UPDATE session SET version = ?, expires = ?, idle = ?, until = ?, ends = ? WHERE id = ?"
 _TOUCH = (
     "UPDATE session SET until = max(until, ? + idle), ends = min(expires, max(until, ? + idle))"
-    " WHERE id = ? AND ends > ? AND idle < ?"
+    " WHERE id = ? AND ends > ? AND until < ?"
 )
 _EXPIRED = "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE ends <= ? LIMIT ?)"
 _FORGET = "DELETE FROM retired WHERE id IN (SELECT id FROM retired WHERE until <= ? LIMIT ?)"
@@ -60,7 +60,7 @@ def bound(tx: Transaction, session_id: str, value: Value) -> None:
 
 
 def touch(tx: Transaction, session_id: str, when: float) -> None:
-    """Restart the idle timeout of a record that has one and lived then, when its request came."""
+    """Restart the idle timeout of a record that lived then, when its request came."""
     tx.db.execute(_TOUCH, (when, when, session_id, when, math.inf))
 
 

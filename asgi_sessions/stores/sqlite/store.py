@@ -149,6 +149,11 @@ class SQLiteSessionStore(SessionStore):
             when = self._clock()
             engine.send(partial(records.touch, session_id=checkout.session_id, when=when))
 
+    async def arrived(self, checkout: Checkout) -> None:
+        engine = self._ready() or await self._get()
+        work = partial(records.touch, session_id=checkout.session_id, when=self._clock())
+        await engine.perform(work, durable=False)
+
     async def create(
         self,
         session_id: str,

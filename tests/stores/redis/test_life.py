@@ -180,6 +180,7 @@ async def test_a_shorter_idle_timeout_counts_from_the_last_request(
 ) -> None:
     """The last one was thirty seconds ago; twenty are left of fifty, and this request restarts them."""
     await _stored(store, Lifetime(absolute=3600, idle=100))
+    await _make_older(raw, 30)
     await raw.pexpire(_RECORD, 70_000)
     taken = await _taken(store, Lifetime(absolute=3600, idle=50))
     assert (await _header(raw))[2] == 50_000
@@ -214,6 +215,7 @@ async def _age(raw: Redis) -> None:
 
 
 async def _lie_idle(raw: Redis) -> None:
+    await _make_older(raw, 89)
     await raw.pexpire(_RECORD, 10_000)
 
 

@@ -25,6 +25,7 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missin
 from asgi_sessions.stores.redis.commands.header import milliseconds
 from asgi_sessions.stores.redis.commands.scripts import (
     ACQUIRE,
+    BOUND,
     COMMIT,
     CREATE,
     RELEASE,
@@ -491,6 +492,7 @@ _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] =
     ("unlocked", COMMIT, (*_KEYS, b"", _HEAD, _VALUE % 2, b"1000", b"0"), []),
     ("set", SET, (_KEYS[0], b"b" * 16, b"{}", b"0", b"9000", b"1"), []),
     ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0", b"call"), []),
+    ("bound", BOUND, (*_KEYS, b"", _VERSION, b"9000", b"0", b"c" * 16), []),
 ]
 
 
@@ -514,7 +516,7 @@ async def test_a_script_recognises_its_own_retry(
     second = await state.commands.run(script, *args)
     assert {key: await raw.dump(key) for key in await _keys(raw)} == after
     assert _kind(first) == _kind(second)
-    assert _kind(first) in (b"L", b"W", b"STORED", 1)
+    assert _kind(first) in (b"L", b"W", b"C", b"STORED", 1)
 
 
 def _kind(reply: Reply) -> Reply:
@@ -529,7 +531,7 @@ def _kind(reply: Reply) -> Reply:
 async def test_a_create_recognises_its_own_retry(store: RedisSessionStore, raw: Redis) -> None:
     """The same nonce is the same creation; another one is refused."""
     state = await store._states.get()
-    args = (b"{}", b"5000", b"0", _TOKEN, b"5000", b"")
+    args = (b"{}", b"5000", b"0", _TOKEN, b"5000", b"", b"0")
     first = cast("list[Reply]", await state.commands.run(CREATE, *_KEYS[:2], b"a" * 16, *args))
     before = await raw.get(_RECORD)
     again = cast("list[Reply]", await state.commands.run(CREATE, *_KEYS[:2], b"a" * 16, *args))

@@ -32,7 +32,7 @@ BOUND = Script("bound", 4, 5, doubtful=_OVERWRITTEN, fits=is_bound)
 REMOVE = Script("remove", 4, 6, fits=is_removed)
 RELEASE = Script("release", 4, 4, fits=is_number)
 # With keys of their own:
-CREATE = Script("create", 2, 7, fits=is_created)
+CREATE = Script("create", 2, 8, fits=is_created)
 RENEW = Script("renew", 1, 2, fits=is_number)
 SET = Script(  # once: again, it would take back what others have written since
     "set", 1, 5, once=True, fits=is_number

@@ -13,7 +13,17 @@ from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from ..commands.keys import Keys, KeySpace
-from ..commands.scripts import BOUND, COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
+from ..commands.scripts import (
+    BOUND,
+    COMMIT,
+    COMMIT_AGAIN,
+    COMMIT_UNLOCKED,
+    CREATE,
+    REMOVE,
+    RENEW,
+    SHORTEN,
+    TOUCH,
+)
 from ..commands.timing import LockTiming
 from ..commands.tokens import new_nonce, new_token
 from ..commands.who import taken_here
@@ -124,6 +134,10 @@ class Checkouts:
         if checkout.idle is not None:
             self._commands.touch(self._held(checkout)[0])
 
+    async def arrived(self, checkout: Checkout) -> None:
+        """Restart the idle timeout, and wait for that; a record without one gets its full life."""
+        await self._commands.run(TOUCH, self._held(checkout)[0].record, b"0")
+
     async def create(
         self,
         session_id: str,
@@ -142,7 +156,8 @@ class Checkouts:
         rule = lifetime or Lifetime()
         header = header_of(follows.version.encode()) if lifetime is None and follows is not None else b""
         value = taken_here(token, commands.clock.text(self._loop.time())) if token else b""
-        args = milliseconds(rule.absolute), milliseconds(rule.idle), value, timing.lease_ms, header
+        bounds = milliseconds(rule.absolute), milliseconds(rule.idle)
+        args = *bounds, value, timing.lease_ms, header, milliseconds(rule.first)
         try:
             nonce = new_nonce()
             reply = await commands.run(CREATE, keys.record, keys.lock, nonce, record, *args, about=nonce)

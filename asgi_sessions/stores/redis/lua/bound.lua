@@ -27,7 +27,7 @@ elseif not string.find(ARGV[2], nonce, 1, true) then
 end
 
 local absolute, idle, began = bounds_of(value)
-local came = now - quiet(KEYS[1], absolute, idle, now)
+local came = now - quiet(KEYS[1], absolute, idle, began, now)
 absolute, idle = tonumber(ARGV[3]), tonumber(ARGV[4])
 local ends = absolute > 0 and now + absolute or 0
 local left = sooner(absolute, idle > 0 and math.max(came + idle - now, 1) or 0)

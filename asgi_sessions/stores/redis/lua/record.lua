@@ -67,12 +67,12 @@ local function sooner(one, other)
   return one
 end
 
--- For how long nobody came, by what is left of the idle timeout. Where there is none, or where the absolute end
--- comes first (with a second of tolerance), that is not known: 0.
-local function quiet(key, absolute, idle, now)
+-- For how long nobody came, by what is left of the idle timeout, but not since before the begin. Where there is no
+-- such timeout, or where the absolute end comes first (with a second of tolerance), that is not known: 0.
+local function quiet(key, absolute, idle, began, now)
   local left = redis.call('PTTL', key)
   if idle > 0 and left >= 0 and (absolute == 0 or now + left < absolute - 1000) then
-    return math.max(idle - left, 0)
+    return math.max(math.min(idle - left, now - began), 0)
   end
   return 0
 end
@@ -80,8 +80,8 @@ end
 -- A request came: the idle timeout restarts, but never beyond the absolute end. By a shorter `rule` (ms; 0: none)
 -- the session may have ended already. Then nothing restarts.
 local function keep_alive(key, value, now, rule)
-  local absolute, idle = bounds_of(value)
-  if idle > 0 and (rule == 0 or rule >= idle or quiet(key, absolute, idle, now) < rule) then
+  local absolute, idle, began = bounds_of(value)
+  if idle > 0 and (rule == 0 or rule >= idle or quiet(key, absolute, idle, began, now) < rule) then
     redis.call('PEXPIRE', key, sooner(absolute > 0 and math.max(absolute - now, 1) or 0, idle))
   end
 end

@@ -20,7 +20,7 @@ elseif token ~= '' and not ours then
 end
 
 local absolute, idle, began = bounds_of(value)
-local came = now - quiet(KEYS[1], absolute, idle, now)
+local came = now - quiet(KEYS[1], absolute, idle, began, now)
 local ends = absolute
 if began > 0 and ARGV[2] ~= '0' then
   ends = sooner(ends, began + tonumber(ARGV[2]))
