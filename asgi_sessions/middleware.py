@@ -22,6 +22,7 @@ from .options import (
     resolve_model,
     resolve_names,
     resolve_origins,
+    resolve_rotation,
     resolve_routes,
 )
 from .record.model import SessionData
@@ -79,6 +80,7 @@ class SessionMiddleware:
         lock_max_hold: float = 300.0,
         release_lock: Literal["response_end", "response_start"] = "response_end",
         rotate_on: Iterable[str] = ROTATE_ON,
+        rotate_every: float | None = None,
         first_ttl: float | None = None,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
@@ -98,6 +100,7 @@ class SessionMiddleware:
         )  # fmt: skip
         policy = resolve_lock(lock_timeout, lock_wait, max_waiters, lock_max_hold)
         lifetime = resolve_lifetime(max_age, idle_timeout, rolling, self.store)
+        refresh_after = min(max_age / 10, 3600) if rolling and max_age is not None else None
         self._events = EventSink(on_event, secret_key=secret_key)
         client = resolve_client(fingerprint, trusted_proxies, self._events)
         self._answers = Answers(error_response, self._events)
@@ -111,7 +114,9 @@ class SessionMiddleware:
             cookie=cookie,
             max_age=max_age,
             arrivals=resolve_arrivals(first_ttl),
-            refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
+            refresh_after=refresh_after,
+            rotate_every=resolve_rotation(rotate_every),
+            renew_after=min(filter(None, (refresh_after, rotate_every)), default=None),
             early_release=release_lock == "response_start",
             rotate_on=resolve_names(rotate_on),
             client=client,

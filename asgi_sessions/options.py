@@ -18,7 +18,7 @@ from .observation.events import UNTRUSTED_PROXY, EventSink
 from .record.model import SessionData
 from .record.values import new_session_id
 from .request.arrivals import Arrivals
-from .stores.checkout import Lifetime, LockPolicy
+from .stores.checkout import LEADS_FOR, Lifetime, LockPolicy
 from .stores.contract import SessionStore
 
 Pattern: TypeAlias = "str | re.Pattern[str]"
@@ -76,6 +76,18 @@ def resolve_lifetime(
     if rolling:
         return Lifetime(idle=max_age if idle_timeout is None else min(max_age, idle_timeout))
     return Lifetime(absolute=max_age, idle=idle_timeout)
+
+
+def resolve_rotation(rotate_every: float | None) -> float | None:
+    """The age of an id, in seconds, at which it is replaced."""
+    if rotate_every is not None:
+        _require_numbers(rotate_every=rotate_every)
+        if not rotate_every > LEADS_FOR:
+            raise ValueError(
+                f"rotate_every is a number of seconds above {LEADS_FOR:.0f}: for so long an old id leads to"
+                " the new one. None turns it off"
+            )
+    return rotate_every
 
 
 def resolve_arrivals(first_ttl: float | None) -> Arrivals | None:

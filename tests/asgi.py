@@ -219,15 +219,22 @@ class RecordingStore(SessionStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         call = "move" if lock is None else "move+lock"
         await self.before(call)
         with self._within():
             outcome = await super().move(
-                checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+                checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user, leads=leads
             )
         await self.after(call)
         return outcome
+
+    async def successor_of(self, session_id: str) -> str | None:
+        await self.before("follow")
+        found = await super().successor_of(session_id)
+        await self.after("follow")
+        return found
 
     async def discard(self, checkout: Checkout) -> Outcome:
         await self.before("discard")

@@ -162,8 +162,10 @@ class SessionCookie:
         (only,) = best.values()
         return Presented(*only)
 
-    def render(self, session_id: str, *, max_age: float | None, secure: bool) -> bytes:
-        """The value of a `Set-Cookie` header with this id, signed now.
+    def render(
+        self, session_id: str, *, max_age: float | None, secure: bool, issued_at: int | None = None
+    ) -> bytes:
+        """The value of a `Set-Cookie` header with this id, signed now, or as of the date `issued_at`.
 
         `max_age` is in seconds; None is a cookie that ends with the browser session. It is rounded up:
         browsers ignore a `Max-Age` that is no whole number (RFC 6265bis section 5.6.2). `secure`: the request
@@ -171,7 +173,9 @@ class SessionCookie:
         """
         age = "" if max_age is None else f"Max-Age={math.ceil(max_age)}; "
         flags = self._flags[self._is_secure(secure)]
-        return f"{self._start}{self.signer.sign(session_id)}{self._path}{age}{flags}".encode("ascii")
+        return f"{self._start}{self.signer.sign(session_id, issued_at)}{self._path}{age}{flags}".encode(
+            "ascii"
+        )
 
     def render_removal(self, *, secure: bool) -> bytes:
         """The value of a `Set-Cookie` header that removes the cookie; `secure` as in `render`."""

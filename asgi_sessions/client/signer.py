@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from itsdangerous import TimestampSigner
-from itsdangerous.encoding import base64_decode, bytes_to_int
+from itsdangerous.encoding import base64_decode, base64_encode, bytes_to_int, int_to_bytes
 
 from ..keys import key_bytes, weakness
 
@@ -82,11 +82,17 @@ class CookieSigner:
                 warnings.warn(weak, UserWarning, stacklevel=stacklevel)
         self._signers = [_KeySigner(key, clock) for key in keys.values()]
 
-    def sign(self, session_id: str) -> str:
-        """The cookie value ``id.timestamp.signature``; ValueError for an id that was not generated."""
+    def sign(self, session_id: str, issued_at: int | None = None) -> str:
+        """The cookie value ``id.timestamp.signature``; ValueError for an id that was not generated.
+
+        `issued_at`: seconds since the epoch, None for now.
+        """
         if _SESSION_ID.fullmatch(session_id) is None:
             raise ValueError("a cookie carries generated ids only (32 lower-case hexadecimal digits)")
-        return self._signers[0].sign(session_id).decode("ascii")
+        if issued_at is None:
+            return self._signers[0].sign(session_id).decode("ascii")
+        signed = b"%b.%b" % (session_id.encode(), base64_encode(int_to_bytes(issued_at)))
+        return (b"%b.%b" % (signed, self._signers[0].get_signature(signed))).decode("ascii")
 
     def verify(self, token: bytes) -> Verified | None:
         """What `token` says; None unless `sign` made exactly these bytes with one of the keys. Never raises.

@@ -11,7 +11,7 @@ import anyio
 from ..errors import SessionClosedError, SessionConflictError, SessionStoreError
 from ..observation.events import SESSION_CREATED, SESSION_ENDED, SESSION_REGENERATED, STORE_ERROR
 from ..record.values import new_session_id
-from ..session.changes import Change, Fate, too_late
+from ..session.changes import KEEP_ID, Change, Fate, too_late
 from ..session.expiry import Expiry
 from ..session.handle import Session
 from ..stores.checkout import Checkout, Lifetime, Missing, Outcome
@@ -21,7 +21,7 @@ from .settings import Settings
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _NOTHING, _WRITE, _DELETE = Change.NOTHING, Change.WRITE, Change.DELETE
 _STORED, _GONE = Outcome.STORED, Outcome.GONE
-_KEEP, _BOUND, _END = Fate.KEEP, Fate.BOUND, Fate.END
+_KEEP, _ROTATE, _END = Fate.KEEP, Fate.ROTATE, Fate.END
 
 
 class Commit:
@@ -107,10 +107,15 @@ class Commit:
             return self._delete(taken)
         if change is Change.BOUND:
             return self._bound(taken, since)
+        if change is Change.ROTATE:
+            return self._rotate(taken, since)
+        if self.intent is _ROTATE and self.is_late:
+            self.intent = _KEEP
+            return self._write(taken, since)
         return self._move(taken, since)
 
     async def _create(self, why: Missing = Missing.ABSENT) -> Outcome:
-        if why is Missing.RETIRED and self.intent in (_KEEP, _BOUND):
+        if why is Missing.RETIRED and self.intent in KEEP_ID:
             raise SessionConflictError("the session got a new id while this request was under way")
         self._require_cookie()
         session_id, settings, expiry = await self._encode_new(), self.settings, self.session.expiry
@@ -176,6 +181,15 @@ class Commit:
             self._is_stored()
         return outcome
 
+    async def _rotate(self, taken: Checkout, since: float) -> Outcome:
+        """Give the session a new id because its own is old; a later request does it where this one cannot."""
+        outcome = Outcome.CONFLICT if self.is_late else await self._move(taken, since)
+        if outcome is not _STORED:
+            self.intent = _KEEP
+            if self.releases:
+                await let_go(self.settings, taken)
+        return _STORED
+
     async def _move(self, taken: Checkout, since: float) -> Outcome:
         """Give the session a new id, or end it and begin another under one.
 
@@ -184,7 +198,7 @@ class Commit:
         self._require_cookie()
         session, settings, begins_anew = self.session, self.settings, self.intent is _END
         expiry = session.expiry
-        lifetime = None if self.intent is Fate.MOVE else of_new(settings.lifetime, expiry)
+        lifetime = None if self.intent in (Fate.MOVE, _ROTATE) else of_new(settings.lifetime, expiry)
         if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1
             return await self._end_as_it_begins(taken)
         session_id = await self._encode_new(renamed=not begins_anew)
@@ -197,6 +211,7 @@ class Commit:
                 outcome = await settings.store.move(
                     taken, session_id, self.encoded,
                     lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
+                    leads=self.intent is _ROTATE,
                 )  # fmt: skip
         finally:
             if taken.successor is not None:

@@ -61,6 +61,7 @@ _BODY = frozenset({"http.response.body", "http.response.zerocopysend", "http.res
 class HTTPRequest(UnitOfWork):
     """Holds `http.response.start` back until what the app changed is stored, or answers for it."""
 
+    may_rotate = True
     answer = _WAITING
     start: Message | None = None
     failure: Exception | None = None
@@ -204,10 +205,13 @@ class HTTPRequest(UnitOfWork):
 def runs_without_lock(unit: UnitOfWork, headers: ByName) -> TypeGuard[HTTPRequest]:
     """Whether `lock="auto"` lets this request run without the lock.
 
-    It is safe (RFC 9110 section 9.2.1), it has a session, and its body can be played once more.
+    It is safe (RFC 9110 section 9.2.1), it has a session whose id need not be replaced, and its body can be
+    played once more.
     """
     presented = unit.presented
     if unit.scope.get("method") not in _SAFE or not (presented.session_id or presented.rivals):
+        return False
+    if presented.session_id is not None and unit.settings.rotates(presented):
         return False
     length = headers.get(b"content-length", b"0")
     return isinstance(unit, HTTPRequest) and len(length) < 6 and length.isdigit() and int(length) <= MAX_BODY

@@ -18,6 +18,8 @@ from .commit import let_go
 from .settings import Settings
 from .work import Work
 
+_MOST_HOPS = 3  # ids that were replaced one after the other while this request was under way
+_RETIRED = Missing.RETIRED  # bound once: looking up an Enum's member is slow on Python 3.11
 _EVENTS: dict[Missing | Reason, str] = {
     "bad_signature": BAD_SIGNATURE,  # what is absurd was not let in
     "ambiguous": AMBIGUOUS_COOKIE,
@@ -31,6 +33,8 @@ async def load(work: Work, session_id: str, lock: LockPolicy | None) -> Missing 
     """Check the session out. What is absent, or not for this client, leaves a fresh session."""
     settings = work.settings
     taken = await settings.store.checkout(session_id, lock, settings.lifetime, passive=work.passive)
+    if taken is _RETIRED and settings.rotate_every is not None:
+        taken = await _follow(work, session_id, lock)
     if not isinstance(taken, Checkout):
         forget(work, taken)
         return taken
@@ -45,6 +49,25 @@ async def load(work: Work, session_id: str, lock: LockPolicy | None) -> Missing 
     elif taken.idle is not None and not work.passive:
         await settings.store.keep_alive(taken)
     return None
+
+
+async def _follow(work: Work, session_id: str, lock: LockPolicy | None) -> Checkout | Missing:
+    """Check out the session whose id was replaced because it was old, while that leads to the new one.
+
+    The client gets the new cookie by this answer too: the other one may be lost. Where the new id has ended
+    or was replaced by a sign-in, the old one leads nowhere.
+    """
+    settings, taken = work.settings, Missing.RETIRED
+    for _ in range(_MOST_HOPS):
+        successor = await settings.store.successor_of(session_id)
+        if successor is None:
+            break
+        found = await settings.store.checkout(successor, lock, settings.lifetime, passive=work.passive)
+        if isinstance(found, Checkout):
+            work.leads_to(successor)
+            return found
+        taken, session_id = found, successor
+    return taken
 
 
 def forget(work: Work, why: Missing) -> None:

@@ -109,7 +109,8 @@ def _cookie(unit: UnitOfWork, headers: Headers, status: int | None) -> bytes | N
         return None
     if sharing(headers, time.time()) is Sharing.ALLOWED:
         return None
-    return cookie.render(presented, max_age=_max_age(unit), secure=_is_secure(unit))
+    issued_at = None if unit.settings.rotate_every is None else unit.presented.issued_at
+    return cookie.render(presented, max_age=_max_age(unit), secure=_is_secure(unit), issued_at=issued_at)
 
 
 def _max_age(unit: UnitOfWork) -> float | None:

@@ -31,6 +31,8 @@ class Settings:
     max_age: float | None
     arrivals: Arrivals | None  # None: a new record has its full life at once
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
+    rotate_every: float | None  # the age of a cookie at which its id is replaced
+    renew_after: float | None  # the lesser of both
     early_release: bool  # release_lock="response_start"
     rotate_on: frozenset[str]  # the values that say who is signed in
     client: FingerprintReader | None  # None: fingerprints are off
@@ -38,11 +40,24 @@ class Settings:
     answers: Answers
     events: EventSink
 
+    def rotates(self, presented: Presented) -> bool:
+        """Whether the id is to be replaced where that can be; wherever its cookie is due anyway.
+
+        The date of a cookie is its id's: a cookie that is sent again keeps it.
+        """
+        return self.rotate_every is not None and self.renews(presented)
+
     def refreshes(self, presented: Presented) -> bool:
         """Whether a cookie is to be sent again: old, signed by an old key, or with dead ones beside it."""
+        return self._is_due(presented, self.refresh_after)
+
+    def renews(self, presented: Presented) -> bool:
+        """Whether one of both holds."""
+        return self._is_due(presented, self.renew_after)
+
+    def _is_due(self, presented: Presented, after: float | None) -> bool:
         if presented.stale_key:
             return True
-        after = self.refresh_after
         if presented.leftover:
             after = _CLEANS_AFTER if after is None else min(after, _CLEANS_AFTER)
         return after is not None and time.time() - presented.issued_at >= after

@@ -73,6 +73,7 @@ class UnitOfWork:
     is_opened = False  # the session is loaded, or known to be absent
     rerun: Rerun | None = None  # where the app may be run again: the request runs without the lock
     has_stored = False  # something, or perhaps so, that a second run of the app would do again
+    may_rotate = False  # it can still send a cookie, and takes its turn
     is_last = False  # what is stored now is stored with the end of the answer
     shares_name = False  # a middleware inside has a store of its own and a cookie of the same name
     save_failed = False  # the app's last `save` or `release` was not stored
@@ -114,11 +115,20 @@ class UnitOfWork:
             missing = await load(self, presented.session_id, lock)
             if missing is not None:
                 note_missing(settings, missing, presented.session_id)
-            elif settings.refreshes(presented) and isinstance(self.record, Checkout):
-                self.news = News.REFRESH
+            elif settings.renews(self.presented) and isinstance(self.record, Checkout):
+                self._renew()
         if read_only:
             self.state = READ_ONLY
         self.is_opened = True
+
+    def _renew(self) -> None:
+        """The cookie is old: its id is replaced, or it is sent again where this request cannot do that."""
+        taken = self.record
+        holds = isinstance(taken, Checkout) and (taken.token is not None or self.settings.lock is None)
+        if self.may_rotate and holds and self.settings.rotates(self.presented):
+            self.session.want(Fate.ROTATE)
+        elif self.settings.refreshes(self.presented):
+            self.news = News.REFRESH
 
     # -- what may be changed ------------------------------------------------------------------------------
 
@@ -172,6 +182,12 @@ class UnitOfWork:
         """Have the client learn this id, or that its session has ended; if the headers have not left."""
         if self.news is not _TOLD:
             self.news = new_id or (News.REMOVE if self.client_ended else News.NOTHING)
+
+    def leads_to(self, session_id: str) -> None:
+        """The client's cookie bears an older id of the session; it gets the one with the newer id."""
+        self.presented = Presented(session_id, int(time.time()))
+        if self.news is not _TOLD:
+            self.news = News.REFRESH
 
     # -- storing ------------------------------------------------------------------------------------------
 

@@ -20,10 +20,15 @@ class Fate(enum.Enum):
     """What the app wants to become of the session's id; a later one includes those before it."""
 
     KEEP = "keep"
+    ROTATE = "rotate"  # to a new id, because it is old; it leads to the new one for a while
     BOUND = "bound"  # the id stays, the record gets another end
     MOVE = "move"  # to a new id, data and remaining life kept
     SIGN_IN = "sign in"  # to a new id, data kept; a full life begins
     END = "end"
+
+
+KEEP_ID = frozenset({Fate.KEEP, Fate.ROTATE, Fate.BOUND})
+"""What the app may want where it does not ask for another id."""
 
 
 class Change(enum.Enum):
@@ -33,6 +38,7 @@ class Change(enum.Enum):
     CREATE = "create"  # a new record, never over another
     WRITE = "write"  # the loaded record, changed
     BOUND = "bound"  # the same, and it gets another end
+    ROTATE = "rotate"  # a new id for the loaded record, which has not changed; not where others have
     MOVE = "move"  # a new record under a new id, the loaded one retired
     DELETE = "delete"
 
@@ -56,7 +62,7 @@ def fate_of(before: Mapping[str, Any], after: Mapping[str, Any], names: Collecti
 
 def too_late(fate: Fate) -> str:
     """Why a new id cannot be given any more, and what to do: for a `SessionClosedError`."""
-    if fate in (Fate.KEEP, Fate.BOUND, Fate.END):
+    if fate in KEEP_ID or fate is Fate.END:
         return "the cookie of a new session can no longer be sent"
     return (
         "the session needs a new id (somebody signs in, or its id is renewed), whose cookie can no longer be"

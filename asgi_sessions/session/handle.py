@@ -304,13 +304,15 @@ class Session(TrackedDict):
         if self.fate is _END:
             return Change.DELETE if self.is_blank() else Change.MOVE
         if not self.accessed or not self._draft.is_changed(self):
-            return _NOTHING if self.fate is _KEEP else self._change_by_fate()
+            return _NOTHING if self.fate is _KEEP else self._change_by_fate(Change.ROTATE)
         if self.modified and self.is_blank():
             return Change.DELETE  # cleared, as Starlette means it
         self._notice_sign_in()
-        return _WRITE if self.fate is _KEEP else self._change_by_fate()
+        return _WRITE if self.fate is _KEEP else self._change_by_fate(Change.MOVE)
 
-    def _change_by_fate(self) -> Change:
+    def _change_by_fate(self, rotation: Change) -> Change:
+        if self.fate is Fate.ROTATE:
+            return rotation
         return Change.BOUND if self.fate is _BOUND else Change.MOVE
 
     @contextmanager

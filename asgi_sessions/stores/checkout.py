@@ -110,6 +110,9 @@ _TOLERANCE = 0.01  # seconds; stores count in milliseconds
 RETIRED_FOR = 60.0
 """Seconds for which a replaced id is remembered: longer than a request takes that still uses it."""
 
+LEADS_FOR = 30.0
+"""Seconds for which an id leads to the one that took its place only because it was old."""
+
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 

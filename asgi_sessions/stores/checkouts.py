@@ -307,6 +307,7 @@ class RequestOperations:
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         """Store `record` under a new id that nobody knows, then retire the checked-out one.
 
@@ -315,13 +316,16 @@ class RequestOperations:
         `checkout.successor`, and the old id is remembered for `RETIRED_FOR` seconds. Any other outcome leaves
         nothing of the new record. After a fault the session is at `successor`, where that is set. A process
         that dies on the way leaves the old session whole, or a record whose id nobody knows.
+
+        `leads`: the id is replaced only because it is old, and `successor_of` gives the new one for
+        `LEADS_FOR` seconds. Never where somebody signs in: the old id may be known to others (fixation).
         """
         try:
             async with self._unless_ending(was), self._primitives.hold(checkout.session_id):
                 found = await self._changeable(checkout)
                 if not isinstance(found, Value):
                     return found
-                await self._succeed(checkout, found, session_id, record, lifetime, lock)
+                await self._succeed(checkout, found, session_id, record, lifetime, lock, leads)
                 return _STORED
         finally:
             await self.release(checkout)
@@ -338,14 +342,19 @@ class RequestOperations:
         record: bytes,
         lifetime: Lifetime | None,
         lock: LockPolicy | None,
+        leads: bool,
     ) -> None:
         now = self.now()
         new = old.renewed(record, now) if lifetime is None else Value.new(record, lifetime, now)
         await self._primitives.write(session_id, new)
         token = self._locks.try_acquire(session_id, lock) if lock is not None else None
         checkout.successor = new.checkout(session_id, now, token)
-        self._retired.add(checkout.session_id)
+        self._retired.add(checkout.session_id, session_id if leads else None)
         await self._primitives.erase(checkout.session_id)
+
+    async def successor_of(self, session_id: str) -> str | None:
+        """The id to which a replaced one still leads; whether a record lies there is another question."""
+        return self._retired.successor(session_id)
 
     async def discard(self, checkout: Checkout) -> Outcome:
         """Delete the checked-out record if lease and version still hold, and release the lock.

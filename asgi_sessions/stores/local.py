@@ -13,7 +13,7 @@ import anyio
 
 from ..backend import Wake
 from ..errors import LockTimeoutError, TooManyWaitersError
-from .checkout import RETIRED_FOR, LockPolicy
+from .checkout import LEADS_FOR, RETIRED_FOR, LockPolicy
 from .holders import NOTICE_AFTER, Holder
 from .running import RunningRequest, running, while_client_stays
 
@@ -24,6 +24,7 @@ class RetiredIds:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[str, float] = {}  # oldest first
+        self._successors: dict[str, str] = {}  # of those that lead to another one
 
     def __len__(self) -> int:
         return len(self._until)
@@ -32,16 +33,25 @@ class RetiredIds:
         self._forget()
         return session_id in self._until
 
-    def add(self, session_id: str) -> None:
-        """Remember this id from now on."""
+    def add(self, session_id: str, successor: str | None = None) -> None:
+        """Remember this id from now on, and for `LEADS_FOR` seconds the one to which it leads, if any."""
         self._forget()
         self._until.pop(session_id, None)
         self._until[session_id] = self._clock() + RETIRED_FOR
+        self._successors.pop(session_id, None)
+        if successor is not None:
+            self._successors[session_id] = successor
+
+    def successor(self, session_id: str) -> str | None:
+        """The id to which this one still leads."""
+        left = self._until.get(session_id, 0.0) - self._clock()
+        return self._successors.get(session_id) if left > RETIRED_FOR - LEADS_FOR else None
 
     def _forget(self) -> None:
         now = self._clock()
         while self._until and self._until[oldest := next(iter(self._until))] <= now:
             del self._until[oldest]
+            self._successors.pop(oldest, None)
 
 
 class Latches:

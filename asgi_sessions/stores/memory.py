@@ -256,6 +256,7 @@ class InMemorySessionStore(SessionStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         outcome, old = self._judge(checkout)
         known = was is None or checkout.session_id in self._table.users.get(was, ())
@@ -265,7 +266,7 @@ class InMemorySessionStore(SessionStore):
             now = self._clock()
             new = old.renewed(record, now) if lifetime is None else Value.new(record, lifetime, now)
             self._table.drop(checkout.session_id)
-            self._retired.add(checkout.session_id)
+            self._retired.add(checkout.session_id, session_id if leads else None)
             self._put(session_id, new)
             self._table.link(user, session_id)
             token = self._locks.try_acquire(session_id, lock) if lock is not None else None

@@ -881,6 +881,26 @@ class StoreContract:
         await let_time_pass(0.3)
         assert await store.checkout(old.session_id, LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
 
+    async def test_an_id_that_was_only_old_leads_to_the_new_one(self, store: SessionStore) -> None:
+        """Where a move says so, and to nothing else; a record that has ended does not come back by it."""
+        data, other = new(user_id=f"user-{uuid4()}"), new()
+        await create(store, data)
+        await create(store, other)
+        for each, leads in ((data, True), (other, False)):
+            taken, new_id = await check_out(store, each.session_id), new_session_id()
+            record = encode_checked(each.model_copy(update={"session_id": new_id}))
+            outcome = await store.move(
+                taken, new_id, record,
+                lifetime=None, lock=None, was=each.user_id, user=each.user_id, leads=leads,
+            )  # fmt: skip
+            assert outcome is Outcome.STORED
+            assert await store.checkout(each.session_id, LOCK, HOUR) is Missing.RETIRED
+            assert await store.successor_of(each.session_id) == (new_id if leads else None)
+            assert await store.successor_of(new_id) is None
+            assert await store.delete(new_id)
+            assert await store.exists(each.session_id) is False
+        assert await store.successor_of(new_session_id()) is None
+
     async def test_a_first_visit_is_kept_for_a_while(
         self, store: SessionStore, let_time_pass: _PassTime
     ) -> None:

@@ -11,7 +11,7 @@ from asgi_sessions.stores.checkout import Checkout, Lifetime, Outcome
 
 DEFAULT_TTL = 3500.0
 LEASE = 300.0
-RETIRED_FOR = 60.0
+RETIRED_FOR, LEADS_FOR = 60.0, 30.0
 
 
 class Kind(enum.Enum):
@@ -79,6 +79,7 @@ class Model:
     entries: dict[str, Entry] = field(default_factory=dict)  # least recently active first
     leases: dict[str, Lease] = field(default_factory=dict)  # in one process also those that have run out
     retired: dict[str, float] = field(default_factory=dict)
+    successors: dict[str, str | None] = field(default_factory=dict)  # of those
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -166,11 +167,17 @@ class Model:
                 ended += self.delete(session_id)
         return ended
 
-    def move(self, out: Out, data: SessionData, lifetime: Lifetime | None) -> None:
+    def leads_to(self, session_id: str) -> str | None:
+        """Where an id leads that was replaced; not for as long as it is remembered."""
+        left = self.retired[session_id] - self.now
+        return self.successors[session_id] if left > RETIRED_FOR - LEADS_FOR else None
+
+    def move(self, out: Out, data: SessionData, lifetime: Lifetime | None, leads: bool) -> None:
         """The record goes on under a new id; without a lifetime it keeps its bounds."""
         old = self.entries[out.session_id]
         self.delete(out.session_id)
         self.retired[out.session_id] = self.now + RETIRED_FOR
+        self.successors[out.session_id] = data.session_id if leads else None
         new = self.put(data, lifetime or Lifetime())
         if lifetime is None:
             new.began, new.expires, new.idle = old.began, old.expires, old.idle

@@ -479,7 +479,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.delete(out.session_id)
         self.after(out, True)
 
-    @rule(number=st.integers(0, 5), new_id=ids, content=contents, lifetime=st.none() | lives, lock=locks)
+    @rule(
+        number=st.integers(0, 5),
+        new_id=ids,
+        content=contents,
+        lifetime=st.none() | lives,
+        lock=locks,
+        leads=st.booleans(),
+    )
     def move(
         self,
         number: int,
@@ -487,6 +494,7 @@ class StoreMachine(RuleBasedStateMachine):
         content: dict[str, Any],
         lifetime: Lifetime | None,
         lock: LockPolicy | None,
+        leads: bool,
     ) -> None:
         """The session goes on under an id that nobody knows, or nothing is left of it there."""
         out = self.out(number)
@@ -494,21 +502,35 @@ class StoreMachine(RuleBasedStateMachine):
             return
         data = SessionData(session_id=new_id, **copy.deepcopy(content))
         expected = self.model.judge(out)
-        outcome = self.run(self._move(out, data, lifetime, lock))
+        outcome = self.run(self._move(out, data, lifetime, lock, leads))
         assert outcome is expected
         if expected is not Outcome.STORED:
             assert out.real.successor is None
         else:
             assert out.real.successor is not None
-            self.model.move(out, data, lifetime)
+            self.model.move(out, data, lifetime, leads)
             self.took(out.real.successor, self.model.entries[new_id], lock)
         self.after(out, True)
 
     async def _move(
-        self, out: Out, data: SessionData, lifetime: Lifetime | None, lock: LockPolicy | None
+        self,
+        out: Out,
+        data: SessionData,
+        lifetime: Lifetime | None,
+        lock: LockPolicy | None,
+        leads: bool,
     ) -> Outcome:
-        users, record = {"was": out.data.user_id, "user": data.user_id}, encode_checked(data)
-        return await self.store.move(out.real, data.session_id, record, lifetime=lifetime, lock=lock, **users)
+        was, user = out.data.user_id, data.user_id
+        return await self.store.move(
+            out.real, data.session_id, encode_checked(data),
+            lifetime=lifetime, lock=lock, was=was, user=user, leads=leads,
+        )  # fmt: skip
+
+    @rule(session_id=ids)
+    def follow(self, session_id: str) -> None:
+        """An id that was replaced because it was old leads to the new one for a while."""
+        if session_id in self.model.retired:
+            assert self.run(self.store.successor_of(session_id)) == self.model.leads_to(session_id)
 
     @rule(number=st.integers(0, 5))
     def keep_alive(self, number: int) -> None:
@@ -549,7 +571,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- time --------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([27.0, 1000.0]))
+    @rule(seconds=st.sampled_from([13.0, 27.0, 1000.0]))
     def pass_time(self, seconds: float) -> None:
         """By the store's clock."""
         self.move_clock(seconds)
@@ -718,7 +740,7 @@ class SQLiteMachine(StoreMachine):
             self.clock.now += 1e9
             assert self.run(self.store.count_active()) == 0
             self.run(self.store.cleanup_expired())
-            for table in ("session", "retired"):
+            for table in ("session", "retired", "successor"):
                 assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 

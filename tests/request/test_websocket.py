@@ -114,10 +114,11 @@ class StepStore(SessionStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         await self.begin("move")
         outcome = await super().move(
-            checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user
+            checkout, session_id, record, lifetime=lifetime, lock=lock, was=was, user=user, leads=leads
         )
         await self.step()
         return outcome

@@ -278,6 +278,7 @@ class CarelessMove(CarelessStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         value, outcome = await self.value(checkout.session_id), Outcome.GONE
         if value is not None:
@@ -304,9 +305,10 @@ class ForgetfulMove(DictStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         return await super().move(
-            checkout, session_id, record, lifetime=lifetime, lock=lock, was=None, user=user
+            checkout, session_id, record, lifetime=lifetime, lock=lock, was=None, user=user, leads=leads
         )
 
 

@@ -224,9 +224,9 @@ async def test_a_move_that_is_overtaken_by_a_sign_out(
     retire = checkouts.retire
     ended: list[int] = []
 
-    async def sign_out_first(checkout: Checkout, successor: Checkout) -> Outcome:
+    async def sign_out_first(checkout: Checkout, successor: Checkout, leads: bool) -> Outcome:
         ended.append(await elsewhere.delete_for_user("ada"))
-        return await retire(checkout, successor)
+        return await retire(checkout, successor, leads)
 
     monkeypatch.setattr(checkouts, "retire", sign_out_first)
     assert await move(store, checkout) is Outcome.GONE

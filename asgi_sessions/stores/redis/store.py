@@ -108,6 +108,7 @@ class RedisSessionStore(SessionStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         """Store the record under a new id and retire the one that was checked out.
 
@@ -130,7 +131,7 @@ class RedisSessionStore(SessionStore):
             await asyncio.wait(_take_back(state, created, user))
             outcome = await state.checkouts.discard(checkout)
             return Outcome.GONE if outcome is _STORED else outcome
-        outcome = await state.checkouts.retire(checkout, created)
+        outcome = await state.checkouts.retire(checkout, created, leads)
         if outcome is not _STORED:
             await asyncio.wait(_take_back(state, created, user))
         elif was is not None:
@@ -147,6 +148,9 @@ class RedisSessionStore(SessionStore):
 
     async def bound(self, checkout: Checkout, lifetime: Lifetime) -> Outcome:
         return await (await self._states.get()).checkouts.bound(checkout, lifetime)
+
+    async def successor_of(self, session_id: str) -> str | None:
+        return await (await self._states.get()).checkouts.successor_of(session_id)
 
     async def discard(self, checkout: Checkout) -> Outcome:
         return await (await self._states.get()).checkouts.discard(checkout)

@@ -116,7 +116,7 @@ def set_bounds(tx: Transaction, claim: Claim, lifetime: Lifetime, version: str) 
     return value.checkout(claim.session_id, tx.now, claim.token)
 
 
-def move(tx: Transaction, claim: Claim, new: New) -> Outcome | Checkout:
+def move(tx: Transaction, claim: Claim, new: New, leads: bool) -> Outcome | Checkout:
     """Store the record under a new id and retire the old one; the new checkout, or why there is none."""
     outcome = _judge(tx, claim)
     old = records.find(tx, claim.session_id) if outcome is _STORED else None
@@ -129,7 +129,7 @@ def move(tx: Transaction, claim: Claim, new: New) -> Outcome | Checkout:
         else Value.new(new.record, new.lifetime, tx.now)
     )
     moved = _inserted(tx, new, value)
-    records.retire(tx, claim.session_id)
+    records.retire(tx, claim.session_id, new.session_id if leads else None)
     _end(tx, claim.session_id, Missing.RETIRED)
     return moved
 

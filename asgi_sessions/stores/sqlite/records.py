@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..checkout import RETIRED_FOR, Checkout, Lifetime, Missing, shorter
+from ..checkout import LEADS_FOR, RETIRED_FOR, Checkout, Lifetime, Missing, shorter
 from ..value import Value
 from .columns import Columns
 from .transaction import Transaction
@@ -27,6 +27,7 @@ _TOUCH = (
 )
 _EXPIRED = "DELETE FROM session WHERE id IN (SELECT id FROM session WHERE ends <= ? LIMIT ?)"
 _FORGET = "DELETE FROM retired WHERE id IN (SELECT id FROM retired WHERE until <= ? LIMIT ?)"
+_LEAD_NO_MORE = "DELETE FROM successor WHERE id IN (SELECT id FROM successor WHERE until <= ? LIMIT ?)"
 
 
 def find(tx: Transaction, session_id: str) -> Value | None:
@@ -69,9 +70,14 @@ def remove(tx: Transaction, session_id: str) -> None:
     tx.db.execute("DELETE FROM session WHERE id = ?", (session_id,))
 
 
-def retire(tx: Transaction, session_id: str) -> None:
-    """Remember for a minute that this id was replaced."""
+def retire(tx: Transaction, session_id: str, successor: str | None) -> None:
+    """Remember for a minute that this id was replaced, and for a while to which one it leads, if any."""
     tx.db.execute("INSERT OR REPLACE INTO retired VALUES (?, ?)", (session_id, tx.now + RETIRED_FOR))
+    if successor is None:
+        tx.db.execute("DELETE FROM successor WHERE id = ?", (session_id,))
+    else:
+        until = tx.now + LEADS_FOR
+        tx.db.execute("INSERT OR REPLACE INTO successor VALUES (?, ?, ?)", (session_id, successor, until))
 
 
 def bounded(
@@ -93,4 +99,5 @@ def bounded(
 def expire(tx: Transaction, most: int) -> int:
     """Delete expired records and what was remembered of replaced ids, at most so many; how many records."""
     tx.db.execute(_FORGET, (tx.now, most))
+    tx.db.execute(_LEAD_NO_MORE, (tx.now, most))
     return tx.db.execute(_EXPIRED, (tx.now, most)).rowcount

@@ -17,10 +17,10 @@ OLDEST = (3, 35)  # the release of SQLite that has RETURNING
 _LEAST = 512  # bytes; SQLite takes what is shorter for a new database
 APPLICATION = 0x41534753  # "ASGS", in the header of each database of ours
 
-# Times of `session` and `retired` are seconds by the store's clock, those of `lock` by the monotonic
-# clock. `ends` is the earlier of `expires` and `until`. The lock of a session is held by its row with the
-# lowest `pos`, the others wait; `lease` is how long it lasts for whoever holds it, `since` when that one came
-# to it, and `route` the request's method and path.
+# Times are seconds by the store's clock, those of `lock` by the monotonic clock. `ends` is the earlier of
+# `expires` and `until`. The lock of a session is held by its row with the lowest `pos`, the others wait;
+# `lease` is how long it lasts for whoever holds it, `since` when that one came to it, and `route` the
+# request's method and path.
 _FIRST = """
 CREATE TABLE session (
   id TEXT PRIMARY KEY NOT NULL, version TEXT NOT NULL,
@@ -40,7 +40,14 @@ CREATE TABLE retired (id TEXT PRIMARY KEY NOT NULL, until REAL NOT NULL) WITHOUT
 CREATE INDEX retired_until ON retired (until);
 """
 
-STEPS: Sequence[str] = (_FIRST,)
+_SUCCESSORS = """
+CREATE TABLE successor (
+  id TEXT PRIMARY KEY NOT NULL, leads_to TEXT NOT NULL, until REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX successor_until ON successor (until);
+"""
+
+STEPS: Sequence[str] = (_FIRST, _SUCCESSORS)
 """The statements that lead from each version of the schema to the next; the first begins at nothing.
 
 A step keeps what older releases read and write, for they go on while a deploy rolls.

@@ -40,6 +40,7 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 _REFUSED = (Outcome.CONFLICT, Outcome.LOST, Outcome.BUSY)
 _QUEUED, _FULL = Standing.QUEUED, Standing.FULL
 _AT_ONCE = 100  # records in one step of a batch
+_SUCCESSOR = "SELECT leads_to FROM successor WHERE id = ? AND until > ?"
 _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noqa: S608  # constants
 
 
@@ -226,6 +227,7 @@ class SQLiteSessionStore(SessionStore):
         lock: LockPolicy | None,
         was: str | None,
         user: str | None,
+        leads: bool = False,
     ) -> Outcome:
         """Store the record under a new id and retire the checked-out one, both in one step."""
         engine = self._ready() or await self._get()
@@ -237,7 +239,7 @@ class SQLiteSessionStore(SessionStore):
 
         try:
             moved = await engine.perform(
-                partial(operations.move, claim=claim, new=new), durable=True, note=note
+                partial(operations.move, claim=claim, new=new, leads=leads), durable=True, note=note
             )
         except BaseException:
             engine.release(claim.session_id, claim.token, durable=True)
@@ -245,6 +247,11 @@ class SQLiteSessionStore(SessionStore):
                 engine.release(session_id, new.owner.token, durable=True)
             raise
         return _STORED if isinstance(moved, Checkout) else as_far_as_known(moved, checkout.unsure)
+
+    async def successor_of(self, session_id: str) -> str | None:
+        engine = self._ready() or await self._get()
+        rows = await engine.reader.rows(_SUCCESSOR, session_id, self._clock())
+        return rows[0][0] if rows else None
 
     async def discard(self, checkout: Checkout) -> Outcome:
         engine = self._ready() or await self._get()

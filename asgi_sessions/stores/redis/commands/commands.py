@@ -130,7 +130,7 @@ class Commands:
 
     def remove(self, all_keys: Sequence[Keys]) -> list[asyncio.Future[Reply]]:
         """Delete records whoever holds them; what `remove.lua` says of each."""
-        args = pack_args(b"", b"", b"0", self.unlocked.claim_ms, self.clustered, b"")
+        args = pack_args(b"", b"", b"0", self.unlocked.claim_ms, self.clustered, b"", b"")
         return [self.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args) for keys in all_keys]
 
     def _refuse(self) -> asyncio.Future[Reply]:

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from ....errors import SessionStoreError
-from ...checkout import RETIRED_FOR
+from ...checkout import LEADS_FOR, RETIRED_FOR
 from .tokens import new_nonce
 
 FOREIGN = "what lies under this id is not a session record; it is left alone"
@@ -82,3 +82,4 @@ def milliseconds(seconds: float | None) -> bytes:
 
 
 RETIRED_MS = milliseconds(RETIRED_FOR)
+LEADS_NO_MORE_MS = milliseconds(RETIRED_FOR - LEADS_FOR)

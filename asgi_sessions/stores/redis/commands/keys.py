@@ -30,6 +30,11 @@ class Keys:
         self.mark = mark
 
     @property
+    def retired(self) -> bytes:
+        """What is remembered of a replaced id."""
+        return self.record + b":retired"
+
+    @property
     def queue(self) -> bytes:
         """Of a session's lock: who waits for it, one of each process."""
         return self.record + b":wait"

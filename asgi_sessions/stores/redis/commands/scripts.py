@@ -6,6 +6,7 @@ Each script recognises its own retry, so a call whose connection was lost may be
 from __future__ import annotations
 
 from ..connection.replies import (
+    is_about,
     is_bound,
     is_created,
     is_list,
@@ -29,9 +30,10 @@ COMMIT_UNLOCKED = Script(  # BUSY: the first one may still arrive, when nobody h
 )
 SHORTEN = Script("shorten", 4, 3, fits=is_taken)
 BOUND = Script("bound", 4, 5, doubtful=_OVERWRITTEN, fits=is_bound)
-REMOVE = Script("remove", 4, 6, fits=is_removed)
+REMOVE = Script("remove", 4, 7, fits=is_removed)
 RELEASE = Script("release", 4, 4, fits=is_number)
 # With keys of their own:
+FOLLOW = Script("follow", 1, 2, fits=is_about)
 CREATE = Script("create", 2, 8, fits=is_created)
 RENEW = Script("renew", 1, 2, fits=is_number)
 SET = Script(  # once: again, it would take back what others have written since

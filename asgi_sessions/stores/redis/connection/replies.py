@@ -68,6 +68,11 @@ def is_text(reply: Reply, about: About) -> bool:
     return reply is None or type(reply) is bytes
 
 
+def is_about(reply: Reply, about: bytes) -> bool:
+    """A text that begins with this, or that there is none."""
+    return reply is None or (type(reply) is bytes and reply.startswith(about))
+
+
 def is_record(reply: Reply, mark: bytes) -> bool:
     """What lies at a key; a record bears this id."""
     return reply is None or (type(reply) is bytes and _is_own(reply, mark))

@@ -11,7 +11,16 @@ from ....errors import SessionStoreError
 from ...checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..commands import commits
 from ..commands.commands import Commands
-from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
+from ..commands.header import (
+    LEADS_NO_MORE_MS,
+    NONCE,
+    RETIRED_MS,
+    header_of,
+    milliseconds,
+    next_version,
+    pack_value,
+    parse,
+)
 from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import (
     BOUND,
@@ -19,6 +28,7 @@ from ..commands.scripts import (
     COMMIT_AGAIN,
     COMMIT_UNLOCKED,
     CREATE,
+    FOLLOW,
     REMOVE,
     RENEW,
     SHORTEN,
@@ -264,20 +274,28 @@ class Checkouts:
         checkout.unsure = None
         return _STORED
 
-    async def discard(self, checkout: Checkout, retired: bytes = b"0") -> Outcome:
-        """Delete the record, and remember its id as replaced for so long (ms)."""
-        outcome = commits.outcome_of(await self._remove(checkout, retired))
+    async def successor_of(self, session_id: str) -> str | None:
+        """The id to which a replaced one still leads."""
+        keys, about = self._keys.of(session_id), session_id.encode()
+        reply = await self._commands.run(FOLLOW, keys.retired, about, LEADS_NO_MORE_MS, about=about + b" ")
+        return None if reply is None else cast(bytes, reply)[len(about) + 1 :].decode()
+
+    async def discard(
+        self, checkout: Checkout, retired: bytes = b"0", successor: str | None = None
+    ) -> Outcome:
+        """Delete the record, and remember its id as replaced for so long (ms), perhaps by which one."""
+        outcome = commits.outcome_of(await self._remove(checkout, retired, successor))
         checkout.token = None
         return commits.as_far_as_known(outcome, checkout.unsure)
 
-    async def retire(self, checkout: Checkout, successor: Checkout) -> Outcome:
+    async def retire(self, checkout: Checkout, successor: Checkout, leads: bool) -> Outcome:
         """Remove a record that has a successor.
 
         `checkout.successor` is set if that was done, or may have been.
         """
         checkout.successor = successor
         try:
-            outcome = await self.discard(checkout, RETIRED_MS)
+            outcome = await self.discard(checkout, RETIRED_MS, successor.session_id if leads else None)
         except BaseException:
             self.let_go(successor)
             raise
@@ -287,14 +305,15 @@ class Checkouts:
 
     def remove(self, checkout: Checkout) -> asyncio.Future[Reply]:
         """Ask for the record's removal; written, not waited for."""
-        return self._remove(checkout, b"0")
+        return self._remove(checkout, b"0", None)
 
-    def _remove(self, checkout: Checkout, retired: bytes) -> asyncio.Future[Reply]:
+    def _remove(self, checkout: Checkout, retired: bytes, successor: str | None) -> asyncio.Future[Reply]:
         commands = self._commands
         keys, token, timing = self._held(checkout)
         self._leases.drop(token)
         name = new_nonce()  # by which the call knows its own retry
-        args = pack_args(token, commits.known(checkout), retired, timing.claim_ms, commands.clustered, name)
+        versions, leads_to = commits.known(checkout), (successor or "").encode()
+        args = pack_args(token, versions, retired, timing.claim_ms, commands.clustered, name, leads_to)
         reply = commands.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
         self._locks.leave(keys, token)
         return reply

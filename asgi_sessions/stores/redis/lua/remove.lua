@@ -2,7 +2,7 @@
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': whoever holds it)  2 versions that may be deleted ('': whatever it says)
 --       3 remember as retired (ms; 0: no)  4 claim of the next holder (ms)  5 '1': in a cluster
---       6 this call's own name
+--       6 this call's own name  7 the id to which a retired one leads, or ''; see follow.lua
 -- Reply 'STORED' and the call's name: deleted | 'GONE' was absent | 'LOST' another has the lock
 --       'CONFLICT' another version | 'X' not a record of ours, left alone. With a token our lock is let go, whatever
 --       the reply. (A lease that has run out is as good as held where nobody took the lock since: the version tells
@@ -18,7 +18,8 @@ local holder = token ~= '' and holder_of(KEYS[2])
 local outcome = 'STORED'
 
 if state == 'A' then
-  outcome = expected ~= '' and redis.call('GET', KEYS[4]) == ARGV[6] and 'STORED' or 'GONE'
+  local own = expected ~= '' and redis.call('GETRANGE', KEYS[4], 0, #ARGV[6] - 1) == ARGV[6]
+  outcome = own and 'STORED' or 'GONE'
 elseif holder and holder ~= token then
   outcome = 'LOST'
 elseif expected ~= '' and not (version and string.find(expected, version, 1, true)) then
@@ -28,7 +29,7 @@ elseif state == 'X' then
 else
   redis.call('DEL', KEYS[1])
   if retire > 0 then
-    redis.call('SET', KEYS[4], ARGV[6], 'PX', retire)
+    redis.call('SET', KEYS[4], ARGV[6] .. ARGV[7], 'PX', retire)
   end
 end
 if outcome == 'STORED' or outcome == 'GONE' then
