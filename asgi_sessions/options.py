@@ -90,6 +90,13 @@ def resolve_rotation(rotate_every: float | None) -> float | None:
     return rotate_every
 
 
+def resolve_most_sessions(most: int | None) -> int | None:
+    """How many sessions a user may have."""
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ValueError(f"max_sessions_per_user is a whole number of 1 or more, or None, not {most!r}")
+    return most
+
+
 def resolve_arrivals(first_ttl: float | None) -> Arrivals | None:
     """What tells first visits from others; None where a new record has its full life at once."""
     if first_ttl is None:

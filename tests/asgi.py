@@ -255,6 +255,12 @@ class RecordingStore(SessionStore):
         await super().link_user(user_id, session_id, lifetime)
         await self.after("link")
 
+    async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
+        await self.before("end surplus")
+        ended = await super().end_surplus(user, most, keep)
+        await self.after("end surplus")
+        return ended
+
     async def open(self) -> None:
         self.log.append("open")
         await super().open()

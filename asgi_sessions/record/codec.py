@@ -276,6 +276,18 @@ def user_of(record: bytes) -> str | None:
     return _text_of(record, "user_id")
 
 
+def used_at(record: bytes) -> float:
+    """When a record was last changed, in seconds since the epoch, whatever its model; 0 where it says not."""
+    parts = split(record)
+    found = items_of(parts.when) if parts is not None else {}
+    if "last_activity" not in found:
+        found = parsed(record)
+    try:
+        return datetime.fromisoformat(str(found.get("last_activity")).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return 0.0
+
+
 def counts_of(record: bytes) -> tuple[int, bool]:
     """The messages that a record counts and whether it is escalated, whatever its model."""
     parts = split(record)

@@ -34,6 +34,7 @@ class Commit:
     has_ended = False  # the record that the request held
     has_begun = False  # a session that has nothing to do with that one
     locked: Checkout | None = None  # the record that the request held without the lock, now with it
+    is_linked = False  # the session, to a user who signs in without a new id
     is_bound = False  # the record has another end, from now on
     is_over: anyio.Event | None = None  # made by a task that waits for it
 
@@ -131,6 +132,7 @@ class Commit:
         self._adopt(created, session_id)
         self.session.expiry_stored(expiry)
         settings.events.emit(SESSION_CREATED, session_id)
+        await self._end_surplus(session_id)
         return _STORED
 
     def _first_ttl(self) -> float | None:
@@ -147,7 +149,7 @@ class Commit:
 
         A process that dies in between leaves the new end, of which no client was told.
         """
-        expiry = self.session.expiry
+        expiry, was = self.session.expiry, self.session.stored_user
         self._encode()
         outcome = await self._set_end(taken, expiry, since)
         if outcome is _STORED:
@@ -155,6 +157,8 @@ class Commit:
         if outcome is _STORED:
             self._is_stored()
             self.session.expiry_stored(expiry)
+            if self.user_id != was:
+                await self._end_surplus(taken.session_id)
         return outcome
 
     async def _set_end(self, taken: Checkout, expiry: Expiry | None, since: float) -> Outcome:
@@ -171,8 +175,13 @@ class Commit:
     async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
         self._encode(as_decided=True)
         store, user_id = self.settings.store, self.user_id
-        if user_id is not None and user_id != self.session.stored_user:
+        if user_id is not None and user_id != self.session.stored_user and not self.is_linked:
             await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
+            self.is_linked = True
+            outcome = await self._write(taken, since, unlocked=unlocked)
+            if outcome is _STORED:
+                await self._end_surplus(taken.session_id)
+            return outcome
         if unlocked:
             outcome = await store.commit_unlocked(taken, self.encoded)
         else:
@@ -221,7 +230,25 @@ class Commit:
                     await let_go(settings, taken)
             elif not begins_anew and session.identity().session_id == session_id:
                 session.rename(taken.session_id)
+        if outcome is _STORED and lifetime is not None:
+            await self._end_surplus(session_id)
         return await self._is_moved(taken, outcome, begins_anew)
+
+    async def _end_surplus(self, session_id: str) -> None:
+        """Somebody has signed in: end the sessions that are too many for one user.
+
+        The sign-in is stored. A fault of the store is told, and the next sign-in ends them.
+        """
+        settings, most = self.settings, self.settings.max_sessions_per_user
+        if most is None or self.user_id is None or settings.lifetime.ttl() <= 0:
+            return
+        try:
+            ended = await settings.store.end_surplus(self.user_id, most, session_id)
+        except SessionStoreError as error:
+            settings.events.emit(STORE_ERROR, session_id, level=WARNING, error=str(error))
+            return
+        for each in ended:
+            settings.events.emit(SESSION_ENDED, each, reason="max_sessions_per_user")
 
     async def _end_as_it_begins(self, taken: Checkout) -> Outcome:
         session_id = self._encode()

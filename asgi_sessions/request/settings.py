@@ -34,6 +34,7 @@ class Settings:
     rotate_every: float | None  # the age of a cookie at which its id is replaced
     renew_after: float | None  # the lesser of both
     early_release: bool  # release_lock="response_start"
+    max_sessions_per_user: int | None
     rotate_on: frozenset[str]  # the values that say who is signed in
     client: FingerprintReader | None  # None: fingerprints are off
     reports_mismatch: bool  # another client's session is served and the app is told, instead of refused

@@ -13,6 +13,7 @@ from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from .local import Latches, LocalLocks, RetiredIds
 from .primitives import Values
+from .surplus import idleness, surplus
 from .value import Value
 
 _AT_ONCE = LockPolicy(wait=0, max_waiters=0)
@@ -159,6 +160,26 @@ class RequestOperations:
         async with self._users.hold(user):
             known = [session_id async for session_id in self.iter_ids() if session_id != keep]
             return sum([await self._end_if_of(user, session_id) for session_id in known])
+
+    async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
+        """End the longest idle sessions of a user, so that `most` are left with `keep`; the ids of the ended.
+
+        Called when the sign-in of `keep` is stored. Each of several sign-ins at once sees those before it,
+        and no more sessions end than are too many. A process that dies in between leaves too many, which the
+        next sign-in ends. This one looks at every session; a store that knows those of a user overrides it.
+        """
+        ended = []
+        async with self._users.hold(user):
+            idle: dict[str, float] = {}
+            now, today = self.now(), time.time()
+            async for session_id in self.iter_ids():
+                found = await self._primitives.find(session_id)
+                if isinstance(found, Value) and user_of(found.record) == user:
+                    idle[session_id] = idleness(found, now, today)
+            for session_id in surplus(idle, most, keep):
+                if await self._end_if_of(user, session_id):
+                    ended.append(session_id)
+        return ended
 
     async def _end_if_of(self, user_id: str, session_id: str) -> bool:
         async with self._primitives.hold(session_id):

@@ -17,6 +17,7 @@ from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
 from .local import LocalLocks, RetiredIds
+from .surplus import idleness, surplus
 from .table import Table
 from .value import Value
 
@@ -148,6 +149,22 @@ class InMemorySessionStore(SessionStore):
             # of a call that was cut off: the next one ends them
             for session_id in self._entries.keys() & ending:
                 self._table.link(user, session_id)
+        return ended
+
+    async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
+        """In one step. Looks at a user's sessions only where there are too many."""
+        known = self._table.users.get(user, set())
+        if len(known) <= most:
+            return []
+        now, today, idle = self._clock(), time.time(), {}
+        for session_id in list(known):
+            entry = self._table.find(session_id)
+            if entry is not None and user_of(entry.record) == user:
+                idle[session_id] = idleness(entry, now, today)
+        ended = surplus(idle, most, keep)
+        for session_id in ended:
+            self._table.drop(session_id)
+            self._stats["deletes"] += 1
         return ended
 
     async def get_stats(self) -> dict[str, Any]:

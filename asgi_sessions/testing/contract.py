@@ -881,6 +881,50 @@ class StoreContract:
         await let_time_pass(0.3)
         assert await store.checkout(old.session_id, LOCK, Lifetime(absolute=0.2)) is Missing.ABSENT
 
+    async def test_the_longest_idle_sessions_are_ended_first(
+        self, store: SessionStore, let_time_pass: _PassTime
+    ) -> None:
+        """Of one user, never the one that is kept, and as few as there are too many."""
+        user, rule = f"user-{uuid4()}", Lifetime(absolute=3600, idle=1800)
+        mine = [new(user_id=user) for _ in range(4)]
+        others = new(user_id=f"user-{uuid4()}")
+        for data in (*mine, others):
+            await create(store, data, rule)
+            await let_time_pass(0.05)
+        taken = await check_out(store, mine[0].session_id)
+        await store.keep_alive(taken)
+        assert await commit(store, taken, n=1) is Outcome.STORED  # and so it is not the longest idle one
+        kept = mine[3].session_id
+        assert await store.end_surplus(user, 4, kept) == []
+        assert await store.end_surplus(user, 2, kept) == [mine[1].session_id, mine[2].session_id]
+        left = {data.session_id for data in await store.list_for_user(user)}
+        assert left == {mine[0].session_id, kept}
+        assert await store.end_surplus(user, 1, mine[0].session_id) == [kept]
+        assert await store.exists(others.session_id)
+
+    async def test_sign_ins_at_once_end_no_more_than_are_too_many(self, store: SessionStore) -> None:
+        """Each of them is there afterwards where there is room for all, and the bound holds."""
+        for seed in range(_ROUNDS):
+            pause = interleave(store, seed)
+            user = f"user-{uuid4()}"
+            for _ in range(3):
+                await create(store, new(user_id=user))
+            fresh = [new(user_id=user) for _ in range(3)]
+            ended: list[str] = []
+
+            async def sign_in(data: SessionData, pause: Pause, user: str, ended: list[str]) -> None:
+                await create(store, data)
+                await pause()
+                ended += await store.end_surplus(user, 4, data.session_id)
+
+            async with anyio.create_task_group() as tasks:
+                for data in fresh:
+                    tasks.start_soon(sign_in, data, pause, user, ended)
+            left = {data.session_id for data in await store.list_for_user(user)}
+            assert len(left) == 4, f"{len(left)} sessions are left of 4"
+            assert {data.session_id for data in fresh} <= left, "a session that has just signed in was ended"
+            assert len(ended) == len(set(ended)) == 2
+
     async def test_an_id_that_was_only_old_leads_to_the_new_one(self, store: SessionStore) -> None:
         """Where a move says so, and to nothing else; a record that has ended does not come back by it."""
         data, other = new(user_id=f"user-{uuid4()}"), new()

@@ -23,7 +23,7 @@ from asgi_sessions.cli import main
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.record.values import new_session_id
 from asgi_sessions.stores.checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
-from asgi_sessions.stores.redis.commands.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED
+from asgi_sessions.stores.redis.commands.scripts import CREATE, LINK, MARK, REMOVE, SETTLE, SUCCEED, SURPLUS
 from asgi_sessions.stores.redis.connection.script import Script
 from asgi_sessions.stores.redis.records.index import (
     GONE,
@@ -714,3 +714,58 @@ def test_scripts_are_where_the_tests_look_for_them() -> None:
         for script in (LINK, SUCCEED, MARK, SETTLE)
     ]
     assert len(set(heads)) == 4
+
+
+# -- no more than so many sessions --------------------------------------------------------------------------
+
+
+async def test_a_user_with_few_sessions_costs_one_call(store: RedisSessionStore, raw: Redis) -> None:
+    """Whatever the number of other sessions; nothing is read."""
+    for name in ("a", "b"):
+        await signed_in(store, name)
+    await raw.config_resetstat()
+    assert await store.end_surplus("ada", 2, "b") == []
+    stats = await raw.info("commandstats")
+    assert {name for name in stats if not name.startswith(("cmdstat_info", "cmdstat_config"))} == {
+        "cmdstat_zcard"
+    }
+
+
+async def test_links_that_lead_nowhere_do_not_count(store: RedisSessionStore, raw: Redis) -> None:
+    """They are forgotten; what cannot be read here counts, and is ended last."""
+    for name in ("a", "b", "c"):
+        await signed_in(store, name)
+    await store.delete("a")
+    await age(raw, "a")
+    assert await store.end_surplus("ada", 2, "c") == []
+    assert sorted(await links(raw)) == ["b", "c"]
+    await raw.set("session:{a}", "asgi9:a later release")
+    await raw.zadd(_INDEX, {"a": 1})
+    assert await store.end_surplus("ada", 2, "c") == ["b"]
+    assert await raw.exists("session:{a}") == 1
+
+
+async def test_the_idle_timeout_tells_who_was_idle(store: RedisSessionStore, raw: Redis) -> None:
+    """Requests that only looked count too."""
+    for name in ("a", "b", "c"):
+        await signed_in(store, name, lifetime=Lifetime(3600, 600))
+        await raw.pexpire(f"session:{{{name}}}", 300_000)
+        await asyncio.sleep(0.01)
+    await store.arrived(await taken(store, "a", None))
+    assert await store.end_surplus("ada", 2, "c") == ["b"]
+
+
+async def test_what_is_too_many_is_marked_once(store: RedisSessionStore, raw: Redis) -> None:
+    """A second run of the call, and another sign-in, find what the first has marked, and mark no more."""
+    for name in ("a", "b", "c", "d"):
+        await signed_in(store, name)
+    state = await store._states.get()
+    args = _INDEX.encode(), b"2", b"d", b"a\nb\nc"
+    marked = cast("list[bytes]", await state.commands.run(SURPLUS, *args))
+    assert marked[::2] == [b"a", b"b"]
+    assert await state.commands.run(SURPLUS, *args) == marked
+    checkout = await taken(store, "a")
+    assert await move(store, checkout, "new") is Outcome.GONE, "what is being ended moved away"
+    assert await store.end_surplus("ada", 1, "d") == ["c"]
+    assert await store.delete_for_user("ada", keep="d") == 1
+    assert await ids(store) == ["d"]

@@ -298,6 +298,9 @@ class RedisSessionStore(SessionStore):
         """
         return await (await self._states.get()).index.end(user, keep)
 
+    async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
+        return await (await self._states.get()).index.end_surplus(user, most, keep)
+
     # -- life of the store itself ---------------------------------------------------------------------------
 
     async def open(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..checkout import Checkout, Lifetime, Missing, Outcome
+from ..surplus import idleness, surplus
 from ..value import Value
 from . import locks, records
 from .columns import Columns, columns_of
@@ -15,6 +17,7 @@ from .transaction import Standing, Transaction, Waiter
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _COUNT_OF_USER = "SELECT count(*) FROM session WHERE user_id = ? AND id IS NOT ? AND ends > ?"
 _LOCKED_OF_USER = "SELECT id FROM session WHERE user_id = ? AND id IS NOT ? AND id IN (SELECT id FROM lock)"
+_RECORDS_OF_USER = f"SELECT id, {records.VALUE} FROM session WHERE user_id = ? AND ends > ?"  # noqa: S608
 _DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ?"
 _REPLACE = "UPDATE session SET record = ?, version = ? WHERE id = ? AND version = ? AND ends > ?"
 _REPLACE_LOCKED = f"{_REPLACE} AND (SELECT token FROM lock WHERE id = ? ORDER BY pos LIMIT 1) = ?"  # noqa: S608
@@ -179,6 +182,15 @@ def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     for (session_id,) in locked:
         locks.send_away(tx, session_id, Missing.ABSENT)
     return int(lived)
+
+
+def end_surplus(tx: Transaction, user: str, most: int, keep: str) -> list[str]:
+    """Delete the longest idle records of a user, so that so many are left with `keep`; the ids."""
+    rows, today = tx.db.execute(_RECORDS_OF_USER, (user, tx.now)), time.time()
+    ended = surplus({row[0]: idleness(Value(*row[1:]), tx.now, today) for row in rows}, most, keep)
+    for session_id in ended:
+        _end(tx, session_id, Missing.ABSENT)
+    return ended
 
 
 def renew(tx: Transaction, claims: Sequence[Claim]) -> list[bool]:

@@ -40,6 +40,7 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 _REFUSED = (Outcome.CONFLICT, Outcome.LOST, Outcome.BUSY)
 _QUEUED, _FULL = Standing.QUEUED, Standing.FULL
 _AT_ONCE = 100  # records in one step of a batch
+_SOME_OF_USER = f"SELECT id FROM session WHERE user_id = ? AND {ALIVE} LIMIT ?"  # noqa: S608  # a constant
 _SUCCESSOR = "SELECT leads_to FROM successor WHERE id = ? AND until > ?"
 _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noqa: S608  # constants
 
@@ -439,6 +440,15 @@ class SQLiteSessionStore(SessionStore):
         ended: int = await engine.perform(
             partial(operations.end_all_of, user=user, keep=keep), durable=True, brief=False
         )
+        return ended
+
+    async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
+        """In one transaction, which is made only where there are too many."""
+        engine = self._ready() or await self._get()
+        if len(await engine.reader.rows(_SOME_OF_USER, user, self._clock(), most + 1)) <= most:
+            return []
+        work = partial(operations.end_surplus, user=user, most=most, keep=keep)
+        ended: list[str] = await engine.perform(work, durable=True, brief=False)
         return ended
 
     # -- life of the store itself ---------------------------------------------------------------------------

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
 from ....errors import SessionStoreError
 from ....record.codec import id_of, user_of
+from ...surplus import by_idleness
 from ..commands.commands import Commands
 from ..commands.header import milliseconds, unpack
 from ..commands.keys import KeySpace
-from ..commands.scripts import LINK, MARK, SETTLE, SUCCEED
+from ..commands.scripts import LINK, MARK, SETTLE, SUCCEED, SURPLUS
 from ..connection.call import forget
 from ..connection.replies import Reply, is_list, is_number
 from .operations import Records
@@ -48,9 +50,9 @@ class Link(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How many sessions were ended, and how many were not because nobody here can tell what they are."""
+    """The sessions that were ended, and how many were not because nobody here can tell what they are."""
 
-    sessions: int
+    sessions: list[str]
     unreadable: int
 
 
@@ -131,16 +133,56 @@ class UserIndex:
         then, and the link stays marked.
         """
         links = _links(await self._commands.run(MARK, self._keys.user(user_id), (keep or "").encode()))
-        ended = unreadable = 0
+        ended, unreadable = 0, 0
         for start in range(0, len(links), AT_ONCE):
             done = await self._look(user_id, links[start : start + AT_ONCE])
-            ended, unreadable = ended + done.sessions, unreadable + done.unreadable
+            ended, unreadable = ended + len(done.sessions), unreadable + done.unreadable
         if unreadable:
             raise SessionStoreError(
                 f"{ended} sessions were ended; what lies under {unreadable} more ids of this user is in no"
                 " format of this release and is left alone: end them by the release that wrote them"
             )
         return ended
+
+    async def end_surplus(self, user_id: str, most: int, keep: str) -> list[str]:
+        """End the longest idle sessions of a user, so that `most` are left with `keep`; the ids of the ended.
+
+        One trip where the index names no more. Else all links are looked at, those that lead nowhere go, and
+        one script decides how many of the others are too many and marks them, as `end` does. So of several
+        sign-ins at once none ends what another one is ending.
+        """
+        key = self._keys.user(user_id)
+        known = cast(int, await self._commands.command(b"ZCARD", key, fits=is_number))
+        if known <= most:
+            return []
+        reply = await self._commands.command(b"ZRANGE", key, b"0", b"-1", b"WITHSCORES", fits=is_list)
+        others: dict[str, float] = {}
+        today = time.time()
+        links = [link for link in _links(reply) if link.session_id != keep and not link.is_marked]
+        for start in range(0, len(links), AT_ONCE):
+            others |= await self._living(user_id, links[start : start + AT_ONCE], today)
+        if len(others) < most:
+            return []
+        lines = "\n".join(by_idleness(others)).encode()
+        marked = _links(await self._commands.run(SURPLUS, key, b"%d" % most, keep.encode(), lines))
+        ended: list[str] = []
+        for start in range(0, len(marked), AT_ONCE):
+            ended += (await self._look(user_id, marked[start : start + AT_ONCE])).sessions
+        return ended
+
+    async def _living(self, user_id: str, links: Sequence[Link], today: float) -> dict[str, float]:
+        """For how many seconds the sessions at these links are idle. Forgets links that lead nowhere."""
+        found = await self._records.values([link.session_id for link in links])
+        there = {
+            link.session_id: value
+            for link, value in zip(links, found, strict=True)
+            if value is not None and verdict(value, link, user_id) == LIVES
+        }
+        gone = [(link, NOTHING) for link in links if link.session_id not in there]
+        if gone:
+            await self._settle(user_id, gone)
+        idle = await asyncio.gather(*[self._records.idleness(*each, today) for each in there.items()])
+        return dict(zip(there, idle, strict=True))
 
     async def _look(self, user_id: str, links: Sequence[Link]) -> Ended:
         """See what lies at these links, end what is to be ended, and note in the index what was found."""
@@ -156,7 +198,8 @@ class UserIndex:
         ]
         if settled:
             await self._settle(user_id, settled)
-        return Ended(replies.count(b"STORED"), len(links) - len(settled))
+        ended = [link.session_id for link, reply in zip(doomed, replies, strict=True) if reply == b"STORED"]
+        return Ended(ended, len(links) - len(settled))
 
     def _later(self, key: bytes, work: Callable[[], Awaitable[object]]) -> None:
         """Tidy the index at this key beside everything else, unless that is being done already."""

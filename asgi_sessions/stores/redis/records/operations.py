@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import cast
 
 from ....record.values import is_identifier
+from ...surplus import least
 from ..commands.commands import CHUNK, Commands
 from ..commands.header import milliseconds, parse
 from ..commands.keys import Keys, KeySpace
@@ -34,6 +36,20 @@ class Records:
     async def values(self, session_ids: Sequence[str]) -> list[bytes | None]:
         """What lies under each id, None where that is nothing or no text. One round trip."""
         return await self._commands.values(self._keys, session_ids)
+
+    async def idleness(self, session_id: str, value: bytes, today: float) -> float:
+        """For how many seconds at most nobody has used a record; 0 where nobody here can tell.
+
+        `today` is now, by `time.time()`, the same for all that are compared.
+        """
+        found = parse(value)
+        if found is None:
+            return 0.0
+        waited = math.inf
+        if found.idle:
+            left = await self._commands.command(b"PTTL", self._keys.record(session_id), fits=is_number)
+            waited = (found.idle - cast(int, left)) / 1000
+        return least(waited, found.record, today)
 
     async def stored(self, session_ids: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """The records of these ids, some at a time; what is none of ours is left out."""
