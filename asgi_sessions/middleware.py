@@ -78,6 +78,7 @@ class SessionMiddleware:
         lock_max_hold: float = 300.0,
         release_lock: Literal["response_end", "response_start"] = "response_end",
         rotate_on: Iterable[str] = ROTATE_ON,
+        encryption_keys: Sequence[str | bytes] = (),
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
@@ -121,6 +122,7 @@ class SessionMiddleware:
         self._passive = resolve_routes("passive", passive)
         self._origins = resolve_origins(allowed_origins)
         self.store.bind(model, policy)
+        self.store.encrypt(encryption_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _KINDS.get(scope["type"])

@@ -67,6 +67,7 @@ HOMES = {
     "redis": {"stores.redis"},
     "hiredis": {"stores.redis"},
     "sqlite3": {"stores.sqlite"},
+    "cryptography": {"record.vault"},
     "fcntl": {"stores.sqlite.gate"},
     "trio": {"stores.sqlite.answers"},
     "pytest": {"testing"},
@@ -78,6 +79,7 @@ HOMES = {
 }
 
 LATE_IMPORTS = {
+    ("record.vault", "__init__"),  # cryptography is an optional dependency
     ("stores.urls", "_made"),  # redis is an optional dependency
     ("stores.sqlite.answers", "_home"),  # so is trio
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it

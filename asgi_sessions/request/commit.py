@@ -26,7 +26,9 @@ class Commit:
     """A commit that is under way, and what has come of it, whether it succeeds or raises."""
 
     encoded: bytes
+    sealed: bytes  # the same as it is stored
     user_id: str | None
+    user: str | None  # as the store knows them
     record: Checkout | Missing | None = None  # what the request holds from now on; None: what it held
     new_id: str | None = None  # of that record
     has_ended = False  # the record that the request held
@@ -110,9 +112,7 @@ class Commit:
         created = None
         if settings.lifetime.ttl() > 0:  # not with max_age=-1: such a session has expired when it begins
             lock = None if self.releases else settings.lock
-            created = await settings.store.create(
-                session_id, self.encoded, settings.lifetime, lock, self.user_id
-            )
+            created = await settings.store.create(session_id, self.sealed, settings.lifetime, lock, self.user)
             if created is None:
                 self.tried = None
                 raise SessionConflictError("the new session id is taken")
@@ -123,13 +123,13 @@ class Commit:
 
     async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
         self._encode(as_decided=True)
-        store, user_id = self.settings.store, self.user_id
-        if user_id is not None and user_id != self.session.stored_user:
-            await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
+        store, user = self.settings.store, self.user
+        if user is not None and user != store.user_in(taken, self.session.stored_user):
+            await store.link_user(user, taken.session_id, remaining(self.settings, taken, since))
         if unlocked:
-            outcome = await store.commit_unlocked(taken, self.encoded)
+            outcome = await store.commit_unlocked(taken, self.sealed)
         else:
-            outcome = await store.commit(taken, self.encoded, release=self.releases)
+            outcome = await store.commit(taken, self.sealed, release=self.releases)
         if outcome is _STORED:
             self._is_stored()
         return outcome
@@ -148,12 +148,14 @@ class Commit:
             self._adopt(None, session_id)
             return _STORED
         session_id = await self._encode_new(renamed=not begins_anew)
-        lock = None if self.releases else settings.lock
+        lock, was = (
+            None if self.releases else settings.lock,
+            settings.store.user_in(taken, session.stored_user),
+        )
         try:
             outcome = await settings.store.move(
-                taken, session_id, self.encoded,
-                lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
-            )  # fmt: skip
+                taken, session_id, self.sealed, lifetime=lifetime, lock=lock, was=was, user=self.user
+            )
         finally:
             if taken.successor is not None:
                 self._adopt(taken.successor, session_id)
@@ -221,8 +223,10 @@ class Commit:
     def _encode(self, *, as_decided: bool = False) -> str:
         """Encode the record as it is now, which the handle may change while it is stored; returns its id."""
         self.encoded, identity = self.session.seal(as_decided=as_decided), self.session.identity()
-        self.user_id = identity.user_id
-        return identity.session_id
+        user_id, session_id, store = identity.user_id, identity.session_id, self.settings.store
+        self.user_id, self.user = user_id, None if user_id is None else store.name_of(user_id)
+        self.sealed = store.sealed(session_id, self.encoded)
+        return session_id
 
     def _adopt(self, created: Checkout | None, session_id: str) -> None:
         """The session has another record now."""

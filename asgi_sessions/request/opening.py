@@ -39,8 +39,11 @@ async def load(work: Work, session_id: str, lock: LockPolicy | None) -> Missing 
         forget(work, Missing.ABSENT)
         with anyio.CancelScope(shield=True):
             await let_go(settings, taken)
-    elif taken.idle is not None and not work.passive:
+        return None
+    if taken.idle is not None and not work.passive:
         await settings.store.keep_alive(taken)
+    if settings.store.vault is not None:
+        await settings.store.encrypt_anew(taken)
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import SessionStoreError
-from ..record.codec import counts_of, encode, encode_checked
+from ..record.codec import counts_of, encode
 from ..record.model import SessionData, stamp
 from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
@@ -92,7 +92,7 @@ class SessionStore(RequestOperations):
             fresh = factory(session_id) if factory else self.model(session_id=session_id)
             self.check(session_id, fresh, ttl)
             lifetime = Lifetime(absolute=self.default_ttl if ttl is None else ttl)
-            if await self.create(session_id, encode_checked(fresh), lifetime, None, fresh.user_id):
+            if await self.create(session_id, self.encode(fresh), lifetime, None, self._name_in(fresh)):
                 return fresh
 
     async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
@@ -105,7 +105,7 @@ class SessionStore(RequestOperations):
         """`set` for many: whether each was stored. Where one of them cannot be, none is."""
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-            encode_checked(data)
+            self.encode(data)
         return {session_id: await self.set(session_id, data, ttl) for session_id, data in records.items()}
 
     async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
@@ -137,7 +137,8 @@ class SessionStore(RequestOperations):
         out.
         """
         user = user_text(user_id) if user_id is not None else ""
-        return await self._sessions_of(user) if user else []
+        found = await self._sessions_of(user) if user else []
+        return [data for data in found if data.user_id == user]
 
     async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
         """Sign a user out everywhere but in the session `keep`; how many sessions this call ended.
@@ -146,7 +147,11 @@ class SessionStore(RequestOperations):
         one that the model cannot read. 0 for None and "".
         """
         user = user_text(user_id) if user_id is not None else ""
-        return await self._end_all_of(user, keep) if user else 0
+        names = self.names_of(user) if user else ()
+        return sum([await self._end_all_of(name, keep) for name in names])
+
+    def _name_in(self, data: SessionData) -> str | None:
+        return None if data.user_id is None else self.name_of(data.user_id)
 
     async def _sessions_of(self, user: str) -> list[SessionData]:
         return await self.find(SessionFilter(user_id=user))
@@ -242,9 +247,11 @@ class SessionStore(RequestOperations):
             if encode(data) != before:
                 self.check(session_id, data, None)  # under another session's id nobody could read it
                 stamp(data)
-                record = encode_checked(data)
+                record = self.encode(data)
                 if data.user_id is not None and data.user_id != user_id:
-                    await self.link_user(data.user_id, session_id, Lifetime(absolute=taken.expires_in))
+                    await self.link_user(
+                        self.name_of(data.user_id), session_id, Lifetime(absolute=taken.expires_in)
+                    )
                 raise_for(await self.commit(taken, record, release=True))
         finally:
             if taken.token is not None:

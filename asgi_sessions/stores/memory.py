@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio.lowlevel
 
 from ..errors import SessionStoreError
-from ..record.codec import encode_checked, user_of
+from ..record.codec import user_of
 from ..record.model import SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
@@ -39,8 +39,10 @@ class InMemorySessionStore(SessionStore):
         *,
         model: type[SessionData] = SessionData,
         clock: Callable[[], float] = time.monotonic,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if max_sessions < 1:
             raise ValueError("max_sessions is at least 1")
         if not default_ttl > 0:
@@ -68,7 +70,7 @@ class InMemorySessionStore(SessionStore):
         self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
     ) -> bool:
         self.check(session_id, data, ttl)
-        record = encode_checked(data)
+        record = self.encode(data)
         entry = self._table.find(session_id)
         now = self._clock()
         if entry is None:
@@ -81,7 +83,7 @@ class InMemorySessionStore(SessionStore):
                 entry.expires = now + ttl
                 entry.touch(now)
                 self._table.ends.note(session_id, entry.ends)
-        self._table.set_user(data.user_id, session_id)
+        self._table.set_user(self._name_in(data), session_id)
         self._table.used(session_id)
         return True
 
@@ -126,10 +128,11 @@ class InMemorySessionStore(SessionStore):
 
     async def _sessions_of(self, user: str) -> list[SessionData]:
         found = []
-        for session_id in sorted(self._table.users.get(user, ())):
+        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in self.names_of(user)))
+        for session_id in sorted(known):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(await self.get(session_id))
-        return [data for data in found if data is not None and data.user_id == user]
+        return [data for data in found if data is not None]
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)

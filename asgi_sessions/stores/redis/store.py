@@ -8,7 +8,6 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from ...errors import SessionStoreError
-from ...record.codec import encode_checked
 from ...record.model import SessionData
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
@@ -53,8 +52,10 @@ class RedisSessionStore(SessionStore):
         model: type[SessionData] = SessionData,
         socket_timeout: float | None = None,
         take_over_connections: bool = True,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if not default_ttl > 0:
             raise ValueError("default_ttl is a number of seconds above 0")
         self.prefix = prefix
@@ -199,9 +200,11 @@ class RedisSessionStore(SessionStore):
         """
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-        encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
+        encoded = {session_id: self.encode(data) for session_id, data in records.items()}
         state = await self._states.get()
-        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
+        users = {
+            name: self.name_of(data.user_id) for name, data in records.items() if data.user_id is not None
+        }
         await state.index.link_all(users, ttl)
         replies = await state.records.write(encoded, ttl, self.default_ttl, create)
         created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
@@ -274,10 +277,11 @@ class RedisSessionStore(SessionStore):
     async def _sessions_of(self, user: str) -> list[SessionData]:
         state = await self._states.get()
         found: list[SessionData] = []
-        async for record in state.records.stored(await state.index.members(user)):
+        members = [await state.index.members(name) for name in self.names_of(user)]
+        async for record in state.records.stored(sorted(set().union(*members))):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(self.read(record))
-        return [data for data in found if data.user_id == user]
+        return found
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         """See `SessionStore.delete_for_user`.

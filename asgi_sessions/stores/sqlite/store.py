@@ -30,6 +30,7 @@ from .answers import Answer
 from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
 from .faults import DELETED, fault_of
+from .operations import New
 from .place import Place
 from .queries import ALIVE, ids_of
 from .schema import OLDEST
@@ -65,8 +66,10 @@ class SQLiteSessionStore(SessionStore):
         busy_timeout: float = 5.0,
         model: type[SessionData] = SessionData,
         clock: Callable[[], float] = time.time,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if not default_ttl > 0:
             raise ValueError("default_ttl is a number of seconds above 0")
         if synchronous not in ("full", "normal"):
@@ -287,7 +290,7 @@ class SQLiteSessionStore(SessionStore):
         self.check(session_id, data, ttl)
         work = partial(
             operations.put,
-            new=record_of(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
+            new=self._new(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
         )  # fmt: skip
         engine = self._ready() or await self._get()
         stored: bool = await engine.perform(work, durable=True)
@@ -298,7 +301,7 @@ class SQLiteSessionStore(SessionStore):
     ) -> dict[str, bool]:
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-        all_new = [record_of(data) for data in records.values()]
+        all_new = [self._new(data) for data in records.values()]
         engine = self._ready() or await self._get()
         stored: list[bool] = []
         for start in range(0, len(all_new), _AT_ONCE):
@@ -344,6 +347,9 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         return int((await engine.reader.scan(sql, *values))[0][0])
 
+    def _new(self, data: SessionData) -> New:
+        return record_of(data, self.encode(data), self._name_in(data))
+
     async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
         """The records that match, at most any `limit` of them, sorted by id. Indexes find them.
 
@@ -353,7 +359,8 @@ class SQLiteSessionStore(SessionStore):
         if limit == 0:
             return found
         engine = self._ready() or await self._get()
-        query, values = ids_of(criteria, self._clock())
+        users = [] if criteria.user_id is None else self.names_of(criteria.user_id)
+        query, values = ids_of(criteria, users, self._clock())
         ids = sorted([row[0] for row in await engine.reader.scan(query, *values)])
         for start in range(0, len(ids), _AT_ONCE):
             for record in (await self._records(ids[start : start + _AT_ONCE])).values():
