@@ -1,7 +1,8 @@
 """Fixtures for pytest, found by itself where asgi-server-sessions is installed.
 
-Their names begin with `asgi_sessions_`, so that they meet nobody else's. A module of its own, which imports the
-package only when a fixture is used: pytest loads it in every run, also where no test has to do with sessions.
+Their names begin with `asgi_sessions_`, so that other plugins have none of the same name. This module lies beside
+the package and imports it only when a fixture is used: pytest loads it in every run, also where no test has to do
+with sessions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def asgi_sessions_store(asgi_sessions_clock: ManualClock) -> InMemorySessionStor
 
 @pytest.fixture
 def asgi_sessions_sign_in() -> Iterator[Callable[..., Any]]:
-    """`asgi_sessions.testing.signed_in` for the rest of the test: returns the client, signed out at the end."""
+    """`asgi_sessions.testing.signed_in` until the test ends; gives the client."""
     from asgi_sessions.testing import signed_in
 
     with ExitStack() as at_the_end:

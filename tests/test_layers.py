@@ -22,7 +22,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 # The floors of the house, from the top down. A module imports from lower floors and its own room: a folder or
 # module of this name. "" is the package itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("__main__", "testing"),  # what is run, and what authors of stores test with
+    ("__main__", "testing"),  # what is run, and what authors of apps and stores test with
     ("",),  # what is public
     ("cli",),
     ("middleware",),  # the walk of a request
@@ -83,6 +83,7 @@ LATE_IMPORTS = {
     ("stores.urls", "_made"),  # redis is an optional dependency
     ("stores.sqlite.answers", "_home"),  # so is trio
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
+    ("testing", "__getattr__"),  # and pytest, which the tests for authors of stores are made of
 }
 
 LONG_FUNCTIONS = {

@@ -52,7 +52,9 @@ class Jar:
         host = rest.partition("/")[0]
         if not slashes or not host:
             self.put_back(before)
-            raise ValueError("give the client a base_url, as in base_url='http://testserver': cookies need one")
+            raise ValueError(
+                "give the client a base_url, as in base_url='http://testserver': cookies need one"
+            )
         request = Request(f"{scheme}://{host}{path}")  # noqa: S310  # is never opened
         self._jar.extract_cookies(_Answer(set_cookie), request)  # type: ignore[arg-type]  # what it reads
         self._jar.add_cookie_header(request)

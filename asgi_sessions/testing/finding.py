@@ -6,6 +6,7 @@ import functools
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 from ..middleware import SessionMiddleware
 
@@ -52,14 +53,14 @@ def _nearest(app: object) -> list[SessionMiddleware]:
 
 
 def _parts(thing: object) -> Iterable[object]:
-    """What an object refers to. Runs nobody's code: some objects are proxies that fail when they are asked."""
+    """What an object refers to. Asks no object for it: some are proxies, which fail then."""
     kind = type(thing)
     if issubclass(kind, _ATOMS):
         return ()
     if issubclass(kind, dict):
-        return list(dict.values(thing))  # type: ignore[arg-type]  # the line above
+        return dict.values(cast("dict[object, object]", thing))
     if issubclass(kind, _COLLECTIONS):
-        return list(thing)  # type: ignore[call-overload]  # the line above
+        return cast("Iterable[object]", thing)
     if isinstance(thing, types.FunctionType):
         return _closed_over(thing)
     if isinstance(thing, types.MethodType):
@@ -67,8 +68,9 @@ def _parts(thing: object) -> Iterable[object]:
     if isinstance(thing, functools.partial):
         return (thing.func, *thing.args, *thing.keywords.values())
     attributes = _attributes(thing)
-    if attributes.get("middleware_stack", thing) is None and hasattr(kind, "build_middleware_stack"):
-        attributes["middleware_stack"] = kind.build_middleware_stack(thing)
+    build = getattr(kind, "build_middleware_stack", None)
+    if build is not None and attributes.get("middleware_stack", thing) is None:
+        attributes["middleware_stack"] = build(thing)
     return [*attributes.values(), *_slots(thing)]
 
 

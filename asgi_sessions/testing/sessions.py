@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, overload
 from uuid import UUID
 
 import anyio
@@ -45,7 +45,13 @@ def session_cookie(
     return {settings.cookie.name: settings.cookie.signer.sign(session_id)}
 
 
-def session_of(source: object, model: type[Model] = SessionData, *, app: object | None = None) -> Model | None:  # type: ignore[assignment]  # mypy: a default for a type variable
+@overload
+def session_of(source: object, *, app: object | None = None) -> SessionData | None: ...
+@overload
+def session_of(source: object, model: type[Model], *, app: object | None = None) -> Model | None: ...
+def session_of(
+    source: object, model: type[SessionData] = SessionData, *, app: object | None = None
+) -> SessionData | None:
     """The typed record of a client's session as it is stored now; its `metadata` are the dict's values.
 
     `source` is a client, whose cookies count; an answer, with `app`, for the session that it left; or a dict
@@ -89,9 +95,7 @@ def begin(settings: Settings, user_id: str | int | UUID | None, values: dict[str
     if user_id is not None:
         handle.login(user_id)
     record, who = handle.seal(), handle.identity()
-    run_now(
-        lambda: settings.store.create(who.session_id, record, settings.lifetime, None, who.user_id)
-    )
+    run_now(lambda: settings.store.create(who.session_id, record, settings.lifetime, None, who.user_id))
     return who.session_id
 
 

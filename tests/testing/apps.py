@@ -10,6 +10,7 @@ from litestar import Litestar
 from litestar import Request as LitestarRequest
 from litestar import get as litestar_get
 from litestar.middleware import DefineMiddleware
+from pydantic import Field
 from quart import Quart
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -26,7 +27,7 @@ SECRET = "k" * 32
 class ShopSession(SessionData):
     """The model of the shop."""
 
-    cart: list[str] = []
+    cart: list[str] = Field(default_factory=list)
 
 
 async def who(request: Request) -> JSONResponse:
@@ -102,14 +103,15 @@ def litestar(**options: Any) -> Any:
         count: int = session["visits"]
         return count
 
-    middleware = DefineMiddleware(SessionMiddleware, secret_key=SECRET, **options)
+    # Litestar has ASGI types of its own
+    middleware = DefineMiddleware(SessionMiddleware, secret_key=SECRET, **options)  # type: ignore[arg-type]
     return Litestar([who, visit], middleware=[middleware])
 
 
 def quart(**options: Any) -> Any:
     """Quart is wrapped: its own `asgi_app` has the middleware."""
-    app = Quart(__name__)
-    app.asgi_app = SessionMiddleware(app.asgi_app, SECRET, **options)  # type: ignore[method-assign, assignment]
+    app: Any = Quart(__name__)
+    app.asgi_app = SessionMiddleware(app.asgi_app, SECRET, **options)
     return app
 
 

@@ -82,7 +82,9 @@ async def test_the_store_is_down_for_a_block(any_store: SessionStore) -> None:
 async def test_the_lock_is_lost(any_store: SessionStore) -> None:
     """A change is answered 409 and not stored; what only reads is served; nobody waits afterwards."""
     events: list[str] = []
-    app = bare(store=any_store, on_event=lambda event: events.append(event.name), lock_timeout=30, lock_wait=5)
+    app = bare(
+        store=any_store, on_event=lambda event: events.append(event.name), lock_timeout=30, lock_wait=5
+    )
     async with http_client(app) as client:
         signed_in(client)
         assert (await client.get("/visit")).json() == 1
@@ -131,7 +133,8 @@ async def test_a_fault_while_a_request_is_under_way(
     fault: Callable[[Any], AbstractContextManager[None]], error: type[Exception]
 ) -> None:
     """The block may begin in the middle of a request; `save()` raises what the contract says."""
-    begun, go_on, raised = anyio.Event(), anyio.Event(), []
+    begun, go_on, stored = anyio.Event(), anyio.Event(), anyio.Event()
+    raised: list[type[Exception]] = []
 
     async def slow(request: Request) -> PlainTextResponse:
         session = get_session(request)
@@ -142,6 +145,7 @@ async def test_a_fault_while_a_request_is_under_way(
             await session.save()
         except error as exception:
             raised.append(type(exception))
+        stored.set()
         return PlainTextResponse("done")
 
     app = SessionMiddleware(Starlette(routes=[*ROUTES]), SECRET, store=InMemorySessionStore())
@@ -153,8 +157,7 @@ async def test_a_fault_while_a_request_is_under_way(
             await begun.wait()
             with fault(app):
                 go_on.set()
-                while not raised:
-                    await anyio.sleep(0.001)
+                await stored.wait()
     assert raised == [error]
 
 

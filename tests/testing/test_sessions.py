@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import litestar.testing
 import pytest
+import quart
 import starlette.testclient
 from starlette.applications import Starlette
 
@@ -23,10 +24,12 @@ from asgi_sessions import (
     SessionMiddleware,
     SessionStore,
     SQLiteSessionStore,
+    get_session,
 )
 from asgi_sessions.testing import ManualClock, end_session, session_cookie, session_of, signed_in
 
-from .apps import APPS, SECRET, ShopSession, bare, starlette as starlette_app
+from .apps import APPS, SECRET, ShopSession, bare
+from .apps import starlette as starlette_app
 
 pytestmark = pytest.mark.anyio
 
@@ -75,9 +78,7 @@ async def test_a_cookie_works_for_a_client_of_another_framework() -> None:
 
     @app.route("/who")  # type: ignore[untyped-decorator]  # the app is Any
     async def who() -> str:
-        from quart import request
-
-        return str(request.scope["session"].data.user_id)
+        return str(get_session(quart.request).data.user_id)
 
     client = app.test_client()
     for name, value in session_cookie(app).items():
@@ -200,7 +201,7 @@ async def test_every_store(kind: str, tmp_path: Path, request: pytest.FixtureReq
 
 def test_an_app_without_the_middleware() -> None:
     """The error says what to do."""
-    with pytest.raises(ValueError, match="no asgi_sessions.SessionMiddleware in this Starlette: add it"):
+    with pytest.raises(ValueError, match=r"no asgi_sessions\.SessionMiddleware in this Starlette: add it"):
         session_cookie(Starlette())
 
 
@@ -232,9 +233,7 @@ def test_a_client_that_does_not_tell_its_app() -> None:
         ({}, "", "give the client a base_url"),
     ],
 )
-def test_a_client_that_would_not_send_the_cookie(
-    options: dict[str, Any], base_url: str, remedy: str
-) -> None:
+def test_a_client_that_would_not_send_the_cookie(options: dict[str, Any], base_url: str, remedy: str) -> None:
     """Its base URL does not fit; the error says which one does, and the client is as before."""
     app = bare(store=InMemorySessionStore(), **options)
     client = http_client(app, base_url=base_url)
