@@ -1,8 +1,8 @@
 """Fixtures for pytest, found by itself where asgi-server-sessions is installed.
 
-Their names begin with `asgi_sessions_`, so that other plugins have none of the same name. This module lies beside
-the package and imports it only when a fixture is used: pytest loads it in every run, also where no test has to do
-with sessions.
+Their names begin with `asgi_sessions_`, so that other plugins have none of the same name. pytest loads this
+module in every run, also where no test has to do with sessions: it lies beside the package, and imports it
+only when a fixture is used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Sessions that a test makes, looks at and ends, in the store of the app and by the rules of its middleware.
 
 All of it is synchronous and works in any test, whether an event loop is running or not: the store is asked in
-a loop of its own, in a thread that ends before the function returns.
+a loop of its own, in a thread that ends before the function returns. The stores of this package serve several
+loops; a store of your own has to, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..stores.checkout import Checkout
 from .clients import app_of, header_of
 from .finding import middleware_of
 
+_PATIENCE = 15  # seconds
 T = TypeVar("T")
 Model = TypeVar("Model", bound=SessionData)
 
@@ -100,9 +102,22 @@ def begin(settings: Settings, user_id: str | int | UUID | None, values: dict[str
 
 
 def run_now(work: Callable[[], Awaitable[T]]) -> T:
-    """What an async function returns, from a plain one, also where an event loop is running."""
+    """What an async function returns, from a plain one, also where an event loop is running.
+
+    That loop stands still meanwhile. `TimeoutError` where the work waits for it: it would wait for ever.
+    """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(anyio.run, work).result()
+        return thread.submit(anyio.run, _in_time, work).result()
+
+
+async def _in_time(work: Callable[[], Awaitable[T]]) -> T:
+    with anyio.move_on_after(_PATIENCE):
+        return await work()
+    raise TimeoutError(
+        f"the store did not answer within {_PATIENCE} s, asked from another event loop than the test's. It"
+        " may be bound to that one, or a request is in the middle of an operation there: let that request go"
+        " on first, or await an operation of the store itself"
+    )
 
 
 async def _load(settings: Settings, header: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import anyio
 import httpx
 import pytest
 import starlette.testclient
+from asgi import PrimitiveStore
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -42,11 +44,13 @@ from .test_sessions import http_client
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "primitives", "sqlite", "redis"])
 async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionStore]:
-    """Each store of ours."""
+    """Each store of ours, and one of somebody else's."""
     store: SessionStore = InMemorySessionStore()
-    if request.param == "sqlite":
+    if request.param == "primitives":
+        store = PrimitiveStore(clock=time.time)
+    elif request.param == "sqlite":
         store = SQLiteSessionStore(tmp_path / "sessions.db")
     elif request.param == "redis":
         store = RedisSessionStore(request.getfixturevalue("redis_url"))

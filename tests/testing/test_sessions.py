@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ import litestar.testing
 import pytest
 import quart
 import starlette.testclient
+from asgi import PrimitiveStore
 from starlette.applications import Starlette
 
 from asgi_sessions import (
@@ -25,8 +27,9 @@ from asgi_sessions import (
     SessionStore,
     SQLiteSessionStore,
     get_session,
+    testing,
 )
-from asgi_sessions.testing import ManualClock, end_session, session_cookie, session_of, signed_in
+from asgi_sessions.testing import ManualClock, end_session, session_cookie, session_of, sessions, signed_in
 
 from .apps import APPS, SECRET, ShopSession, bare
 from .apps import starlette as starlette_app
@@ -194,6 +197,27 @@ async def test_every_store(kind: str, tmp_path: Path, request: pytest.FixtureReq
             assert await store.list_for_user("ada")
         assert await store.list_for_user("ada") == []
     await store.aclose()
+
+
+async def test_a_store_that_waits_for_the_test_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of the test's loop is within an operation: it could not go on, and waiting would not end."""
+    monkeypatch.setattr(sessions, "_PATIENCE", 0.05)
+    store = PrimitiveStore(clock=time.time)
+    app = bare(store=store)
+    cookie = session_cookie(app)
+    (session_id,) = await store.list_active()
+    async with store._primitives.hold(session_id):
+        with pytest.raises(TimeoutError, match="let that request go on first"):
+            end_session(cookie, app=app)
+    assert end_session(cookie, app=app)
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_what_is_public_is_described(name: str) -> None:
+    """Each name has a docstring."""
+    assert (getattr(testing, name).__doc__ or "").strip()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = testing.nothing
 
 
 # --- what is refused -------------------------------------------------------------------------------
