@@ -104,7 +104,8 @@ def header_of(source: object, name: str) -> str:
     if _jar_of(source) is not None and hasattr(source, "base_url"):
         return "; ".join(f"{name}={cookie.value}" for cookie in Jar(source, name))
     headers: Any = getattr(source, "headers", None)
-    if headers is None or not hasattr(headers, "get_list") or not hasattr(source, "request"):
+    request: Any = getattr(source, "request", None)
+    if not hasattr(headers, "get_list") or not hasattr(request, "headers"):
         raise TypeError(
             f"a {type(source).__name__} is no client and no answer of httpx, Starlette or Litestar: pass"
             " the cookies as a dict, {name: value}, and app="
@@ -112,7 +113,7 @@ def header_of(source: object, name: str) -> str:
     set_here = [line for line in headers.get_list("set-cookie") if line.startswith(f"{name}=")]
     if set_here:  # the last one counts, as in a browser
         return str(set_here[-1].partition(";")[0])
-    return str(source.request.headers.get("cookie", ""))
+    return str(request.headers.get("cookie", ""))
 
 
 def _jar_of(client: object) -> CookieJar | None:
