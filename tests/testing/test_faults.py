@@ -29,9 +29,11 @@ from asgi_sessions import (
     SQLiteSessionStore,
     get_session,
 )
+from asgi_sessions.stores.checkout import LockPolicy
 from asgi_sessions.testing import (
     end_session,
     ended_meanwhile,
+    faults,
     lock_lost,
     session_of,
     signed_in,
@@ -192,8 +194,10 @@ async def test_a_session_is_ended_from_elsewhere_now() -> None:
     assert [answer.status_code for answer in answers] == [409]
 
 
-async def test_a_waiter_takes_the_lost_lock_over() -> None:
+@pytest.mark.parametrize("wait", [0.0, 5.0])
+async def test_a_waiter_takes_the_lost_lock_over(wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """With another request in the queue that one goes on, and finds its own lock lost as well."""
+    monkeypatch.setattr(faults, "_THIEF", LockPolicy(wait=wait))
     store = InMemorySessionStore()
     begun, go_on = anyio.Event(), anyio.Event()
 

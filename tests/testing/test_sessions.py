@@ -150,6 +150,19 @@ async def test_a_look_at_the_session(client: httpx.AsyncClient) -> None:
     assert session_of(await client.get("/logout"), app=app) is None
 
 
+async def test_two_cookies_count_as_they_do_in_the_app(client: httpx.AsyncClient) -> None:
+    """Two live sessions: neither. One of them has ended: the other."""
+    app = client._transport.app  # type: ignore[attr-defined]  # of an ASGITransport
+    one, other = session_cookie(app, "one"), session_cookie(app, "other")
+    client.cookies.set("session", one["session"], path="/who")
+    client.cookies.set("session", other["session"])
+    assert session_of(client) is None
+    assert (await client.get("/who")).json()["user"] is None
+    assert end_session(one, app=app)
+    assert getattr(session_of(client), "user_id", None) == "other"
+    assert (await client.get("/who")).json()["user"] == "other"
+
+
 async def test_there_is_nothing_to_see(client: httpx.AsyncClient) -> None:
     """No cookie, a forged one, a session that has ended: absence is a value."""
     app = client._transport.app  # type: ignore[attr-defined]  # of an ASGITransport
