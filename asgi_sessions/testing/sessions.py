@@ -96,8 +96,10 @@ def begin(settings: Settings, user_id: str | int | UUID | None, values: dict[str
             handle[name] = value
     if user_id is not None:
         handle.login(user_id)
-    record, who = handle.seal(), handle.identity()
-    run_now(lambda: settings.store.create(who.session_id, record, settings.lifetime, None, who.user_id))
+    store, who = settings.store, handle.identity()
+    record = store.sealed(who.session_id, handle.seal())
+    user = None if who.user_id is None else store.name_of(who.user_id)
+    run_now(lambda: store.create(who.session_id, record, settings.lifetime, None, user))
     return who.session_id
 
 
@@ -125,7 +127,7 @@ async def _load(settings: Settings, header: str) -> bytes | None:
     if session_id is None:
         return None
     found = await settings.store.checkout(session_id, None, settings.lifetime, passive=True)
-    return found.record if isinstance(found, Checkout) else None
+    return settings.store.opened(found) if isinstance(found, Checkout) else None
 
 
 async def _end(settings: Settings, header: str) -> bool:

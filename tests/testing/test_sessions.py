@@ -75,6 +75,18 @@ async def test_a_cookie_can_be_had_in_a_running_loop(kind: str) -> None:
         assert (await client.get("/who")).json()["user"] == "eve"
 
 
+async def test_with_encryption() -> None:
+    """A session of the kit is encrypted as any other, and is looked at like any other."""
+    store = InMemorySessionStore(encryption_keys=[b"k" * 32])
+    app = starlette_app(store=store)
+    async with http_client(app, cookies=session_cookie(app, "eve", theme="dark")) as client:
+        data = session_of(client)
+        assert data is not None
+        assert (data.user_id, data.metadata) == ("eve", {"theme": "dark"})
+    assert [data.user_id for data in await store.list_for_user("eve")] == ["eve"]
+    assert not any(b"dark" in entry.record for entry in store._entries.values())
+
+
 async def test_a_cookie_works_for_a_client_of_another_framework() -> None:
     """Quart's test client takes name and value."""
     app = APPS["quart"](store=InMemorySessionStore())
