@@ -34,7 +34,7 @@ from .middleware import SessionMiddleware
 from .observation.events import SessionEvent, session_hash
 from .record.model import SessionData
 from .record.queries import SessionFilter, SessionMetrics
-from .session.access import get_session, get_session_data
+from .session.access import get_session, get_session_data, session_dependency
 from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
@@ -69,6 +69,7 @@ __all__ = [
     "TooManyWaitersError",
     "get_session",
     "get_session_data",
+    "session_dependency",
     "session_hash",
 ]
 

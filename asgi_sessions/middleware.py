@@ -44,9 +44,38 @@ class SessionMiddleware:
     """Gives each request of any ASGI app its session in `scope["session"]`.
 
     Takes the place of Starlette's middleware of this name, with the same arguments. The data stay on the
-    server, typed and under a lock; "What differs" in the README says what else is different, "Options" what
-    each option means. All times are seconds. A wrong value raises `ValueError` or `TypeError` here, with the
-    remedy.
+    server, typed and under a lock. All times are seconds. A wrong value raises `ValueError` or `TypeError`
+    here, with the remedy.
+
+    app: the ASGI app inside.
+    secret_key: signs the cookie; 32 random bytes or more, from `asgi-sessions key`.
+    session_cookie: the cookie's name.
+    max_age: a session's absolute life from creation or sign-in; None: a browser-session cookie.
+    path: of the cookie, "/" by default.
+    same_site: of the cookie, "lax" by default.
+    https_only: whether the cookie is `Secure`; None: where the request came over https or wss.
+    domain: of the cookie; None: this host alone.
+    partitioned: a cookie of its own for each site that embeds this one (CHIPS).
+    secret_key_fallbacks: older keys that still verify, for as long as a rotation takes.
+    store: a `SessionStore`, or a URL such as "sqlite:///sessions.db"; None: this process's memory.
+    model: the record's class, a subclass of `SessionData` with fields of your own.
+    idle_timeout: ends a session that sees no request for so long.
+    rolling: each request restarts `max_age`.
+    fingerprint: which of a client's properties a session is bound to; None: to nothing.
+    trusted_proxies: networks whose `X-Forwarded-For` or `Forwarded` is believed.
+    exclude: requests without any session: path patterns ("/static/*") or a predicate of the scope.
+    read_only: requests that load the session without its lock; only `transaction()` changes it.
+    passive: requests that are no activity for `idle_timeout`, such as polls.
+    lock: True: requests of one session take turns. "auto": only those that write. False: none waits, 409.
+    lock_timeout: the lock's lease, renewed while the request runs.
+    lock_wait: the longest wait for other requests of the session, then 503.
+    max_waiters: waiting requests of one session in this process; one more gets 503.
+    lock_max_hold: for so long a request may hold the lock.
+    release_lock: "response_end", or "response_start" to let others go on while a stream runs.
+    rotate_on: values that say who is signed in: a change of these gives a new id (fixation).
+    allowed_origins: exact origins that may open WebSockets; None: all.
+    error_response: an ASGI app for 503, 409 and the like; the error is in `scope["session_error"]`.
+    on_event: called with each `SessionEvent`, in the event loop.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ HOMES = {
     "pytest": {"testing"},
     "pydantic": {"record", "session.draft", "options"},
     "pydantic_core": {"record", "session.draft"},
-    "starlette": set(),
+    "starlette": {"session.access"},
     "fastapi": set(),
     "httpx": set(),
 }
@@ -82,6 +82,7 @@ LATE_IMPORTS = {
     ("record.vault", "__init__"),  # cryptography is an optional dependency
     ("stores.urls", "_made"),  # redis is an optional dependency
     ("stores.sqlite.answers", "_home"),  # so is trio
+    ("session.access", "session_dependency"),  # and Starlette
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
     ("testing", "__getattr__"),  # and pytest, which the tests for authors of stores are made of
 }

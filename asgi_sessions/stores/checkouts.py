@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from typing import Generic
 
 from ..errors import LockAcquisitionError, SessionStoreError
 from ..record.codec import decode, encode_checked, id_of, misfit, user_of
-from ..record.model import SessionData
+from ..record.model import M, SessionData
 from ..record.values import check_id
 from ..record.vault import NoKeyError, Vault
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
@@ -20,7 +21,7 @@ _AT_ONCE = LockPolicy(wait=0, max_waiters=0)
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
-class RequestOperations:
+class RequestOperations(Generic[M]):
     """Check out, create, commit, move, discard, release: locked and compared within the process.
 
     Stands on four primitives, all that a store has to implement: `read_value`, `write_value`, `delete_value`
@@ -30,7 +31,7 @@ class RequestOperations:
     A base class, not an object of its own: a store may override any single operation, and the others call it.
     """
 
-    model: type[SessionData] = SessionData
+    model: type[SessionData] = SessionData  # M's class; a middleware gives its own where there is none
     default_ttl: float = 3600
     lock_policy: LockPolicy | None = None
     shared = False  # by all middlewares of this process that were given the same URL, or none
@@ -83,7 +84,7 @@ class RequestOperations:
 
     # -- record operations ------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         """The record, None where it is absent. Takes no lock and does not count as activity.
 
         `SessionStoreError` where something else is stored there.
@@ -376,12 +377,12 @@ class RequestOperations:
     async def aclose(self) -> None:
         """Close the connections. A later call opens them again."""
 
-    def read(self, record: bytes) -> SessionData:
+    def read(self, record: bytes) -> M:
         """The record as this store's model; `SessionStoreError` where it does not parse, or has no key."""
         try:
             if self.vault is not None:
                 record = self.vault.open(id_of(record) or "", record)
-            return decode(self.model, record)
+            return decode(self.model, record)  # type: ignore[return-value]  # the model is M's class
         except NoKeyError as error:
             raise SessionStoreError(str(error)) from error
         except ValueError as error:

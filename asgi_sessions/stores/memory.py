@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from ..errors import SessionStoreError
 from ..record.codec import user_of
-from ..record.model import SessionData
+from ..record.model import M, SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
@@ -24,7 +24,7 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 _CHUNK = 100  # records that are looked at before other tasks run
 
 
-class InMemorySessionStore(SessionStore):
+class InMemorySessionStore(SessionStore[M]):
     """Sessions in memory, for one process: gone when it ends, not shared with other workers.
 
     Holds at most `max_sessions` records. One more evicts an expired one, else the least recently active
@@ -37,7 +37,7 @@ class InMemorySessionStore(SessionStore):
         max_sessions: int = 10000,
         default_ttl: float = 3600,
         *,
-        model: type[SessionData] = SessionData,
+        model: type[M] = SessionData,  # type: ignore[assignment]  # the default of M
         clock: Callable[[], float] = time.monotonic,
         encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
@@ -60,7 +60,7 @@ class InMemorySessionStore(SessionStore):
 
     # -- record operations ------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         check_id(session_id)
         entry = self._table.find(session_id)
         self._stats["misses" if entry is None else "hits"] += 1
@@ -126,7 +126,7 @@ class InMemorySessionStore(SessionStore):
             await anyio.lowlevel.checkpoint()
         return dropped
 
-    async def _sessions_of(self, user: str) -> list[SessionData]:
+    async def _sessions_of(self, user: str) -> list[M]:
         found = []
         known: set[str] = set().union(*(self._table.users.get(name, ()) for name in self.names_of(user)))
         for session_id in sorted(known):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import anyio.to_thread
 
 from ...errors import SessionStoreError, TooManyWaitersError
-from ...record.model import SessionData
+from ...record.model import M, SessionData
 from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
@@ -44,7 +44,7 @@ _AT_ONCE = 100  # records in one step of a batch
 _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noqa: S608  # constants
 
 
-class SQLiteSessionStore(SessionStore):
+class SQLiteSessionStore(SessionStore[M]):
     """Sessions in a SQLite database, for any number of processes of one machine. Nothing to install or start.
 
     `path` is the file, which is made with mode 0600 where it is missing; its folder has to be there, on a
@@ -64,7 +64,7 @@ class SQLiteSessionStore(SessionStore):
         *,
         synchronous: Literal["full", "normal"] = "full",
         busy_timeout: float = 5.0,
-        model: type[SessionData] = SessionData,
+        model: type[M] = SessionData,  # type: ignore[assignment]  # the default of M
         clock: Callable[[], float] = time.time,
         encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
@@ -255,16 +255,16 @@ class SQLiteSessionStore(SessionStore):
 
     # -- records --------------------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         """The record, None where it is absent. Takes no lock and does not count as activity."""
         return (await self.get_batch([session_id]))[session_id]
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, M | None]:
         """The record of each id, None where it is absent."""
         wanted = list(session_ids)
         for session_id in wanted:
             check_id(session_id)
-        found: dict[str, SessionData | None] = dict.fromkeys(wanted)
+        found: dict[str, M | None] = dict.fromkeys(wanted)
         for start in range(0, len(wanted), _AT_ONCE):
             for session_id, record in (await self._records(wanted[start : start + _AT_ONCE])).items():
                 found[session_id] = self.read(record)
@@ -350,12 +350,12 @@ class SQLiteSessionStore(SessionStore):
     def _new(self, data: SessionData) -> New:
         return record_of(data, self.encode(data), self._name_in(data))
 
-    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
+    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[M]:
         """The records that match, at most any `limit` of them, sorted by id. Indexes find them.
 
         Records that the model cannot read are left out.
         """
-        found: list[SessionData] = []
+        found: list[M] = []
         if limit == 0:
             return found
         engine = self._ready() or await self._get()
