@@ -16,6 +16,7 @@ The walk of a request, in order:
 from typing import TYPE_CHECKING
 
 from .client.fingerprint import Fingerprint
+from .client.starlette import StarletteCookies
 from .errors import (
     LockAcquisitionError,
     LockLostError,
@@ -66,6 +67,7 @@ __all__ = [
     "SessionMiddleware",
     "SessionStore",
     "SessionStoreError",
+    "StarletteCookies",
     "TooManyWaitersError",
     "get_session",
     "get_session_data",

@@ -10,12 +10,14 @@ from .client.address import TrustedProxy
 from .client.cookie import Presented, SessionCookie
 from .client.fingerprint import Fingerprint
 from .client.headers import ByName, by_name
+from .client.starlette import StarletteCookies
 from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
     Routes,
     check_flags,
     check_lock,
     resolve_client,
+    resolve_imports,
     resolve_lifetime,
     resolve_lock,
     resolve_model,
@@ -73,6 +75,7 @@ class SessionMiddleware:
     lock_max_hold: for so long a request may hold the lock.
     release_lock: "response_end", or "response_start" to let others go on while a stream runs.
     rotate_on: values that say who is signed in: a change of these gives a new id (fixation).
+    import_cookies: `StarletteCookies(old_key)` takes over the sessions in Starlette's cookies.
     allowed_origins: exact origins that may open WebSockets; None: all.
     error_response: an ASGI app for 503, 409 and the like; the error is in `scope["session_error"]`.
     on_event: called with each `SessionEvent`, in the event loop.
@@ -108,6 +111,7 @@ class SessionMiddleware:
         release_lock: Literal["response_end", "response_start"] = "response_end",
         rotate_on: Iterable[str] = ROTATE_ON,
         encryption_keys: Sequence[str | bytes] = (),
+        import_cookies: StarletteCookies | None = None,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
@@ -137,6 +141,7 @@ class SessionMiddleware:
             lock_to_transact=policy,
             optimistic=lock == "auto",
             cookie=cookie,
+            old_cookies=resolve_imports(import_cookies, cookie),
             max_age=max_age,
             refresh_after=min(max_age / 10, 3600) if rolling and max_age is not None else None,
             early_release=release_lock == "response_start",
@@ -160,7 +165,7 @@ class SessionMiddleware:
             del scope  # as below
             return await call
         headers = by_name(scope["headers"])
-        presented = self._settings.cookie.read(headers.get(b"cookie"))
+        presented = self._settings.presented(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
         unit = kind(self._settings, scope, headers, receive, send, presented)

@@ -63,7 +63,7 @@ SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
 
 # Where an outside library may be named: in these modules and below them.
 HOMES = {
-    "itsdangerous": {"client.signer"},
+    "itsdangerous": {"client.signer", "client.starlette"},
     "redis": {"stores.redis"},
     "hiredis": {"stores.redis"},
     "sqlite3": {"stores.sqlite"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..client.cookie import Presented, SessionCookie
 from ..client.fingerprint import FingerprintReader
+from ..client.starlette import OldCookies
 from ..observation.events import EventSink
 from ..record.model import SessionData
 from ..stores.checkout import Lifetime, LockPolicy
@@ -27,6 +28,7 @@ class Settings:
     lock_to_transact: LockPolicy
     optimistic: bool  # lock="auto": safe requests run without the lock
     cookie: SessionCookie
+    old_cookies: OldCookies | None  # of another middleware, whose sessions are taken over
     max_age: float | None
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
     early_release: bool  # release_lock="response_start"
@@ -35,6 +37,13 @@ class Settings:
     reports_mismatch: bool  # another client's session is served and the app is told, instead of refused
     answers: Answers
     events: EventSink
+
+    def presented(self, line: bytes | None) -> Presented:
+        """What a request's `cookie` header says; another middleware's counts where none of ours does."""
+        presented, old = self.cookie.read(line), self.old_cookies
+        if old is None or presented.session_id is not None or presented.rivals:
+            return presented
+        return old.complete(presented, line)
 
     def refreshes(self, presented: Presented) -> bool:
         """Whether a cookie is to be sent again: old, signed by an old key, or with dead ones beside it."""
