@@ -75,6 +75,7 @@ class SessionMiddleware:
     lock_max_hold: for so long a request may hold the lock.
     release_lock: "response_end", or "response_start" to let others go on while a stream runs.
     rotate_on: values that say who is signed in: a change of these gives a new id (fixation).
+    encryption_keys: encrypt what the store keeps of a record; the first one writes, all of them read.
     import_cookies: `StarletteCookies(old_key)` takes over the sessions in Starlette's cookies.
     allowed_origins: exact origins that may open WebSockets; None: all.
     error_response: an ASGI app for 503, 409 and the like; the error is in `scope["session_error"]`.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hmac
+from contextlib import suppress
 from dataclasses import replace
 from logging import WARNING
 from typing import Any
 
 from ..client.cookie import OldCookie, Presented
-from ..errors import SessionDataError
+from ..errors import SessionDataError, SessionStoreError
 from ..observation.events import IMPORTED, UNKNOWN_SESSION, UNSTORABLE_VALUE
 from ..record.codec import encode_checked
 from ..record.model import SessionData
@@ -34,7 +35,8 @@ async def take_over(settings: Settings, presented: Presented, client: str | None
         claim = await _claim(settings, old, client)
     session_id = None
     if isinstance(claim, Checkout):
-        session_id = _leads_to(store.read(claim.record), claim.age, client)
+        with suppress(SessionStoreError):  # unreadable, as by another key
+            session_id = _leads_to(store.read(claim.record), claim.age, client)
     if session_id is None:
         settings.events.emit(UNKNOWN_SESSION)
     return replace(presented, session_id=session_id)
@@ -47,9 +49,9 @@ async def _claim(settings: Settings, old: OldCookie, client: str | None) -> Chec
         return Missing.ABSENT
     session_id, values = new_session_id(), _storable(settings, old.values)
     data = settings.model(session_id=session_id, metadata=values, fingerprint=client)
-    await store.create(session_id, encode_checked(data), lifetime, None)
+    await store.create(session_id, store.encode(data), lifetime, None)
     claim = settings.model(session_id=old.marker, metadata={_LEADS_TO: session_id}, fingerprint=client)
-    made = await store.create(old.marker, encode_checked(claim), Lifetime(absolute=old.expires_in), None)
+    made = await store.create(old.marker, store.encode(claim), Lifetime(absolute=old.expires_in), None)
     if made is not None:
         settings.events.emit(IMPORTED, session_id)
         return made

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi import FIREFOX, Answer, Site, page, stream
+from asgi import FIREFOX, KEY, Answer, Site, page, stream
 from itsdangerous import TimestampSigner
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from asgi_sessions import Session, StarletteCookies
+from asgi_sessions import Session, SessionMiddleware, SessionStore, StarletteCookies
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -461,3 +461,37 @@ async def test_rolling_back_with_the_same_name() -> None:
     browser.take(await visit(site, f"session={old_cookie()}"))
     client = starlette()
     assert client.get("/", headers={"cookie": f"session={browser.cookie}"}).json() == {}
+
+
+# --- every store of ours, real servers among them ----------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["asyncio"], indirect=True)
+async def test_each_store_takes_over_once(store: SessionStore) -> None:
+    """One session for six requests at once; after its end the cookie leads nowhere."""
+    cookies = StarletteCookies(OLD_KEY)
+    site = Site()
+    site.store = store  # type: ignore[assignment]  # a real one, not recorded
+    site.middleware = SessionMiddleware(site._app, KEY, store=store, import_cookies=cookies)
+    old, found = f"session={old_cookie()}", Seen()
+    browser = site.browser()
+
+    async def add(number: int) -> None:
+        browser.take(await visit(site, old, app=page(lambda session: session.update({str(number): 1}))))
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(6):
+            tasks.start_soon(add, number)
+    assert await browser.stored() == {**USER, **{str(number): 1 for number in range(6)}}
+    await browser.open(page(lambda session: session.logout()))
+    await visit(site, old, app=page(found))
+    assert found == [{}]
+
+
+@pytest.mark.parametrize("way", ["asyncio"], indirect=True)
+async def test_a_session_of_starsessions_is_not_taken_over() -> None:
+    """A fresh session, and `bad_signature` where the name is the same."""
+    for name, events in (("session", ["bad_signature"]), ("sid", [])):
+        site, found = Site({"session_cookie": name}), Seen()
+        await visit(site, "session=0123456789abcdef0123456789abcdef", app=page(found))
+        assert (found, site.events) == ([{}], events)
