@@ -63,7 +63,7 @@ app = FastAPI()
 connection: Any = None
 data = SessionData(session_id="a")
 ids = ["a"]
-key = session_id = SECRET = OLD_SECRET = "a"
+key = secret_key = session_id = SECRET = OLD_SECRET = "a"
 store: SessionStore = InMemorySessionStore()
 """
 """What the pieces of README take as given. Any other name that they lack is one that a reader misses."""
