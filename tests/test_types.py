@@ -101,7 +101,9 @@ def modules(tmp_path: Path) -> Path:
     tmp_path.joinpath("preamble.py").write_text(PREAMBLE)
     tmp_path.joinpath("refused.py").write_text(f"from preamble import *\n{REFUSED}")
     for line, snippet in snippets():
-        tmp_path.joinpath(f"readme_line_{line}.py").write_text(module_of(snippet))
+        named = re.match(r"# (\w+\.py)\n", snippet)  # other pieces import it
+        name = named[1] if named is not None else f"readme_line_{line}.py"
+        tmp_path.joinpath(name).write_text(module_of(snippet))
     shutil.copy(ROOT / "tests" / "typed_uses.py", tmp_path)
     return tmp_path
 
