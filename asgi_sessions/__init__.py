@@ -16,6 +16,7 @@ The walk of a request, in order:
 from typing import TYPE_CHECKING
 
 from .client.fingerprint import Fingerprint
+from .client.starlette import StarletteCookies
 from .errors import (
     LockAcquisitionError,
     LockLostError,
@@ -34,7 +35,7 @@ from .middleware import SessionMiddleware
 from .observation.events import SessionEvent, session_hash
 from .record.model import SessionData
 from .record.queries import SessionFilter, SessionMetrics
-from .session.access import get_session, get_session_data
+from .session.access import get_session, get_session_data, session_dependency
 from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
@@ -66,9 +67,11 @@ __all__ = [
     "SessionMiddleware",
     "SessionStore",
     "SessionStoreError",
+    "StarletteCookies",
     "TooManyWaitersError",
     "get_session",
     "get_session_data",
+    "session_dependency",
     "session_hash",
 ]
 

@@ -16,6 +16,7 @@ from .stores.contract import SessionStore
 from .stores.sqlite import SQLiteSessionStore
 from .stores.urls import resolve_store
 
+ENCRYPTION_KEYS = "ASGI_SESSIONS_ENCRYPTION_KEYS"
 SECRET_KEY = "ASGI_SESSIONS_SECRET_KEY"  # noqa: S105  # the variable's name
 
 
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
             "list the sessions of a user (ids shortened: a whole one is a password), with their hashes in"
             f" the log if the app's secret_key is in the environment as {SECRET_KEY}"
         ),
-        "logout": "end every session of a user",
+        "logout": f"end every session of a user; encrypted ones need their keys in {ENCRYPTION_KEYS}",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
@@ -58,6 +59,8 @@ async def _run(options: argparse.Namespace) -> int:
     store = resolve_store(options.url, prefix=options.prefix)
     if isinstance(store, SQLiteSessionStore) and not store.path.exists():
         raise ValueError(f"there is no file {str(store.path)!r}; an app makes it at its start")
+    keys = os.environ.get(ENCRYPTION_KEYS, "")
+    store.encrypt([key.strip() for key in keys.split(",") if key.strip()])
     try:
         return await _COMMANDS[options.command](store, options)
     finally:

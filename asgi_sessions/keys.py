@@ -6,7 +6,7 @@ import hmac
 
 MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
 
-_MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
+MAKE_A_KEY = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
 
 
 def key_bytes(key: object, where: str) -> bytes:
@@ -16,7 +16,7 @@ def key_bytes(key: object, where: str) -> bytes:
     """
     raw = key if isinstance(key, bytes) else str("" if key is None else key).encode("utf-8", "surrogatepass")
     if not raw:
-        raise ValueError(f"{where} is empty; {_MAKE_A_KEY}")
+        raise ValueError(f"{where} is empty; {MAKE_A_KEY}")
     return raw
 
 
@@ -24,7 +24,7 @@ def weakness(key: bytes, where: str) -> str | None:
     """The warning for a key that is too short; None for one that is long enough."""
     if len(key) >= MIN_KEY_BYTES:
         return None
-    return f"{where} has {len(key)} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {_MAKE_A_KEY}"
+    return f"{where} has {len(key)} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {MAKE_A_KEY}"
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:

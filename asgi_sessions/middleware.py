@@ -10,6 +10,7 @@ from .client.address import TrustedProxy
 from .client.cookie import Presented, SessionCookie
 from .client.fingerprint import Fingerprint
 from .client.headers import ByName, by_name
+from .client.starlette import StarletteCookies
 from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
     Routes,
@@ -17,6 +18,7 @@ from .options import (
     check_lock,
     resolve_arrivals,
     resolve_client,
+    resolve_imports,
     resolve_lifetime,
     resolve_lock,
     resolve_model,
@@ -47,9 +49,43 @@ class SessionMiddleware:
     """Gives each request of any ASGI app its session in `scope["session"]`.
 
     Takes the place of Starlette's middleware of this name, with the same arguments. The data stay on the
-    server, typed and under a lock; "What differs" in the README says what else is different, "Options" what
-    each option means. All times are seconds. A wrong value raises `ValueError` or `TypeError` here, with the
-    remedy.
+    server, typed and under a lock. All times are seconds. A wrong value raises `ValueError` or `TypeError`
+    here, with the remedy.
+
+    app: the ASGI app inside.
+    secret_key: signs the cookie; 32 random bytes or more, from `asgi-sessions key`.
+    session_cookie: the cookie's name.
+    max_age: a session's absolute life from creation or sign-in; None: a browser-session cookie.
+    path: of the cookie, "/" by default.
+    same_site: of the cookie, "lax" by default.
+    https_only: whether the cookie is `Secure`; None: where the request came over https or wss.
+    domain: of the cookie; None: this host alone.
+    partitioned: a cookie of its own for each site that embeds this one (CHIPS).
+    secret_key_fallbacks: older keys that still verify, for as long as a rotation takes.
+    store: a `SessionStore`, or a URL such as "sqlite:///sessions.db"; None: this process's memory.
+    model: the record's class, a subclass of `SessionData` with fields of your own.
+    idle_timeout: ends a session that sees no request for so long.
+    rolling: each request restarts `max_age`.
+    fingerprint: which of a client's properties a session is bound to; None: to nothing.
+    trusted_proxies: networks whose `X-Forwarded-For` or `Forwarded` is believed.
+    exclude: requests without any session: path patterns ("/static/*") or a predicate of the scope.
+    read_only: requests that load the session without its lock; only `transaction()` changes it.
+    passive: requests that are no activity for `idle_timeout`, such as polls.
+    lock: True: requests of one session take turns. "auto": only those that write. False: none waits, 409.
+    lock_timeout: the lock's lease, renewed while the request runs.
+    lock_wait: the longest wait for other requests of the session, then 503.
+    max_waiters: waiting requests of one session in this process; one more gets 503.
+    lock_max_hold: for so long a request may hold the lock.
+    release_lock: "response_end", or "response_start" to let others go on while a stream runs.
+    rotate_on: values that say who is signed in: a change of these gives a new id (fixation).
+    rotate_every: an id that is older is replaced; it leads to the new one for 30 seconds.
+    first_ttl: a record whose client has not yet sent its cookie back lives so long.
+    max_sessions_per_user: a sign-in ends the user's longest idle sessions beyond so many.
+    encryption_keys: encrypt what the store keeps of a record; the first one writes, all of them read.
+    import_cookies: `StarletteCookies(old_key)` takes over the sessions in Starlette's cookies.
+    allowed_origins: exact origins that may open WebSockets; None: all.
+    error_response: an ASGI app for 503, 409 and the like; the error is in `scope["session_error"]`.
+    on_event: called with each `SessionEvent`, in the event loop.
     """
 
     def __init__(
@@ -84,6 +120,8 @@ class SessionMiddleware:
         rotate_every: float | None = None,
         first_ttl: float | None = None,
         max_sessions_per_user: int | None = None,
+        encryption_keys: Sequence[str | bytes] = (),
+        import_cookies: StarletteCookies | None = None,
         allowed_origins: Iterable[str] | None = None,
         error_response: ASGIApp | None = None,
         on_event: Callable[[SessionEvent], object] | None = None,
@@ -114,6 +152,7 @@ class SessionMiddleware:
             lock_to_transact=policy,
             optimistic=lock == "auto",
             cookie=cookie,
+            old_cookies=resolve_imports(import_cookies, cookie),
             max_age=max_age,
             arrivals=resolve_arrivals(first_ttl),
             refresh_after=refresh_after,
@@ -132,6 +171,7 @@ class SessionMiddleware:
         self._passive = resolve_routes("passive", passive)
         self._origins = resolve_origins(allowed_origins)
         self.store.bind(model, policy)
+        self.store.encrypt(encryption_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = _KINDS.get(scope["type"])
@@ -140,7 +180,7 @@ class SessionMiddleware:
             del scope  # as below
             return await call
         headers = by_name(scope["headers"])
-        presented = self._settings.cookie.read(headers.get(b"cookie"))
+        presented = self._settings.presented(headers.get(b"cookie"))
         if not self._admits(scope, headers, presented):
             return await self._answers.refuse(scope, receive, send)
         unit = kind(self._settings, scope, headers, receive, send, presented)

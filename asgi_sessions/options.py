@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from .asgi import Scope
 from .client.address import TrustedProxy
+from .client.cookie import SessionCookie
 from .client.fingerprint import Fingerprint, FingerprintReader
 from .client.paths import path_below
+from .client.starlette import OldCookies, StarletteCookies
 from .observation.events import UNTRUSTED_PROXY, EventSink
 from .record.model import SessionData
 from .record.values import new_session_id
@@ -55,6 +57,17 @@ _PROXIES = (
     "a request brought X-Forwarded-For or Forwarded, which are not believed: if there is a proxy, all clients"
     " have its address; name it, as in trusted_proxies=['10.0.0.0/8']"
 )
+
+
+def resolve_imports(given: StarletteCookies | None, cookie: SessionCookie) -> OldCookies | None:
+    """The reader of another middleware's cookies; None where nothing is to be taken over."""
+    if given is None:
+        return None
+    if not isinstance(given, StarletteCookies):
+        raise TypeError(
+            "import_cookies is a StarletteCookies(secret_key), with the key of the old middleware"
+        )
+    return OldCookies(given, cookie.name)
 
 
 def resolve_lifetime(

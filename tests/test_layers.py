@@ -22,7 +22,7 @@ PACKAGE = Path(asgi_sessions.__file__).parent
 # The floors of the house, from the top down. A module imports from lower floors and its own room: a folder or
 # module of this name. "" is the package itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("__main__", "testing"),  # what is run, and what authors of stores test with
+    ("__main__", "testing"),  # what is run, and what authors of apps and stores test with
     ("",),  # what is public
     ("cli",),
     ("middleware",),  # the walk of a request
@@ -63,24 +63,28 @@ SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
 
 # Where an outside library may be named: in these modules and below them.
 HOMES = {
-    "itsdangerous": {"client.signer"},
+    "itsdangerous": {"client.signer", "client.starlette"},
     "redis": {"stores.redis"},
     "hiredis": {"stores.redis"},
     "sqlite3": {"stores.sqlite"},
+    "cryptography": {"record.vault"},
     "fcntl": {"stores.sqlite.gate"},
     "trio": {"stores.sqlite.answers"},
     "pytest": {"testing"},
     "pydantic": {"record", "session.draft", "options"},
     "pydantic_core": {"record", "session.draft"},
-    "starlette": set(),
+    "starlette": {"session.access"},
     "fastapi": set(),
     "httpx": set(),
 }
 
 LATE_IMPORTS = {
+    ("record.vault", "__init__"),  # cryptography is an optional dependency
     ("stores.urls", "_made"),  # redis is an optional dependency
     ("stores.sqlite.answers", "_home"),  # so is trio
+    ("session.access", "session_dependency"),  # and Starlette
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
+    ("testing", "__getattr__"),  # and pytest, which the tests for authors of stores are made of
 }
 
 LONG_FUNCTIONS = {

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ..asgi import Headers
 from .paths import narrower_scopes
@@ -32,6 +32,21 @@ _DOMAIN = re.compile(r"[A-Za-z0-9._-]{1,1023}")
 _BLANK = b" \t"
 
 
+class OldCookie(NamedTuple):
+    """What a cookie of another middleware holds, whose session is to be taken over.
+
+    `marker` names the cookie, by a keyed hash. `expires_in` is how long it stays valid, in seconds; without
+    values it has expired, or holds none.
+    """
+
+    values: dict[str, Any]
+    marker: str
+    expires_in: float
+
+    def __repr__(self) -> str:
+        return f"OldCookie({len(self.values)} values)"
+
+
 @dataclass(frozen=True, slots=True)
 class Presented:
     """What a request says about its session.
@@ -40,6 +55,7 @@ class Presented:
     `Verified`. Otherwise `reason` says what was wrong; it is None where there was no cookie of ours.
 
     `rivals` are the valid ids of a request that brings several: the store knows which one is alive.
+    `old` is the cookie of another middleware, where there is none of ours.
     `only_ours`: every cookie of our name was signed by us. `leftover`: this id is alive, and the cookies
     beside it are dead.
     """
@@ -51,6 +67,7 @@ class Presented:
     rivals: tuple[Verified, ...] = field(default=(), repr=False)
     only_ours: bool = False
     leftover: bool = False
+    old: OldCookie | None = field(default=None, repr=False)
 
 
 NO_COOKIE = Presented()
@@ -96,7 +113,7 @@ class SessionCookie:
         stacklevel: int = 2,
     ) -> None:
         _check_name(name, path, domain, https_only)
-        _check_scope(path, domain)
+        check_scope(path, domain)
         _check_cross_site(same_site, https_only, partitioned)
         self.signer = CookieSigner(secret_key, fallbacks, clock=clock, stacklevel=stacklevel + 1)
         self.name = name
@@ -106,8 +123,8 @@ class SessionCookie:
         self._start = f"{name}="
         self._path = f"; path={path}; "
         self._https_only = https_only
-        self._flags = tuple(_flags(same_site, secure, domain, partitioned) for secure in (False, True))
-        self._removals = tuple(_removal(name, path, flags) for flags in self._flags)
+        self._flags = tuple(flags_of(same_site, secure, domain, partitioned) for secure in (False, True))
+        self._removals = tuple(removal_of(name, path, flags) for flags in self._flags)
         self._is_bound = name.lower().startswith("__host-")  # to one host and path="/", so there is one only
         self._scope = domain, path
         self._attributes = same_site, partitioned
@@ -197,7 +214,7 @@ class SessionCookie:
             return []
         (domain, path), (same_site, partitioned) = self._scope, self._attributes
         return [
-            _removal(self.name, longer, _flags(same_site, self._is_secure(secure), host, partitioned))
+            removal_of(self.name, longer, flags_of(same_site, self._is_secure(secure), host, partitioned))
             for host, longer in narrower_scopes(domain, path, requested)
         ]
 
@@ -205,11 +222,13 @@ class SessionCookie:
         return secure if self._https_only is None else self._https_only
 
 
-def _removal(name: str, path: str, flags: str) -> bytes:
+def removal_of(name: str, path: str, flags: str) -> bytes:
+    """The value of a `Set-Cookie` header that removes a cookie."""
     return f"{name}=null; path={path}; expires=Thu, 01 Jan 1970 00:00:00 GMT; {flags}".encode("ascii")
 
 
-def _flags(same_site: str, secure: bool, domain: str | None, partitioned: bool) -> str:
+def flags_of(same_site: str, secure: bool, domain: str | None, partitioned: bool) -> str:
+    """The attributes of a cookie beside its path and age."""
     flags = f"httponly; samesite={same_site}"
     if secure:
         flags += "; secure"
@@ -220,9 +239,14 @@ def _flags(same_site: str, secure: bool, domain: str | None, partitioned: bool) 
     return flags
 
 
-def _check_name(name: str, path: str, domain: str | None, https_only: bool | None) -> None:
+def check_name(name: str) -> None:
+    """ValueError for what is no name of a cookie."""
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"session_cookie={name!r} is not a cookie name; use letters, digits, '-' and '_'")
+
+
+def _check_name(name: str, path: str, domain: str | None, https_only: bool | None) -> None:
+    check_name(name)
     if len(name) + MAX_TOKEN_BYTES > MAX_PAIR_BYTES:
         raise ValueError(f"session_cookie has {len(name)} characters and browsers drop it; shorten it")
     prefix = name.lower()  # RFC 6265bis section 5.4: browsers compare these prefixes without regard to case
@@ -232,7 +256,8 @@ def _check_name(name: str, path: str, domain: str | None, https_only: bool | Non
         raise ValueError(f"browsers take the cookie {name!r} only with path='/' and domain=None; set these")
 
 
-def _check_scope(path: str, domain: str | None) -> None:
+def check_scope(path: str, domain: str | None) -> None:
+    """ValueError for a path or a domain that browsers would not take."""
     if _PATH.fullmatch(path) is None:
         raise ValueError(f"path={path!r} must begin with '/' and be printable ASCII without ';'; try '/'")
     if domain is not None and _DOMAIN.fullmatch(domain) is None:

@@ -24,6 +24,7 @@ SESSION_ENDED = "session_ended"  # invalidated by the app
 BAD_SIGNATURE = "bad_signature"  # none of our keys signed the cookie
 AMBIGUOUS_COOKIE = "ambiguous_cookie"  # two live sessions in one request, or too many cookies of our name
 ABSURD_COOKIE = "absurd_cookie"  # more bytes of cookies than any browser sends; answered with 400
+IMPORTED = "imported"  # a session was taken over from the cookie of another middleware
 UNKNOWN_SESSION = "unknown_session"  # a signed id whose record is absent
 RETIRED_SESSION = "retired_session"  # an id that was replaced within the last minute
 UNREADABLE_RECORD = "unreadable_record"  # what the store has under the id is no record of ours

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from typing_extensions import TypeVar  # in typing itself from Python 3.13: with a default
 
 from .codec import codec_of
 from .values import (
@@ -192,6 +193,10 @@ class _Hidden(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+M = TypeVar("M", bound=SessionData, default=SessionData, covariant=True)
+"""The model of a handle or a store: `Session` alone in an annotation is `Session[SessionData]`."""
 
 
 def stamp(data: SessionData, now: datetime | None = None) -> None:

@@ -28,7 +28,9 @@ class Commit:
     """A commit that is under way, and what has come of it, whether it succeeds or raises."""
 
     encoded: bytes
+    sealed: bytes  # the same as it is stored
     user_id: str | None
+    user: str | None  # as the store knows them
     record: Checkout | Missing | None = None  # what the request holds from now on; None: what it held
     new_id: str | None = None  # of that record
     has_ended = False  # the record that the request held
@@ -124,7 +126,7 @@ class Commit:
         if settings.lifetime.ttl() > 0:  # not with max_age=-1: such a session has expired when it begins
             lock = None if self.releases else settings.lock
             life = of_new(settings.lifetime, expiry, self._first_ttl())
-            created = await settings.store.create(session_id, self.encoded, life, lock, self.user_id)
+            created = await settings.store.create(session_id, self.sealed, life, lock, self.user)
             if created is None:
                 self.tried = None
                 raise SessionConflictError("the new session id is taken")
@@ -149,24 +151,25 @@ class Commit:
 
         A process that dies in between leaves the new end, of which no client was told.
         """
-        expiry, was = self.session.expiry, self.session.stored_user
+        store, expiry = self.settings.store, self.session.expiry
+        was = store.user_in(taken, self.session.stored_user)
         self._encode()
         outcome = await self._set_end(taken, expiry, since)
         if outcome is _STORED:
-            outcome = await self.settings.store.commit(taken, self.encoded, release=self.releases)
+            outcome = await store.commit(taken, self.sealed, release=self.releases)
         if outcome is _STORED:
             self._is_stored()
             self.session.expiry_stored(expiry)
-            if self.user_id != was:
+            if self.user != was:
                 await self._end_surplus(taken.session_id)
         return outcome
 
     async def _set_end(self, taken: Checkout, expiry: Expiry | None, since: float) -> Outcome:
         store = self.settings.store
         life = of_stored(self.settings.lifetime, expiry, taken, since)
-        for user_id in dict.fromkeys((self.session.stored_user, self.user_id)):
-            if user_id is not None:
-                await store.link_user(user_id, taken.session_id, life)  # a link has to outlive its record
+        for user in dict.fromkeys((store.user_in(taken, self.session.stored_user), self.user)):
+            if user is not None:
+                await store.link_user(user, taken.session_id, life)  # a link has to outlive its record
         outcome = await store.bound(taken, life)
         if outcome is _STORED:
             self.record, self.is_bound = taken, True
@@ -174,18 +177,18 @@ class Commit:
 
     async def _write(self, taken: Checkout, since: float, *, unlocked: bool = False) -> Outcome:
         self._encode(as_decided=True)
-        store, user_id = self.settings.store, self.user_id
-        if user_id is not None and user_id != self.session.stored_user and not self.is_linked:
-            await store.link_user(user_id, taken.session_id, remaining(self.settings, taken, since))
+        store, user = self.settings.store, self.user
+        if user is not None and user != store.user_in(taken, self.session.stored_user) and not self.is_linked:
+            await store.link_user(user, taken.session_id, remaining(self.settings, taken, since))
             self.is_linked = True
             outcome = await self._write(taken, since, unlocked=unlocked)
             if outcome is _STORED:
                 await self._end_surplus(taken.session_id)
             return outcome
         if unlocked:
-            outcome = await store.commit_unlocked(taken, self.encoded)
+            outcome = await store.commit_unlocked(taken, self.sealed)
         else:
-            outcome = await store.commit(taken, self.encoded, release=self.releases)
+            outcome = await store.commit(taken, self.sealed, release=self.releases)
         if outcome is _STORED:
             self._is_stored()
         return outcome
@@ -211,16 +214,18 @@ class Commit:
         if lifetime is not None and not lifetime.ttl() > 0:  # max_age=-1
             return await self._end_as_it_begins(taken)
         session_id = await self._encode_new(renamed=not begins_anew)
-        lock = None if self.releases else settings.lock
+        lock, was = (
+            None if self.releases else settings.lock,
+            settings.store.user_in(taken, session.stored_user),
+        )
         try:
             outcome = _STORED
             if lifetime is None and expiry is not None:
                 outcome = await self._set_end(taken, expiry, since)
             if outcome is _STORED:
                 outcome = await settings.store.move(
-                    taken, session_id, self.encoded,
-                    lifetime=lifetime, lock=lock, was=session.stored_user, user=self.user_id,
-                    leads=self.intent is _ROTATE,
+                    taken, session_id, self.sealed,
+                    lifetime=lifetime, lock=lock, was=was, user=self.user, leads=self.intent is _ROTATE,
                 )  # fmt: skip
         finally:
             if taken.successor is not None:
@@ -240,10 +245,10 @@ class Commit:
         The sign-in is stored. A fault of the store is told, and the next sign-in ends them.
         """
         settings, most = self.settings, self.settings.max_sessions_per_user
-        if most is None or self.user_id is None or settings.lifetime.ttl() <= 0:
+        if most is None or self.user is None or settings.lifetime.ttl() <= 0:
             return
         try:
-            ended = await settings.store.end_surplus(self.user_id, most, session_id)
+            ended = await settings.store.end_surplus(self.user, most, session_id)
         except SessionStoreError as error:
             settings.events.emit(STORE_ERROR, session_id, level=WARNING, error=str(error))
             return
@@ -317,8 +322,10 @@ class Commit:
     def _encode(self, *, as_decided: bool = False) -> str:
         """Encode the record as it is now, which the handle may change while it is stored; returns its id."""
         self.encoded, identity = self.session.seal(as_decided=as_decided), self.session.identity()
-        self.user_id = identity.user_id
-        return identity.session_id
+        user_id, session_id, store = identity.user_id, identity.session_id, self.settings.store
+        self.user_id, self.user = user_id, None if user_id is None else store.name_of(user_id)
+        self.sealed = store.sealed(session_id, self.encoded)
+        return session_id
 
     def _adopt(self, created: Checkout | None, session_id: str) -> None:
         """The session has another record now."""

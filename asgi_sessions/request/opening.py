@@ -43,11 +43,14 @@ async def load(work: Work, session_id: str, lock: LockPolicy | None) -> Missing 
         forget(work, Missing.ABSENT)
         with anyio.CancelScope(shield=True):
             await let_go(settings, taken)
-    elif settings.arrivals is not None and settings.arrivals.may_be_first(taken):
+        return None
+    if settings.arrivals is not None and settings.arrivals.may_be_first(taken):
         await settings.store.arrived(taken)
         settings.arrivals.note(taken.session_id)
     elif taken.idle is not None and not work.passive:
         await settings.store.keep_alive(taken)
+    if settings.store.vault is not None:
+        await settings.store.encrypt_anew(taken)
     return None
 
 

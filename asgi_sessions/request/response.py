@@ -65,10 +65,10 @@ def dressed(unit: UnitOfWork, start: Message) -> Message:
         vary_cookie(headers)
     if settings.cookie.is_set_by(headers):
         settings.events.warn_once(COOKIE_CLASH, _ANOTHER_NAME)
-    cookie = None if unit.news is _NOTHING else _cookie(unit, headers, start.get("status"))
+    cookies = [] if unit.news is _NOTHING else _cookies(unit, headers, start.get("status"))
     unit.news = _TOLD
-    if cookie is not None:
-        headers += [(b"set-cookie", line) for line in (*_leftovers(unit), cookie)]
+    if cookies:
+        headers += [(b"set-cookie", line) for line in cookies]
         restrain(headers, time.time())
     return {**start, "headers": headers}
 
@@ -92,6 +92,15 @@ async def explain(unit: UnitOfWork, error: Exception, receive: Receive) -> None:
 
     session_id = unit.presented.session_id
     await unit.settings.answers.explain(unit.scope, receive, send, error, session_id)
+
+
+def _cookies(unit: UnitOfWork, headers: Headers, status: int | None) -> list[bytes]:
+    """The `Set-Cookie` values, ours the last; an old middleware's cookie goes when the session does."""
+    cookie, old = _cookie(unit, headers, status), unit.settings.old_cookies
+    lines = [] if cookie is None else [*_leftovers(unit), cookie]
+    if old is not None and unit.news in (News.REMOVE, News.DROP):
+        lines = old.removals(secure=_is_secure(unit)) + lines
+    return lines
 
 
 def _cookie(unit: UnitOfWork, headers: Headers, status: int | None) -> bytes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..client.cookie import Presented, SessionCookie
 from ..client.fingerprint import FingerprintReader
+from ..client.starlette import OldCookies
 from ..observation.events import EventSink
 from ..record.model import SessionData
 from ..stores.checkout import Lifetime, LockPolicy
@@ -28,6 +29,7 @@ class Settings:
     lock_to_transact: LockPolicy
     optimistic: bool  # lock="auto": safe requests run without the lock
     cookie: SessionCookie
+    old_cookies: OldCookies | None  # of another middleware, whose sessions are taken over
     max_age: float | None
     arrivals: Arrivals | None  # None: a new record has its full life at once
     refresh_after: float | None  # rolling: the age at which a cookie is sent again
@@ -47,6 +49,13 @@ class Settings:
         The date of a cookie is its id's: a cookie that is sent again keeps it.
         """
         return self.rotate_every is not None and self.renews(presented)
+
+    def presented(self, line: bytes | None) -> Presented:
+        """What a request's `cookie` header says; another middleware's counts where none of ours does."""
+        presented, old = self.cookie.read(line), self.old_cookies
+        if old is None or presented.session_id is not None or presented.rivals:
+            return presented
+        return old.complete(presented, line)
 
     def refreshes(self, presented: Presented) -> bool:
         """Whether a cookie is to be sent again: old, signed by an old key, or with dead ones beside it."""

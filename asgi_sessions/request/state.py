@@ -71,6 +71,7 @@ class News(enum.Enum):
     NOTHING = "nothing"
     REFRESH = "refresh"  # the cookie that it has, signed or dated anew
     REMOVE = "remove"  # its session has ended
+    DROP = "drop"  # the cookie of another middleware leads nowhere
     TOLD = "told"  # the headers have left: nothing can be said any more
 
 

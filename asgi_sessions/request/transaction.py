@@ -146,7 +146,7 @@ def _undo(work: Work) -> None:
     elif work.state is REFUSED and work.refusal is Outcome.GONE:
         forget(work, Missing.ABSENT)
     else:
-        work.session.load(work.record.record)
+        work.session.load(work.settings.store.opened(work.record))
 
 
 def resume(work: Work) -> None:

@@ -22,6 +22,7 @@ from .block import Block, inside
 from .commit import Commit, let_go
 from .commits import carry_out, commit_is_over, why_gone
 from .duplicates import settle
+from .imports import take_over
 from .incoming import Incoming
 from .lifetimes import of_new, of_stored
 from .opening import load, note_missing
@@ -110,13 +111,21 @@ class UnitOfWork:
             presented = self.presented = await settle(presented, settings.store, settings.lifetime)
         if presented.reason is not None:
             note_missing(settings, presented.reason)
+        if presented.old is not None:
+            presented = self.presented = await take_over(settings, presented, self.client)
+        missing = None
         if presented.session_id is not None:
             lock = None if read_only or self.rerun is not None else settings.lock
             missing = await load(self, presented.session_id, lock)
             if missing is not None:
                 note_missing(settings, missing, presented.session_id)
-            elif settings.renews(self.presented) and isinstance(self.record, Checkout):
-                self._renew()
+            elif isinstance(self.record, Checkout):
+                if presented.old is not None:
+                    self.news = presented.session_id
+                elif settings.renews(self.presented):
+                    self._renew()
+        if presented.old is not None and (presented.session_id is None or missing is not None):
+            self.news = News.DROP
         if read_only:
             self.state = READ_ONLY
         self.is_opened = True

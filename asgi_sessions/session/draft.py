@@ -66,7 +66,7 @@ class Draft:
     expiry: Expiry | None = None  # the life that the app asked for, until it is stored
 
     def __init__(self, model: type[SessionData], client: str | None) -> None:
-        self._model = model
+        self.model = model
         self._client = client  # the fingerprint of fresh records
         self._codec = codec_of(model)
 
@@ -76,7 +76,7 @@ class Draft:
         """Become the stored record; `ValueError` where it does not parse, nothing has changed then."""
         parts = self._load_lines(record, live)
         if parts is None:
-            kept = _data_read_back.take((self._model, record))
+            kept = _data_read_back.take((self.model, record))
             parts, data = kept or (split(record), self._codec.decode(record))
             self._read, self.stored_user = data.metadata, data.user_id
             if parts is None or not self._codec.has_lines or data.__pydantic_extra__:  # extras: on any line
@@ -96,7 +96,7 @@ class Draft:
         self._as_read = image or self._as_read  # the latter of who looked since: at what was sealed
         self._sealed, self.is_assigned = None, False
         if isinstance(again, SessionData):
-            _data_read_back.keep((self._model, record), record, (self.stored, again))
+            _data_read_back.keep((self.model, record), record, (self.stored, again))
         elif again is not None and self._who is not None:
             _lines_read_back.keep(record, record, (self.stored, self._who, again))
         self.stored_user = user_id
@@ -188,7 +188,7 @@ class Draft:
         if self.stored is None and self._data is None:
             return
         data = self.typed(live)
-        fresh = self._model(session_id=session_id or data.session_id)
+        fresh = self.model(session_id=session_id or data.session_id)
         if session_id is not None:
             self._mark(fresh)
         kept = _STAMPS if session_id is None else {"metadata"}
@@ -214,7 +214,7 @@ class Draft:
         if self._data is None and self.stored is None:
             return True
         now, pristine = vars(self.typed(live)), self._pristine
-        fresh = self._codec.decode(pristine) if pristine else self._model(session_id=now["session_id"])
+        fresh = self._codec.decode(pristine) if pristine else self.model(session_id=now["session_id"])
         names = type(fresh).__pydantic_fields__.keys() - _STAMPS
         return all(same(now.get(name), vars(fresh).get(name)) for name in names)
 
@@ -295,7 +295,7 @@ class Draft:
 
     def _load_lines(self, record: bytes, live: dict[str, Any]) -> Parts | None:
         """Read the metadata alone; None where the model has to read the record, and to say what is wrong."""
-        if self._model is not SessionData or self._data is not None:
+        if self.model is not SessionData or self._data is not None:
             return None
         found = _lines_read_back.take(record) or self._parsed(record)
         if found is None:
@@ -316,7 +316,7 @@ class Draft:
             return None
 
     def _fresh(self) -> SessionData:
-        fresh = self._model(session_id=new_session_id())
+        fresh = self.model(session_id=new_session_id())
         self._mark(fresh)
         self._pristine = encode(fresh)
         return fresh
@@ -329,7 +329,7 @@ class Draft:
         try:
             return self._codec.decode(record)
         except ValueError as error:
-            raise SessionStoreError(str(misfit(self._model, error))) from error
+            raise SessionStoreError(str(misfit(self.model, error))) from error
 
     def _image_as_read(self, data: SessionData, fields: bytes) -> Image:
         """The image of a record that nobody has changed since it was read."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 from uuid import UUID
 
 from ..errors import SessionClosedError
 from ..record.codec import Who
-from ..record.model import SessionData
+from ..record.model import M, SessionData
 from ..record.values import new_session_id, user_text
 from .changes import Change, Fate, fate_of
 from .draft import Draft
@@ -51,12 +51,14 @@ class _Done:
 _DONE = _Done()
 
 
-class Session(TrackedDict):
+class Session(TrackedDict, Generic[M]):
     """One session as a dict of free-form values; `data` is its typed record, whose metadata is this dict.
 
     Nested changes count: the encoded record is compared, no flag is needed. `accessed` and `modified` are
     Starlette's. A change after the last chance to store it raises `SessionClosedError`, one without a lock
     `ReadOnlySessionError`.
+
+    For type checkers it is generic in the model: `Session` alone is `Session[SessionData]`.
     """
 
     __slots__ = ("_client_changed", "_draft", "_is_new", "fate", "rotate_on", "unit")
@@ -82,10 +84,10 @@ class Session(TrackedDict):
     # -- the typed record -------------------------------------------------------------------------------
 
     @property
-    def data(self) -> SessionData:
+    def data(self) -> M:
         """The typed record (the middleware's `model`). `data.metadata` and this dict are one thing."""
         self.accessed = True
-        return self._draft.typed(self)
+        return self._draft.typed(self)  # type: ignore[return-value]  # the draft has M's class
 
     @property
     def session_id(self) -> str:
@@ -198,7 +200,7 @@ class Session(TrackedDict):
         """Store what changed now and let the lock go; a later change raises `SessionClosedError`."""
         await self._work().commit(release=True)
 
-    def transaction(self) -> AbstractAsyncContextManager[SessionData]:
+    def transaction(self) -> AbstractAsyncContextManager[M]:
         """`async with session.transaction() as data:` lock, load the newest record, commit, release.
 
         For WebSockets, background tasks, long streams and read-only routes. In the request that holds the
@@ -206,9 +208,14 @@ class Session(TrackedDict):
         there before it. `LockTimeoutError` where the lock was not to be had, `SessionConflictError` where
         the session has ended meanwhile.
         """
-        return self._work().transaction(self)
+        return self._work().transaction(self)  # type: ignore[return-value]  # it yields this handle's `data`
 
     # -- for the middleware -----------------------------------------------------------------------------
+
+    @property
+    def model(self) -> type[SessionData]:
+        """The class of `data`, which is not read for it."""
+        return self._draft.model
 
     def note_client_change(self) -> bool:
         """Take note that another client than the record's sends this request; False where that was known."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from typing import Generic
 
 from ..errors import LockAcquisitionError, SessionStoreError
-from ..record.codec import decode, encode_checked, misfit, user_of
-from ..record.model import SessionData
+from ..record.codec import decode, encode_checked, id_of, misfit, user_of
+from ..record.model import M, SessionData
 from ..record.values import check_id
+from ..record.vault import NoKeyError, Vault
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from .local import Latches, LocalLocks, RetiredIds
 from .primitives import Values
@@ -20,7 +22,7 @@ _AT_ONCE = LockPolicy(wait=0, max_waiters=0)
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
-class RequestOperations:
+class RequestOperations(Generic[M]):
     """Check out, create, commit, move, discard, release: locked and compared within the process.
 
     Stands on four primitives, all that a store has to implement: `read_value`, `write_value`, `delete_value`
@@ -30,10 +32,11 @@ class RequestOperations:
     A base class, not an object of its own: a store may override any single operation, and the others call it.
     """
 
-    model: type[SessionData] = SessionData
+    model: type[SessionData] = SessionData  # M's class; a middleware gives its own where there is none
     default_ttl: float = 3600
     lock_policy: LockPolicy | None = None
     shared = False  # by all middlewares of this process that were given the same URL, or none
+    vault: Vault | None = None  # encrypts; see `encrypt`
     openers = 0  # middlewares whose apps are between start-up and shut-down
 
     # -- life of the store itself -----------------------------------------------------------------------
@@ -82,7 +85,7 @@ class RequestOperations:
 
     # -- record operations ------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         """The record, None where it is absent. Takes no lock and does not count as activity.
 
         `SessionStoreError` where something else is stored there.
@@ -106,7 +109,7 @@ class RequestOperations:
         `SessionDataError` for what cannot be stored.
         """
         self.check(session_id, data, ttl)
-        record = encode_checked(data)
+        record = self.encode(data)
         async with self._primitives.hold(session_id):
             found = await self._primitives.find(session_id)
             if found is Missing.UNREADABLE:
@@ -431,12 +434,76 @@ class RequestOperations:
     async def aclose(self) -> None:
         """Close the connections. A later call opens them again."""
 
-    def read(self, record: bytes) -> SessionData:
-        """The record as this store's model; `SessionStoreError` where it does not parse."""
+    def read(self, record: bytes) -> M:
+        """The record as this store's model; `SessionStoreError` where it does not parse, or has no key."""
         try:
-            return decode(self.model, record)
+            if self.vault is not None:
+                record = self.vault.open(id_of(record) or "", record)
+            return decode(self.model, record)  # type: ignore[return-value]  # the model is M's class
+        except NoKeyError as error:
+            raise SessionStoreError(str(error)) from error
         except ValueError as error:
             raise SessionStoreError(str(misfit(self.model, error))) from error
+
+    # -- encryption -------------------------------------------------------------------------------------
+
+    def encrypt(self, keys: Sequence[str | bytes]) -> None:
+        """Encrypt records with the first of these keys from now on; read those of all. () changes nothing.
+
+        `ValueError` for a key of another length, or where the store has other keys; `ImportError` without the
+        extra `encryption`.
+        """
+        if isinstance(keys, str | bytes):
+            raise TypeError("encryption_keys is a collection of keys: [key]")
+        if keys:
+            vault = Vault(keys)
+            if self.vault is not None and self.vault != vault:
+                raise ValueError("middlewares that share a store have the same encryption_keys")
+            self.vault = vault
+
+    def encode(self, data: SessionData) -> bytes:
+        """The record as it is to be stored; `SessionDataError` where it cannot be."""
+        return self.sealed(data.session_id, encode_checked(data))
+
+    def sealed(self, session_id: str, record: bytes) -> bytes:
+        """What is stored of a record: encrypted, if there are keys."""
+        return record if self.vault is None else self.vault.seal(session_id, record)
+
+    def opened(self, taken: Checkout) -> bytes:
+        """The record of a checkout without its encryption; `NoKeyError` where no key here opens it."""
+        return taken.record if self.vault is None else self.vault.open(taken.session_id, taken.record)
+
+    async def encrypt_anew(self, taken: Checkout) -> None:
+        """Encrypt a record that is not, or by an older key; nothing where somebody changes it meanwhile.
+
+        Links come first. A sign-out ends what is linked by the oldest name first, and so finds the session by
+        one name or the other.
+        """
+        vault = self.vault
+        if vault is None or vault.is_current(taken.record):
+            return
+        record = vault.open(taken.session_id, taken.record)
+        user_id = user_of(record)
+        if user_id is not None:
+            lifetime = Lifetime(taken.expires_in, taken.idle)
+            await self.link_user(vault.name_of(user_id), taken.session_id, lifetime)
+        sealed = vault.seal(taken.session_id, record)
+        if taken.token is not None:
+            await self.commit(taken, sealed, release=False)
+        else:
+            await self.commit_unlocked(taken, sealed)
+
+    def name_of(self, user_id: str) -> str:
+        """How this store knows a user: by a keyed hash, if there are keys."""
+        return user_id if self.vault is None else self.vault.name_of(user_id)
+
+    def user_in(self, taken: Checkout, user_id: str | None) -> str | None:
+        """How this store knows the user of a record that lies there, whose user is this one."""
+        return user_id if self.vault is None else user_of(taken.record)
+
+    def names_of(self, user_id: str) -> list[str]:
+        """How this store may know a user, the oldest name first."""
+        return [user_id] if self.vault is None else self.vault.names_of(user_id)[::-1]
 
     def note_response(self, seconds: float) -> None:
         """Count a request's duration for `get_metrics`."""

@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import SessionStoreError
-from ..record.codec import counts_of, encode, encode_checked
-from ..record.model import SessionData, stamp
+from ..record.codec import counts_of, encode
+from ..record.model import M, SessionData, stamp
 from ..record.queries import SessionFilter, SessionMetrics
 from ..record.values import check_id, new_session_id, user_text
 from .checkout import Checkout, Lifetime, LockPolicy, raise_for
@@ -27,7 +27,7 @@ from .value import Value
 _logger = logging.getLogger("asgi_sessions")
 
 
-class SessionStore(RequestOperations):
+class SessionStore(RequestOperations[M]):
     """Keeps session records. A store of your own implements four primitives and calls `super().__init__()`.
 
     `read_value`, `write_value` and `delete_value` move bytes that only this package reads; `iter_ids` lists
@@ -81,21 +81,21 @@ class SessionStore(RequestOperations):
     async def get_or_create(
         self,
         session_id: str,
-        factory: Callable[[str], SessionData] | None = None,
+        factory: Callable[[str], M] | None = None,
         ttl: float | None = None,
-    ) -> SessionData:
+    ) -> M:
         """The record, made by `factory(session_id)` where absent. Concurrent callers get the same one."""
         while True:
             existing = await self.get(session_id)
             if existing is not None:
                 return existing
-            fresh = factory(session_id) if factory else self.model(session_id=session_id)
+            fresh: M = factory(session_id) if factory else self.model(session_id=session_id)  # type: ignore[assignment]  # M's class
             self.check(session_id, fresh, ttl)
             lifetime = Lifetime(absolute=self.default_ttl if ttl is None else ttl)
-            if await self.create(session_id, encode_checked(fresh), lifetime, None, fresh.user_id):
+            if await self.create(session_id, self.encode(fresh), lifetime, None, self._name_in(fresh)):
                 return fresh
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, M | None]:
         """The record of each id, None where it is absent."""
         return {session_id: await self.get(session_id) for session_id in session_ids}
 
@@ -105,19 +105,19 @@ class SessionStore(RequestOperations):
         """`set` for many: whether each was stored. Where one of them cannot be, none is."""
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-            encode_checked(data)
+            self.encode(data)
         return {session_id: await self.set(session_id, data, ttl) for session_id, data in records.items()}
 
     async def delete_batch(self, session_ids: Iterable[str]) -> dict[str, bool]:
         """`delete` for many: whether each was there."""
         return {session_id: await self.delete(session_id) for session_id in session_ids}
 
-    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
+    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[M]:
         """The records that match, at most any `limit` of them, sorted by session id.
 
         Records that the model cannot read are left out.
         """
-        found: dict[str, SessionData] = {}
+        found: dict[str, M] = {}
         if limit == 0:
             return []
         async with aclosing(self._iter_stored()) as records:
@@ -130,14 +130,15 @@ class SessionStore(RequestOperations):
                     break
         return [found[session_id] for session_id in sorted(found)]
 
-    async def list_for_user(self, user_id: str | int | UUID) -> list[SessionData]:
+    async def list_for_user(self, user_id: str | int | UUID) -> list[M]:
         """Every session in which `user_id` is signed in, as for a list of devices; [] for None and "".
 
         A number or a UUID counts as its text, as in `login()`. Records that the model cannot read are left
         out.
         """
         user = user_text(user_id) if user_id is not None else ""
-        return await self._sessions_of(user) if user else []
+        found = await self._sessions_of(user) if user else []
+        return [data for data in found if data.user_id == user]
 
     async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
         """Sign a user out everywhere but in the session `keep`; how many sessions this call ended.
@@ -146,9 +147,13 @@ class SessionStore(RequestOperations):
         one that the model cannot read. 0 for None and "".
         """
         user = user_text(user_id) if user_id is not None else ""
-        return await self._end_all_of(user, keep) if user else 0
+        names = self.names_of(user) if user else ()
+        return sum([await self._end_all_of(name, keep) for name in names])
 
-    async def _sessions_of(self, user: str) -> list[SessionData]:
+    def _name_in(self, data: SessionData) -> str | None:
+        return None if data.user_id is None else self.name_of(data.user_id)
+
+    async def _sessions_of(self, user: str) -> list[M]:
         return await self.find(SessionFilter(user_id=user))
 
     async def get_metrics(self) -> SessionMetrics:
@@ -204,7 +209,7 @@ class SessionStore(RequestOperations):
                 if isinstance(found, Value):
                     yield found.record
 
-    def transaction(self, session_id: str) -> AbstractAsyncContextManager[SessionData | None]:
+    def transaction(self, session_id: str) -> AbstractAsyncContextManager[M | None]:
         """Lock, load, yield the record (None where absent), commit what changed, release.
 
         An exception in the block undoes its changes. In a request that holds the same session the block
@@ -215,7 +220,7 @@ class SessionStore(RequestOperations):
         return self._turn(session_id)
 
     @asynccontextmanager
-    async def _turn(self, session_id: str, active: bool = False) -> AsyncIterator[SessionData | None]:
+    async def _turn(self, session_id: str, active: bool = False) -> AsyncIterator[M | None]:
         """A transaction; one that is `active` restarts the idle timeout."""
         held = holder_of(self, session_id)
         if held is not None:
@@ -225,7 +230,7 @@ class SessionStore(RequestOperations):
                     return
                 if active:
                     await held.keep_alive()
-                yield data
+                yield data  # type: ignore[misc]  # of the middleware's model, which is the store's
             return
         check_id(session_id)
         policy = self.lock_policy or LockPolicy()
@@ -242,9 +247,11 @@ class SessionStore(RequestOperations):
             if encode(data) != before:
                 self.check(session_id, data, None)  # under another session's id nobody could read it
                 stamp(data)
-                record = encode_checked(data)
+                record = self.encode(data)
                 if data.user_id is not None and data.user_id != user_id:
-                    await self.link_user(data.user_id, session_id, Lifetime(absolute=taken.expires_in))
+                    await self.link_user(
+                        self.name_of(data.user_id), session_id, Lifetime(absolute=taken.expires_in)
+                    )
                 raise_for(await self.commit(taken, record, release=True))
         finally:
             if taken.token is not None:

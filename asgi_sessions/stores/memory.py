@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio.lowlevel
 
 from ..errors import SessionStoreError
-from ..record.codec import encode_checked, user_of
-from ..record.model import SessionData
+from ..record.codec import user_of
+from ..record.model import M, SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
@@ -25,7 +25,7 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 _CHUNK = 100  # records that are looked at before other tasks run
 
 
-class InMemorySessionStore(SessionStore):
+class InMemorySessionStore(SessionStore[M]):
     """Sessions in memory, for one process: gone when it ends, not shared with other workers.
 
     Holds at most `max_sessions` records. One more evicts an expired one, else the least recently active
@@ -38,10 +38,12 @@ class InMemorySessionStore(SessionStore):
         max_sessions: int = 10000,
         default_ttl: float = 3600,
         *,
-        model: type[SessionData] = SessionData,
+        model: type[M] = SessionData,  # type: ignore[assignment]  # the default of M
         clock: Callable[[], float] = time.monotonic,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if max_sessions < 1:
             raise ValueError("max_sessions is at least 1")
         if not default_ttl > 0:
@@ -59,7 +61,7 @@ class InMemorySessionStore(SessionStore):
 
     # -- record operations ------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         check_id(session_id)
         entry = self._table.find(session_id)
         self._stats["misses" if entry is None else "hits"] += 1
@@ -69,7 +71,7 @@ class InMemorySessionStore(SessionStore):
         self, session_id: str, data: SessionData, ttl: float | None = None, *, create: bool = True
     ) -> bool:
         self.check(session_id, data, ttl)
-        record = encode_checked(data)
+        record = self.encode(data)
         entry = self._table.find(session_id)
         now = self._clock()
         if entry is None:
@@ -82,7 +84,7 @@ class InMemorySessionStore(SessionStore):
                 entry.expires = now + ttl
                 entry.touch(now)
                 self._table.ends.note(session_id, entry.ends)
-        self._table.set_user(data.user_id, session_id)
+        self._table.set_user(self._name_in(data), session_id)
         self._table.used(session_id)
         return True
 
@@ -125,12 +127,13 @@ class InMemorySessionStore(SessionStore):
             await anyio.lowlevel.checkpoint()
         return dropped
 
-    async def _sessions_of(self, user: str) -> list[SessionData]:
+    async def _sessions_of(self, user: str) -> list[M]:
         found = []
-        for session_id in sorted(self._table.users.get(user, ())):
+        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in self.names_of(user)))
+        for session_id in sorted(known):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(await self.get(session_id))
-        return [data for data in found if data is not None and data.user_id == user]
+        return [data for data in found if data is not None]
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)

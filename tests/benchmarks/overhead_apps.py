@@ -268,6 +268,7 @@ def in_memory(peers: Sequence[str]) -> list[Subject]:
         Subject(BARE, lambda app: app, NOTHING),
         Subject("ours, dict", ours(InMemorySessionStore())),
         Subject("ours, typed", ours(InMemorySessionStore(model=Shop), Shop), TYPED),
+        Subject("ours, encrypted", ours(InMemorySessionStore(), encryption_keys=[b"k" * 32])),
         *in_other_modes(InMemorySessionStore(), MEMORY),
         Subject("floor", floor(SECRET.encode())),
     ]

@@ -29,7 +29,7 @@ from asgi_sessions import (
     SessionEvent,
     SessionMiddleware,
     get_session,
-    get_session_data,
+    session_dependency,
 )
 from asgi_sessions.asgi import Message, Receive, Scope, Send
 
@@ -110,16 +110,12 @@ async def test_a_bare_app_needs_no_framework() -> None:
 # --- FastAPI --------------------------------------------------------------------------------------
 
 
-def shop_of(connection: HTTPConnection) -> Shop:
-    """The dependency that an app writes once; it serves requests and WebSockets."""
-    return get_session_data(connection, Shop)
-
-
 def session_of(connection: HTTPConnection) -> Session:
+    """The dependency that an app writes once; it serves requests and WebSockets."""
     return get_session(connection)
 
 
-CurrentShop = Annotated[Shop, Depends(shop_of)]
+CurrentShop = Annotated[Shop, Depends(session_dependency(Shop))]
 CurrentSession = Annotated[Session, Depends(session_of)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -277,7 +276,7 @@ async def test_a_websocket_is_led_too(site: Site) -> None:
 
     headers = [(b"cookie", f"session={late.cookie}".encode()), (b"user-agent", FIREFOX.encode())]
     scope = {"type": "websocket", "path": "/", "headers": headers, "client": ("203.0.113.7", 1)}
-    receive: Callable[[], Awaitable[Any]] = anyio.sleep_forever
+    receive: Any = anyio.sleep_forever
     await SessionMiddleware(app, KEY, store=site.store, rotate_every=EVERY)(scope, receive, send)
     late.take(Answer([{**sent[0], "type": "http.response.start"}]))
     assert late.session_id == browser.session_id

@@ -938,5 +938,21 @@ def test_the_typed_record_is_found() -> None:
 
 def test_a_wrong_model_is_named() -> None:
     """Asking for another model than the middleware's is an error that says what to pass it."""
-    with pytest.raises(TypeError, match="pass it model=Shop"):
-        get_session_data({"session": Session()}, Shop)
+    for look in (get_session_data, get_session):
+        with pytest.raises(TypeError, match="model is SessionData: pass it model=Shop"):
+            look({"session": Session()}, Shop)
+
+
+def test_looking_with_a_model_reads_no_fields() -> None:
+    """The record stays in its lines: the type costs nothing."""
+    session = Session()
+    session.load(encode_checked(SessionData(session_id="a")))
+    assert get_session({"session": session}, SessionData) is session
+    assert session._draft._data is None
+
+
+def test_the_generic_handle_is_a_dict() -> None:
+    """Types are for editors: at run time there is one class, and `json` knows it."""
+    assert Session[Shop](model=Shop).data.cart == []
+    assert type(Session[Shop]({"n": 1}, Shop)) is Session
+    assert json.dumps(Session({"n": 1})) == '{"n": 1}'

@@ -8,8 +8,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from ...errors import SessionStoreError
-from ...record.codec import encode_checked
-from ...record.model import SessionData
+from ...record.model import M, SessionData
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
 from ..contract import SessionStore
@@ -26,7 +25,7 @@ LEFT_ABSENT, CREATED = 2, 3  # replies of set.lua
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 
 
-class RedisSessionStore(SessionStore):
+class RedisSessionStore(SessionStore[M]):
     """Sessions in Redis >= 6.2 or Valkey: one node, Sentinel or a cluster, through redis-py.
 
     `client_or_url` is a `redis.asyncio` client, which serves as a description (its connections are not
@@ -50,11 +49,13 @@ class RedisSessionStore(SessionStore):
         prefix: str = "session:",
         default_ttl: float = 3600,
         *,
-        model: type[SessionData] = SessionData,
+        model: type[M] = SessionData,  # type: ignore[assignment]  # the default of M
         socket_timeout: float | None = None,
         take_over_connections: bool = True,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if not default_ttl > 0:
             raise ValueError("default_ttl is a number of seconds above 0")
         self.prefix = prefix
@@ -169,13 +170,13 @@ class RedisSessionStore(SessionStore):
 
     # -- single records and batches: one round trip, some more to write where users are to be linked --------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         """The record, None where it is absent; `SessionStoreError` where something else lies there."""
         check_id(session_id)
         value = await (await self._states.get()).records.value(session_id)
         return None if value is None else self._own(session_id, value)
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, M | None]:
         wanted = list(session_ids)
         for session_id in wanted:
             check_id(session_id)
@@ -209,9 +210,11 @@ class RedisSessionStore(SessionStore):
         """
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-        encoded = {session_id: encode_checked(data) for session_id, data in records.items()}
+        encoded = {session_id: self.encode(data) for session_id, data in records.items()}
         state = await self._states.get()
-        users = {name: data.user_id for name, data in records.items() if data.user_id is not None}
+        users = {
+            name: self.name_of(data.user_id) for name, data in records.items() if data.user_id is not None
+        }
         await state.index.link_all(users, ttl)
         replies = await state.records.write(encoded, ttl, self.default_ttl, create)
         created = {name: user_id for name, user_id in users.items() if replies[name] == CREATED}
@@ -281,13 +284,14 @@ class RedisSessionStore(SessionStore):
 
     # -- the sessions of a user -----------------------------------------------------------------------------
 
-    async def _sessions_of(self, user: str) -> list[SessionData]:
+    async def _sessions_of(self, user: str) -> list[M]:
         state = await self._states.get()
-        found: list[SessionData] = []
-        async for record in state.records.stored(await state.index.members(user)):
+        found: list[M] = []
+        members = [await state.index.members(name) for name in self.names_of(user)]
+        async for record in state.records.stored(sorted(set().union(*members))):
             with suppress(SessionStoreError):  # of another model: not for a list
                 found.append(self.read(record))
-        return [data for data in found if data.user_id == user]
+        return found
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         """See `SessionStore.delete_for_user`.
@@ -312,7 +316,7 @@ class RedisSessionStore(SessionStore):
     def _facts(self) -> dict[str, Any]:
         return {"store_type": "redis", "default_ttl": self.default_ttl, "prefix": self.prefix}
 
-    def _own(self, session_id: str, value: bytes) -> SessionData:
+    def _own(self, session_id: str, value: bytes) -> M:
         """What a value says of this session; `SessionStoreError` where it is no record, or of another one."""
         data = self.read(unpack(value).record)
         if data.session_id != session_id:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from secrets import token_hex
 
-from ...record.codec import encode_checked
 from ...record.model import SessionData
 from ..checkout import Checkout, Lifetime, LockPolicy, Outcome
 from ..running import running
@@ -32,10 +31,9 @@ def new_of(
     return New(session_id, record, columns, lifetime, owner)
 
 
-def record_of(data: SessionData) -> New:
-    """A record as `set` stores it; `SessionDataError` where it cannot be stored."""
-    record = encode_checked(data)
-    columns = columns_of(record)._replace(user_id=data.user_id)
+def record_of(data: SessionData, record: bytes, user: str | None) -> New:
+    """A record as `set` stores it."""
+    columns = columns_of(record)._replace(user_id=user)
     return New(data.session_id, record, columns, None, None)
 
 

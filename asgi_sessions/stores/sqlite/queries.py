@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...record.queries import SessionFilter
 
 ALIVE = "ends > ?"
 _SLACK = 0.001  # seconds; the record itself is compared exactly
 
 
-def ids_of(criteria: SessionFilter, now: float) -> tuple[str, list[object]]:
+def ids_of(criteria: SessionFilter, users: Sequence[str], now: float) -> tuple[str, list[object]]:
     """A query for the ids of those that match, and its values. It may find a few more, never fewer.
 
-    Without a criterion of its own the order of ends is as good as any; with one, its index is the better one.
+    `users` are the names of its user. Without a criterion of its own the order of ends is as good as any;
+    with one, its index is the better one.
     """
     parts: list[tuple[str, list[object]]] = []
     if criteria.user_id is not None:
-        parts.append(("user_id = ?", [criteria.user_id]))
+        parts.append((f"user_id IN ({', '.join('?' * len(users))})", [*users]))
     if criteria.escalated is not None:
         parts.append(("escalated > 0" if criteria.escalated else "escalated = 0", []))
     if criteria.created_after is not None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import anyio.to_thread
 
 from ...errors import SessionStoreError, TooManyWaitersError
-from ...record.model import SessionData
+from ...record.model import M, SessionData
 from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
@@ -30,6 +30,7 @@ from .answers import Answer
 from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
 from .faults import DELETED, fault_of
+from .operations import New
 from .place import Place
 from .queries import ALIVE, ids_of
 from .schema import OLDEST
@@ -45,7 +46,7 @@ _SUCCESSOR = "SELECT leads_to FROM successor WHERE id = ? AND until > ?"
 _RECORD = f"SELECT {records.VALUE} FROM session WHERE id = ? AND {ALIVE}"  # noqa: S608  # constants
 
 
-class SQLiteSessionStore(SessionStore):
+class SQLiteSessionStore(SessionStore[M]):
     """Sessions in a SQLite database, for any number of processes of one machine. Nothing to install or start.
 
     `path` is the file, which is made with mode 0600 where it is missing; its folder has to be there, on a
@@ -65,10 +66,12 @@ class SQLiteSessionStore(SessionStore):
         *,
         synchronous: Literal["full", "normal"] = "full",
         busy_timeout: float = 5.0,
-        model: type[SessionData] = SessionData,
+        model: type[M] = SessionData,  # type: ignore[assignment]  # the default of M
         clock: Callable[[], float] = time.time,
+        encryption_keys: Sequence[str | bytes] = (),
     ) -> None:
         super().__init__()
+        self.encrypt(encryption_keys)
         if not default_ttl > 0:
             raise ValueError("default_ttl is a number of seconds above 0")
         if synchronous not in ("full", "normal"):
@@ -280,16 +283,16 @@ class SQLiteSessionStore(SessionStore):
 
     # -- records --------------------------------------------------------------------------------------------
 
-    async def get(self, session_id: str) -> SessionData | None:
+    async def get(self, session_id: str) -> M | None:
         """The record, None where it is absent. Takes no lock and does not count as activity."""
         return (await self.get_batch([session_id]))[session_id]
 
-    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, SessionData | None]:
+    async def get_batch(self, session_ids: Iterable[str]) -> dict[str, M | None]:
         """The record of each id, None where it is absent."""
         wanted = list(session_ids)
         for session_id in wanted:
             check_id(session_id)
-        found: dict[str, SessionData | None] = dict.fromkeys(wanted)
+        found: dict[str, M | None] = dict.fromkeys(wanted)
         for start in range(0, len(wanted), _AT_ONCE):
             for session_id, record in (await self._records(wanted[start : start + _AT_ONCE])).items():
                 found[session_id] = self.read(record)
@@ -315,7 +318,7 @@ class SQLiteSessionStore(SessionStore):
         self.check(session_id, data, ttl)
         work = partial(
             operations.put,
-            new=record_of(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
+            new=self._new(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
         )  # fmt: skip
         engine = self._ready() or await self._get()
         stored: bool = await engine.perform(work, durable=True)
@@ -326,7 +329,7 @@ class SQLiteSessionStore(SessionStore):
     ) -> dict[str, bool]:
         for session_id, data in records.items():
             self.check(session_id, data, ttl)
-        all_new = [record_of(data) for data in records.values()]
+        all_new = [self._new(data) for data in records.values()]
         engine = self._ready() or await self._get()
         stored: list[bool] = []
         for start in range(0, len(all_new), _AT_ONCE):
@@ -372,16 +375,20 @@ class SQLiteSessionStore(SessionStore):
         engine = self._ready() or await self._get()
         return int((await engine.reader.scan(sql, *values))[0][0])
 
-    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[SessionData]:
+    def _new(self, data: SessionData) -> New:
+        return record_of(data, self.encode(data), self._name_in(data))
+
+    async def find(self, criteria: SessionFilter, limit: int | None = None) -> list[M]:
         """The records that match, at most any `limit` of them, sorted by id. Indexes find them.
 
         Records that the model cannot read are left out.
         """
-        found: list[SessionData] = []
+        found: list[M] = []
         if limit == 0:
             return found
         engine = self._ready() or await self._get()
-        query, values = ids_of(criteria, self._clock())
+        users = [] if criteria.user_id is None else self.names_of(criteria.user_id)
+        query, values = ids_of(criteria, users, self._clock())
         ids = sorted([row[0] for row in await engine.reader.scan(query, *values)])
         for start in range(0, len(ids), _AT_ONCE):
             for record in (await self._records(ids[start : start + _AT_ONCE])).values():

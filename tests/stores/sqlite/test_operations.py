@@ -164,7 +164,7 @@ async def test_a_search_finds_what_the_filter_matches(store: SQLiteSessionStore)
 )
 async def test_a_search_uses_an_index(store: SQLiteSessionStore, criteria: SessionFilter, index: str) -> None:
     """It does not read all sessions to find some."""
-    query, values = queries.ids_of(criteria, 0.0)
+    query, values = queries.ids_of(criteria, ["u"], 0.0)
     engine = await store._get()
     plan = await engine.reader.scan(f"EXPLAIN QUERY PLAN {query}", *values)
     assert index in str(plan)
