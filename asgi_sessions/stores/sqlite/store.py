@@ -12,7 +12,6 @@ from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -24,6 +23,7 @@ from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
 from ..running import while_client_stays
+from ..tokens import new_token
 from ..value import Value, new_version
 from . import housekeeping, operations, records, urls
 from .answers import Answer
@@ -117,11 +117,11 @@ class SQLiteSessionStore(SessionStore[M]):
             return await self._load(engine, session_id, lifetime)
         engine.require_room()
         moment = self._settings.moments()
-        waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), route())
+        waiter = Waiter(session_id, new_token().decode(), lock, lifetime, moment, Answer(), route())
         began = time.monotonic()
         try:
             taken = await engine.perform(
-                partial(operations.check_out, waiter=waiter, passive=passive), durable=False
+                partial(operations.check_out, waiter=waiter, passive=passive), durable=False, whose=session_id
             )
             if taken is _QUEUED:
                 taken = await while_client_stays(
@@ -142,7 +142,7 @@ class SQLiteSessionStore(SessionStore[M]):
             if rule is None or shorter(rule, taken) is None:
                 return taken
         found: Checkout | Missing = await engine.perform(
-            partial(operations.load, session_id=session_id, rule=rule), durable=False
+            partial(operations.load, session_id=session_id, rule=rule), durable=False, whose=session_id
         )
         return found
 
@@ -150,7 +150,8 @@ class SQLiteSessionStore(SessionStore[M]):
         if checkout.idle is not None:
             engine = self._ready() or await self._get()
             when = self._clock()
-            engine.send(partial(records.touch, session_id=checkout.session_id, when=when))
+            whose = checkout.session_id
+            engine.send(partial(records.touch, session_id=whose, when=when), whose=whose)
 
     async def create(
         self,
@@ -163,9 +164,11 @@ class SQLiteSessionStore(SessionStore[M]):
         engine = self._ready() or await self._get()
         new = new_of(session_id, record, lifetime, lock, user)
         try:
-            created: Checkout | None = await engine.perform(partial(operations.create, new=new), durable=True)
+            created: Checkout | None = await engine.perform(
+                partial(operations.create, new=new), durable=True, whose=session_id
+            )
         except BaseException:
-            engine.send(partial(operations.take_back, new=new), durable=True)
+            engine.send(partial(operations.take_back, new=new), whose=session_id, durable=True)
             raise
         return created
 
@@ -192,7 +195,7 @@ class SQLiteSessionStore(SessionStore[M]):
                 checkout.record, checkout.version, checkout.unsure = record, version, None
 
         try:
-            outcome: Outcome = await engine.perform(work, durable=True, note=note)
+            outcome: Outcome = await engine.perform(work, durable=True, whose=claim.session_id, note=note)
         except BaseException:
             if release:
                 engine.release(claim.session_id, claim.token, durable=True)
@@ -220,7 +223,10 @@ class SQLiteSessionStore(SessionStore[M]):
 
         try:
             moved = await engine.perform(
-                partial(operations.move, claim=claim, new=new), durable=True, note=note
+                partial(operations.move, claim=claim, new=new),
+                durable=True,
+                whose=claim.session_id,
+                note=note,
             )
         except BaseException:
             engine.release(claim.session_id, claim.token, durable=True)
@@ -234,7 +240,9 @@ class SQLiteSessionStore(SessionStore[M]):
         claim = claim_of(checkout)
         checkout.token = None
         try:
-            outcome = await engine.perform(partial(operations.discard, claim=claim), durable=True)
+            outcome = await engine.perform(
+                partial(operations.discard, claim=claim), durable=True, whose=claim.session_id
+            )
         except BaseException:
             engine.release(claim.session_id, claim.token, durable=True)
             raise
@@ -293,7 +301,7 @@ class SQLiteSessionStore(SessionStore[M]):
             new=self._new(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
         )  # fmt: skip
         engine = self._ready() or await self._get()
-        stored: bool = await engine.perform(work, durable=True)
+        stored: bool = await engine.perform(work, durable=True, whose=session_id)
         return stored
 
     async def set_batch(
@@ -307,7 +315,7 @@ class SQLiteSessionStore(SessionStore[M]):
         for start in range(0, len(all_new), _AT_ONCE):
             some = all_new[start : start + _AT_ONCE]
             work = partial(operations.put_all, all_new=some, ttl=ttl, default_ttl=self.default_ttl)
-            stored += await engine.perform(work, durable=True, brief=False)
+            stored += await engine.perform(work, durable=True)
         return dict(zip(records, stored, strict=True))
 
     async def delete(self, session_id: str) -> bool:
@@ -321,7 +329,7 @@ class SQLiteSessionStore(SessionStore[M]):
         deleted: list[bool] = []
         for start in range(0, len(ids), _AT_ONCE):
             work = partial(operations.delete, session_ids=ids[start : start + _AT_ONCE])
-            deleted += await engine.perform(work, durable=True, brief=len(ids) == 1)
+            deleted += await engine.perform(work, durable=True, whose=ids[0] if len(ids) == 1 else None)
         return dict(zip(ids, deleted, strict=True))
 
     # -- all records: read in a thread, page by page --------------------------------------------------------
@@ -377,7 +385,7 @@ class SQLiteSessionStore(SessionStore[M]):
         engine = self._ready() or await self._get()
         dropped, more = 0, True
         while more:
-            bite, more = await engine.perform(housekeeping.tidy, durable=False, brief=False)
+            bite, more = await engine.perform(housekeeping.tidy, durable=False)
             dropped += bite
         return dropped
 
@@ -416,9 +424,7 @@ class SQLiteSessionStore(SessionStore[M]):
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         engine = self._ready() or await self._get()
-        ended: int = await engine.perform(
-            partial(operations.end_all_of, user=user, keep=keep), durable=True, brief=False
-        )
+        ended: int = await engine.perform(partial(operations.end_all_of, user=user, keep=keep), durable=True)
         return ended
 
     # -- life of the store itself ---------------------------------------------------------------------------

@@ -9,13 +9,13 @@ from typing import cast
 
 from ....errors import SessionStoreError
 from ...checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
+from ...tokens import new_nonce, new_token
 from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import NONCE, RETIRED_MS, header_of, milliseconds, next_version, pack_value, parse
 from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import COMMIT, COMMIT_AGAIN, COMMIT_UNLOCKED, CREATE, REMOVE, RENEW, SHORTEN
 from ..commands.timing import LockTiming
-from ..commands.tokens import new_nonce, new_token
 from ..commands.who import taken_here
 from ..connection.call import NotSentError
 from ..connection.replies import NOT_OURS, STORED, Reply
