@@ -11,8 +11,8 @@ left out, as far as the system tells it (Linux). The garbage collector's full ru
 heap is large, whatever the store: what was there at the start is frozen.
 
 Then two processes want one session. A hand-over lasts from the moment at which one begins to commit to the
-moment at which the other has lock and record; fairness is how often the less served process had it, by how
-often the other did. And a process is killed that holds the session, or waits for it. Each count is compared
+moment at which the other has lock and record; fairness is how often the least served process had it, by how
+often the most served one did, while all wanted it. And a process is killed that holds the session, or waits for it. Each count is compared
 with what was acknowledged. Stamps are CLOCK_MONOTONIC's, which processes share.
 """
 
@@ -265,7 +265,8 @@ async def share(place: str, where: str, seconds: float, processes: int) -> Figur
     waits = [after[0] - before[1] for before, after in pairwise(stamps) if before[2] != after[2]]
     lost = len(stamps) - await counted(store, [ONE])
     await store.aclose()
-    served = sorted(len(each) for each in told)
+    begun, ended = max(each[0][0] for each in told), min(each[-1][0] for each in told)
+    served = sorted(sum(begun <= had <= ended for had, _ in each) for each in told)
     return {
         "median_ms": statistics.median(waits) * 1e3,
         "p99_ms": percentile(waits, 0.99) * 1e3,
