@@ -10,10 +10,11 @@ minute, sessions expired and the log was folded in. Time in which the processor 
 left out, as far as the system tells it (Linux). The garbage collector's full runs last as long as the app's
 heap is large, whatever the store: what was there at the start is frozen.
 
-Then two processes want one session. A hand-over lasts from the moment at which one begins to commit to the
-moment at which the other has lock and record; fairness is how often the least served process had it, by how
-often the most served one did, while all wanted it. And a process is killed that holds the session, or waits for it. Each count is compared
-with what was acknowledged. Stamps are CLOCK_MONOTONIC's, which processes share.
+Then two or four processes want one session. A hand-over lasts from the moment at which one begins to commit
+to the moment at which the other has lock and record; fairness is how often the least served process had it,
+by how often the most served one did, while all wanted it. And a process is killed that holds the session, or
+waits for it. Each count is compared with what was acknowledged. Stamps are CLOCK_MONOTONIC's, which processes
+share.
 """
 
 from __future__ import annotations
