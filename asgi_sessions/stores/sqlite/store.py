@@ -32,7 +32,7 @@ from .engine import Engine, Settings
 from .faults import DELETED, fault_of
 from .operations import New
 from .place import Place
-from .queries import ALIVE, ids_of
+from .queries import ALIVE, MOST, ids_of
 from .schema import OLDEST
 from .transaction import Standing, Waiter
 from .turns import turn_of
@@ -345,7 +345,8 @@ class SQLiteSessionStore(SessionStore[M]):
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
         engine = self._ready() or await self._get()
         sql = f"SELECT id FROM session WHERE {ALIVE} ORDER BY id LIMIT ? OFFSET ?"  # noqa: S608  # a constant
-        rows = await engine.reader.scan(sql, self._clock(), -1 if limit is None else limit, offset)
+        most = MOST if limit is None else min(limit, MOST)
+        rows = await engine.reader.scan(sql, self._clock(), most, min(offset, MOST))
         return [row[0] for row in rows]
 
     async def count_active(self) -> int:

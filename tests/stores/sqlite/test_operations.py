@@ -352,6 +352,16 @@ async def test_the_log_begins_anew_when_it_was_folded(store: SQLiteSessionStore)
     assert len(await store.list_active()) == 20
 
 
+async def test_limits_of_any_size(store: SQLiteSessionStore) -> None:
+    """A number that SQLite cannot hold is a bound like any other."""
+    await store.set("s", SessionData(session_id="s", message_count=3))
+    huge = 10**30
+    assert await store.list_active(limit=huge) == ["s"]
+    assert await store.list_active(offset=huge) == []
+    assert len(await store.find(SessionFilter(max_messages=huge), limit=huge)) == 1
+    assert await store.find(SessionFilter(min_messages=huge)) == []
+
+
 async def test_one_call_that_fails_takes_no_other_with_it(store: SQLiteSessionStore) -> None:
     """They share a transaction; each is tried again by itself."""
     await store.open()
