@@ -37,6 +37,14 @@ async def kill_a_worker(site: Workers, dice: random.Random) -> None:
     victim.start()
 
 
+async def kill_one_that_serves(site: Workers, dice: random.Random) -> None:
+    """SIGKILL of a worker that had begun to serve, if one had; a new process in its place."""
+    serving = [worker for worker in site.workers if await anyio.to_thread.run_sync(worker.serves)]
+    victim = dice.choice(serving or site.workers)
+    victim.kill()
+    victim.start()
+
+
 async def freeze_a_worker(site: Workers, dice: random.Random) -> None:
     """SIGSTOP for longer than its leases while the others go on, then SIGCONT."""
     victim = dice.choice(site.workers)
@@ -194,6 +202,9 @@ CAMPAIGNS: list[Campaign[Site]] = [
     Campaign("Redis read-only", make_read_only, 1, 0.3),
 ]
 
+TEN_MINUTES: Campaign[FileSite] = Campaign(
+    "on a file: killed for ten minutes", kill_one_that_serves, 1200, 0.5
+)
 FILE_CAMPAIGNS: list[Campaign[FileSite]] = [
     Campaign("on a file: none", nothing, 1, 0.5),
     Campaign("on a file: worker killed", kill_a_worker, 3, 0.5),
