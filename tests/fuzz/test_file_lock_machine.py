@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -350,8 +351,8 @@ class FileLockMachine(RuleBasedStateMachine):
             for contender in self.contenders:
                 if contender.holds:
                     contender.over = True
-                    token = contender.waiter.token
-                    self.transact(contender.process, lambda tx, token=token: locks.release(tx, "s", token))
+                    release = partial(locks.release, session_id="s", token=contender.waiter.token)
+                    self.transact(contender.process, release)
             for process in self.processes:
                 if process.alive and process.desk.waiting:
                     self.transact(process, lambda tx: locks.look(tx, "s"))
