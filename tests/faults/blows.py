@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from asgi_sessions.stores.redis.commands.scripts import COMMIT, COMMIT_UNLOCKED
 
 from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
-from .processes import FileSite, Site, Workers
+from .processes import FileSite, Site, Worker, Workers
 
 S = TypeVar("S", bound=Workers)
 Blow: TypeAlias = Callable[[S, random.Random], Awaitable[None]]
@@ -38,9 +38,11 @@ async def kill_a_worker(site: Workers, dice: random.Random) -> None:
 
 
 async def kill_one_that_serves(site: Workers, dice: random.Random) -> None:
-    """SIGKILL of a worker that had begun to serve, if one had; a new process in its place."""
-    serving = [worker for worker in site.workers if await anyio.to_thread.run_sync(worker.serves)]
-    victim = dice.choice(serving or site.workers)
+    """SIGKILL of a worker that serves, as soon as one does; a new process in its place."""
+    serving: list[Worker] = []
+    while not serving:
+        serving = [worker for worker in site.workers if await anyio.to_thread.run_sync(worker.serves)]
+    victim = dice.choice(serving)
     victim.kill()
     victim.start()
 

@@ -304,7 +304,10 @@ class FileLockMachine(RuleBasedStateMachine):
             assert not any(each.waits for each in self.contenders), "it waits for nothing"
             self.log = []
         data = SessionData(session_id="s", metadata={"log": self.log})
-        self.transact(process, lambda tx: operations.put(tx, record_of(data), None, 1e12, True))
+        self.transact(
+            process,
+            lambda tx: operations.put(tx, record_of(data, encode_checked(data), None), None, 1e12, True),
+        )
         self.exists = True
 
     # -- what always holds -----------------------------------------------------------------------------
