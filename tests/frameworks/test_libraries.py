@@ -30,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 async def browser(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
         yield client
 
 
@@ -90,7 +90,7 @@ async def test_starlette_wtf(browser: httpx.AsyncClient, url: str) -> None:
     page = (await browser.get("/wtf/")).text
     token = re.findall(r'value="([^"]+)"', page)[0]
     sent = {"name": "Ada", "csrf_token": token}
-    async with httpx.AsyncClient(base_url=url) as stranger:
+    async with httpx.AsyncClient(base_url=url, verify=False) as stranger:
         await stranger.get("/wtf/")
         assert (await stranger.post("/wtf/", data=sent)).status_code == 422
     assert (await browser.post("/wtf/", data={"name": "Ada"})).status_code == 422
@@ -148,7 +148,7 @@ async def test_nicegui(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("nicegui")
     variables = {"NICEGUI_STORAGE_PATH": str(folder / "storage")}
     with serving("frameworks.nicegui_app:app", folder / "output", variables) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as browser:
+        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as browser:
             assert "visit 1" in (await browser.get("/pages/count")).text
             await browser.post("/sign-in")
             assert set(browser.cookies) == {"session", "nicegui"}
