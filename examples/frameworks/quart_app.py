@@ -1,6 +1,6 @@
 """Sessions with Quart: `uvicorn --app-dir examples/frameworks quart_app:app`.
 
-Quart's own `quart.session` is another one: a signed cookie, which needs a `SECRET_KEY` of Quart's. Use one.
+Quart's own `quart.session` is another one, in a signed cookie. Who uses both needs two names of cookies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from quart import Quart, abort, request
 from asgi_sessions import Session, SessionMiddleware, get_session
 
 app = Quart(__name__)
+app.config["SESSION_COOKIE_NAME"] = "quart_session"  # of `quart.session`; "session" is ours
 # Quart's types name each key of a scope; to the middleware a scope is any mapping
 app.asgi_app = SessionMiddleware(app.asgi_app, secret_key=os.environ["SECRET_KEY"])  # type: ignore[assignment, method-assign, arg-type]
 

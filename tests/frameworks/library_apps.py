@@ -247,5 +247,11 @@ app = Starlette(
         Mount("/sse", sse_app),
         Mount("/second", second_app),
     ],
-    middleware=[Middleware(SessionMiddleware, secret_key=KEY)],
+    middleware=[
+        # imia signs in under a name that is not among the defaults, and gives no new id where somebody else
+        # was signed in
+        Middleware(
+            SessionMiddleware, secret_key=KEY, rotate_on=("user_id", "username", "token", "_auth_user_id")
+        )
+    ],
 )

@@ -108,7 +108,7 @@ async def test_starlette_csrf(browser: httpx.AsyncClient) -> None:
 
 
 async def test_imia(browser: httpx.AsyncClient) -> None:
-    """It awaits our `regenerate_id()` when somebody signs in and out."""
+    """It awaits our `regenerate_id()`; where another user was signed in, `rotate_on` gives the new id."""
     await browser.post("/count")
     before = browser.cookies["session"]
     assert (await browser.post("/imia/login", data=WRONG)).json() == {"signed in": False}
@@ -116,6 +116,10 @@ async def test_imia(browser: httpx.AsyncClient) -> None:
     assert browser.cookies["session"] != before
     assert (await browser.get("/imia/")).json() == {"user": "ada"}
     assert (await values(browser))["n"] == 1
+    before = browser.cookies["session"]
+    assert (await browser.post("/imia/login", data={**RIGHT, "username": "bob"})).is_success
+    assert browser.cookies["session"] != before, "who planted a session of his own shares bob's"
+    assert "n" not in await values(browser)
     await browser.post("/imia/logout")
     assert (await browser.get("/imia/")).json() == {"user": None}
     assert await values(browser) == {}
