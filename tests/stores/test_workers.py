@@ -35,7 +35,16 @@ app = SessionMiddleware(app, secret_key="k" * 32, store=STORE)
 """
 UVICORN = ("uvicorn", "app:app", "--port", "{port}", "--log-level", "warning")
 HYPERCORN = ("hypercorn", "app:app", "--bind", "127.0.0.1:{port}")
-GUNICORN = ("gunicorn", "app:app", "--bind", "127.0.0.1:{port}", "--worker-class", "asgi")
+GUNICORN = (
+    "gunicorn",
+    "app:app",
+    "--bind",
+    "127.0.0.1:{port}",
+    "--worker-class",
+    "asgi",
+    "--graceful-timeout",
+    "1",
+)
 WARNING = "sessions in memory are not shared"
 
 
