@@ -52,6 +52,7 @@ def _cancellations(task: asyncio.Task[Any]) -> int | None:
     return task.cancelling() if sys.version_info >= (3, 11) else None
 
 
+_LONGEST = 1e8  # seconds; event loops refuse to wait for ever by a timer
 _EMPTY = Context()  # for timers: a loop keeps a cancelled one for a while, and with it what its context holds
 
 
@@ -74,9 +75,11 @@ class Wake:
             self._waiting.set()
 
     async def wait(self, seconds: float) -> None:
-        """Return when it is set, or after so many seconds."""
+        """Return when it is set, or after so many seconds; at once where there are none."""
+        if self.is_set or seconds <= 0:
+            return
         try:
-            await self.begin(seconds)
+            await self.begin(min(seconds, _LONGEST))
         finally:
             self.end()
 

@@ -48,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("url", help="the store, e.g. redis://127.0.0.1:6379/0")
-        command.add_argument("--prefix", default="session:", help="key prefix of the store")
+        command.add_argument("url", help="the store, e.g. sqlite:///sessions.db or redis://127.0.0.1:6379/0")
+        command.add_argument("--prefix", default="session:", help="key prefix of a store in Redis")
         if name in ("sessions", "logout"):
             command.add_argument("user", help="the user's id")
     return parser

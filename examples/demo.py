@@ -428,10 +428,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="A small shop to watch asgi_sessions at work.")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--sqlite", nargs="?", const="demo.db", metavar="PATH")
-    kinds.add_argument("--redis", nargs="?", const="redis://127.0.0.1:6379/0", metavar="URL")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", default=8000, type=int)
+    kinds.add_argument(
+        "--sqlite", nargs="?", const="demo.db", metavar="PATH",
+        help="keep sessions in this file, demo.db without a PATH (default: in memory)",
+    )  # fmt: skip
+    kinds.add_argument(
+        "--redis", nargs="?", const="redis://127.0.0.1:6379/0", metavar="URL",
+        help="keep them in this Redis, the one of this machine without a URL",
+    )  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
+    parser.add_argument("--port", default=8000, type=int, help="0 takes a free one (default: %(default)s)")
     options = parser.parse_args(arguments)
     store, name, secret = kept_in(options.sqlite, options.redis)
     logging.basicConfig(level=logging.INFO, format="  %(asctime)s  %(message)s", datefmt="%H:%M:%S")

@@ -76,7 +76,7 @@ def test_scale_reports_every_population(tmp_path: Path) -> None:
         assert row.keys() == {"1", "100", "10,000", "last / first"}
         assert min(row.values()) > 0
     costs = table(report, "µs per request")
-    assert {name.rpartition(", ")[2] for name in costs} == {"in memory", "on Redis"}
+    assert {name.rpartition(", ")[2] for name in costs} == {"in memory", "in a file", "on Redis"}
     assert {name.partition(",")[0] for name in costs} >= {"read", "write"}
 
 

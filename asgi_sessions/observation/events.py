@@ -41,6 +41,7 @@ UNSTORABLE_VALUE = "unstorable_value"  # answered with 500
 UNCAUGHT_ERROR = "uncaught_error"  # an error of this package that a WebSocket app did not catch
 ORIGIN_REFUSED = "origin_refused"  # a WebSocket handshake from an origin that is not allowed
 COOKIE_CLASH = "cookie_clash"  # the app sets a cookie of our name; told once
+COOKIE_DROPPED = "cookie_dropped"  # the server does not send the cookie of a WebSocket's accept; told once
 UNTRUSTED_PROXY = "untrusted_proxy"  # proxy headers came, but no proxy is trusted; told once
 
 Detail: TypeAlias = str | int | float

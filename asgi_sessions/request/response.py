@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Awaitable
@@ -10,8 +11,9 @@ from ..asgi import Headers, Message, Receive
 from ..client.caching import Sharing, restrain, sharing, vary_cookie
 from ..client.paths import path_requested
 from ..errors import SessionStoreError
-from ..observation.events import COOKIE_CLASH
+from ..observation.events import COOKIE_CLASH, COOKIE_DROPPED
 from ..stores.checkout import Checkout
+from .accept import server_without_accept_headers
 from .answers import status_of
 from .commit import remaining
 from .state import News
@@ -20,6 +22,10 @@ from .unit import UnitOfWork
 _ANOTHER_NAME = (
     "something inside this middleware sets a cookie of the same name, which ends our sessions:"
     " give one of the two another session_cookie"
+)
+_BY_HTTP_FIRST = (
+    "this server does not send the headers of a WebSocket's accept, so the session's cookie is lost: begin"
+    " the session, sign in and sign out by HTTP, or take uvicorn or Hypercorn"
 )
 # bound once: looking up an Enum's member costs ten times a global on Python 3.11, and each request does it
 _NOTHING, _REFRESH, _TOLD = News.NOTHING, News.REFRESH, News.TOLD
@@ -70,6 +76,8 @@ def dressed(unit: UnitOfWork, start: Message) -> Message:
     if cookies:
         headers += [(b"set-cookie", line) for line in cookies]
         restrain(headers, time.time())
+        if start["type"] == "websocket.accept":
+            _warn_if_dropped(unit)
     return {**start, "headers": headers}
 
 
@@ -135,6 +143,13 @@ def _leftovers(unit: UnitOfWork) -> list[bytes]:
     if not unit.presented.leftover or unit.shares_name:
         return []
     return unit.settings.cookie.render_leftover_removals(path_requested(unit.scope), secure=_is_secure(unit))
+
+
+def _warn_if_dropped(unit: UnitOfWork) -> None:
+    server = server_without_accept_headers(unit.scope, unit.receive)
+    events = unit.settings.events
+    if server is not None and events.is_first(COOKIE_DROPPED):
+        events.emit(COOKIE_DROPPED, level=logging.WARNING, server=server, remedy=_BY_HTTP_FIRST)
 
 
 def _is_secure(unit: UnitOfWork) -> bool:

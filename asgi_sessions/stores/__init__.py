@@ -5,5 +5,6 @@ nothing else here may import them (`urls` loads the one that a URL asks for). St
 the values that pass between a store and a request, then `contract`, which has the published class.
 
 `checkouts` keeps the promises on four primitives of somebody else's store, with `primitives`, `value` and
-`local`; `holders` are what those who wait for a lock are told. `memory` keeps them on a `table` of `entries`.
+`local`; `holders` are what those who wait for a lock are told. `memory` keeps them on a `table` of
+`entries`, and warns where `workers` says that others serve the app beside it.
 """

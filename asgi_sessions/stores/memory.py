@@ -20,13 +20,14 @@ from .local import LocalLocks, RetiredIds
 from .surplus import idleness, surplus
 from .table import Table
 from .value import Value
+from .workers import warn_if_one_of_several
 
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _CHUNK = 100  # records that are looked at before other tasks run
 
 
 class InMemorySessionStore(SessionStore[M]):
-    """Sessions in memory, for one process: gone when it ends, not shared with other workers.
+    """Sessions in memory, for one process: gone when it ends, not shared with other workers (which warn).
 
     Holds at most `max_sessions` records. One more evicts an expired one, else the least recently active
     anonymous one, else the least recently active one; never one that is checked out. `clock` gives seconds
@@ -58,6 +59,10 @@ class InMemorySessionStore(SessionStore[M]):
         self._retired = RetiredIds(clock)
         self._versions = 0
         self._stats = {"hits": 0, "misses": 0, "writes": 0, "deletes": 0}
+
+    async def open(self) -> None:
+        """Get ready. One warning in each of several workers, for they do not share these sessions."""
+        warn_if_one_of_several()
 
     # -- record operations ------------------------------------------------------------------------------
 
@@ -232,6 +237,7 @@ class InMemorySessionStore(SessionStore[M]):
         lock: LockPolicy | None,
         user: str | None = None,
     ) -> Checkout | None:
+        warn_if_one_of_several()
         if self._table.find(session_id) is not None:
             return None
         now = self._clock()

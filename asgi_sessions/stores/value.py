@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import secrets
 from dataclasses import dataclass, field
 
 from .checkout import Checkout, Lifetime
+from .tokens import new_token
 
 _FORMAT = b"asgi-session/1"
 
@@ -104,4 +104,4 @@ class Value:
 
 def new_version() -> str:
     """A version that was never used before. A counter would repeat itself after a restart."""
-    return secrets.token_hex(8)
+    return new_token()[:16].decode()

@@ -24,7 +24,7 @@ from asgi_sessions import Session, SessionMiddleware, SessionStore, get_session
 
 SECRET = "a-secret-of-the-tests-and-of-nothing-else"
 PAUSE = float(os.environ.get("PAUSE", "0.005"))  # seconds between reading and writing, in which others run
-MAX_AGE = 600
+MAX_AGE = 3600
 
 AUTO: dict[str, Any] = {"lock": "auto", "read_only": ()}
 """Options by which each way of counting, asked for by GET, runs without the lock."""

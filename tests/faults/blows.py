@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from asgi_sessions.stores.redis.commands.scripts import COMMIT, COMMIT_UNLOCKED
 
 from .chaos import Fault, Match, anything, calls, cut, delay, half, reset, swallow, trickle, unasked
-from .processes import FileSite, Site, Workers
+from .processes import FileSite, Site, Worker, Workers
 
 S = TypeVar("S", bound=Workers)
 Blow: TypeAlias = Callable[[S, random.Random], Awaitable[None]]
@@ -33,6 +33,16 @@ async def nothing(site: Workers, dice: random.Random) -> None:
 async def kill_a_worker(site: Workers, dice: random.Random) -> None:
     """SIGKILL, and a new process in its place."""
     victim = dice.choice(site.workers)
+    victim.kill()
+    victim.start()
+
+
+async def kill_one_that_serves(site: Workers, dice: random.Random) -> None:
+    """SIGKILL of a worker that serves, as soon as one does; a new process in its place."""
+    serving: list[Worker] = []
+    while not serving:
+        serving = [worker for worker in site.workers if await anyio.to_thread.run_sync(worker.serves)]
+    victim = dice.choice(serving)
     victim.kill()
     victim.start()
 
@@ -194,6 +204,9 @@ CAMPAIGNS: list[Campaign[Site]] = [
     Campaign("Redis read-only", make_read_only, 1, 0.3),
 ]
 
+TEN_MINUTES: Campaign[FileSite] = Campaign(
+    "on a file: killed for ten minutes", kill_one_that_serves, 1200, 0.5
+)
 FILE_CAMPAIGNS: list[Campaign[FileSite]] = [
     Campaign("on a file: none", nothing, 1, 0.5),
     Campaign("on a file: worker killed", kill_a_worker, 3, 0.5),

@@ -8,13 +8,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import reduce
+from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 from asgi import PrimitiveStore
+from redis_server import RedisServer
+from relays import Authority, Relay, in_pieces
 
 from asgi_sessions import InMemorySessionStore, SessionStore
 
@@ -23,7 +26,7 @@ from .app import AUTO, build
 from .blows import CAMPAIGNS, Campaign, freeze_a_worker, kill_a_worker
 from .clients import OBJECTS, crowd, shared_session
 from .load import Load
-from .processes import PATIENCE, Site, running_site, until
+from .processes import PATIENCE, Site, Worker, running_site, until
 
 METHODS = ("POST", "GET") * 3
 SESSIONS = 2
@@ -135,6 +138,26 @@ async def test_mixed_methods_in_one_process(kind: str, request: pytest.FixtureRe
         assert session.seen.answers == {200: clients * turns + 1}
         assert await session.flaws() == []
     assert len(store._locks) == 0
+
+
+async def test_mixed_methods_over_tls(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two processes, whose streams from Redis are cut anywhere, within records of TLS too."""
+    authority = Authority(tmp_path)
+    tls = authority.context("localhost")
+    with ExitStack() as stack:
+        relay = stack.enter_context(Relay(redis_server.port, tls=tls, carry=in_pieces(seed=12)))
+        variables = {
+            "STORE_URL": authority.url("localhost", relay.port),
+            "LOCK": "auto", "LOCK_TIMEOUT": "5", "LOCK_WAIT": "15", "PAUSE": "0.001",
+        }  # fmt: skip
+        workers = [Worker(variables, tmp_path / "output") for _ in range(2)]
+        for worker in workers:
+            stack.callback(worker.stop)
+        await until(lambda: all(worker.serves() for worker in workers))
+        async with shared_session([worker.url for worker in workers], methods=METHODS) as session:
+            await crowd(session, 12, lambda: range(10))
+            assert session.seen.answers == {200: 12 * 10 + 1}
+            assert await session.flaws() == []
 
 
 async def test_impatient_clients_of_mixed_methods_leave_nothing() -> None:

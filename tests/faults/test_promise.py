@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import anyio
 import pytest
 
 from . import figures
-from .blows import CAMPAIGNS, FILE_CAMPAIGNS, Campaign, S
+from .blows import CAMPAIGNS, FILE_CAMPAIGNS, TEN_MINUTES, Campaign, S
 from .checkers import mistaken, revived
 from .clients import OBJECTS, SharedSession, crowd, shared_session
 from .load import Load
@@ -97,6 +98,16 @@ async def test_the_promise_outlives_on_a_file(
     """The same for workers that share a SQLite file."""
     with running_on_a_file(tmp_path) as site:
         await keeps_its_promise(site, campaign, MORE if request.config.getoption("--long") else 1)
+
+
+async def test_a_file_outlives_ten_minutes_of_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Of any process, every half second: nothing acknowledged is lost, and the file is whole."""
+    if not request.config.getoption("--long"):
+        pytest.skip("it takes ten minutes, and --long")
+    with running_on_a_file(tmp_path) as site:
+        await keeps_its_promise(site, TEN_MINUTES, 1)
+    with closing(sqlite3.connect(site.path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 async def keeps_its_promise(site: S, campaign: Campaign[S], more: int) -> None:

@@ -78,7 +78,7 @@ def _said_by(program: str) -> list[str]:
 
 TOKENS = """
 import json, os
-from asgi_sessions.stores.redis.commands.tokens import new_token
+from asgi_sessions.stores.tokens import new_token
 
 found = [new_token().decode() for _ in range(5)]
 ours, theirs = os.pipe()

@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import anyio
 
-from ...backend import Wake, asyncio_task
+from ...backend import Wake
 
 PENDING = object()
-_LONGEST = 1e8  # seconds; event loops refuse to wait for ever by a timer
 
 
-class Answer:
+class Answer(Wake):
     """A value that comes once. Made by the task that waits; others bring the value by `deliver`."""
 
-    __slots__ = ("_wake", "home", "value")
+    __slots__ = ("home", "value")
 
     def __init__(self) -> None:
+        super().__init__()
         self.home = _home()
         self.value: Any = PENDING
-        self._wake = Wake()
 
     def settle(self, value: object) -> None:
         """Take the value, in the task's own event loop. Only the first one counts."""
         if self.value is PENDING:
             self.value = value
-            self._wake.set()
-
-    async def wait(self, seconds: float) -> bool:
-        """Wait so long for the value; whether it has come."""
-        if self.value is PENDING and seconds > 0:
-            await self._wake.wait(min(seconds, _LONGEST))
-        return self.value is not PENDING
+            self.set()
 
     async def wait_out(self, seconds: float) -> BaseException | None:
         """Wait so long for the value, also when cancelled; gives that cancellation, to be raised then."""
-        if asyncio_task() is None:
+        if not isinstance(self.home, asyncio.AbstractEventLoop):
             with anyio.CancelScope(shield=True):  # trio raises it at the next checkpoint
                 await self.wait(seconds)
             return None
-        loop, cancelled = asyncio.get_running_loop(), None
-        ends = loop.time() + seconds
-        while self.value is PENDING and (left := ends - loop.time()) > 0:
+        cancelled, ends = None, time.monotonic() + seconds
+        while self.value is PENDING and seconds > 0:
             try:
-                await self.wait(left)
+                await self.wait(seconds)
             except asyncio.CancelledError as error:
                 cancelled = error
+            seconds = ends - time.monotonic()
         return cancelled
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from secrets import token_hex
-
 from ...record.model import SessionData
 from ..checkout import Checkout, Lifetime, LockPolicy, Outcome
 from ..running import running
+from ..tokens import new_token
 from .columns import Columns, columns_of, have_same_columns
 from .operations import Claim, New
 from .transaction import Waiter
@@ -27,7 +26,7 @@ def new_of(
     columns = columns_of(record)._replace(user_id=user)
     owner = None
     if lock is not None:
-        owner = Waiter(session_id, token_hex(16), lock, None, 0.0, None, route())
+        owner = Waiter(session_id, new_token().decode(), lock, None, 0.0, None, route())
     return New(session_id, record, columns, lifetime, owner)
 
 

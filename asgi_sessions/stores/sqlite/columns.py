@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from ...record.codec import counts_of, user_of
 from ...record.lines import items_of, parsed, split
-
-_MOST = 2**62  # more does not fit into a column
+from .queries import MOST
 
 
 class Columns(NamedTuple):
@@ -33,7 +32,7 @@ def columns_of(record: bytes) -> Columns:
     if parts is None:
         found = parsed(record)
         messages, escalated = counts_of(record)
-        messages = max(min(messages, _MOST), -_MOST)
+        messages = max(min(messages, MOST), -MOST)
         return Columns(user_of(record), _seconds(found.get("created_at")), messages, escalated)
     return Columns(*_of_first_line(parts.who), *_of_third_line(parts.fields))
 
@@ -52,7 +51,7 @@ def _of_first_line(line: bytes) -> tuple[str | None, float | None]:
 @lru_cache(maxsize=1024)
 def _of_third_line(line: bytes) -> tuple[int, bool]:
     messages, escalated = counts_of(b'{"session_id":"",\n"updated_at":"",\n%b\n"metadata":{}}' % line)
-    return max(min(messages, _MOST), -_MOST), escalated
+    return max(min(messages, MOST), -MOST), escalated
 
 
 def _seconds(text: object) -> float | None:

@@ -26,6 +26,7 @@ from .waking import Waking
 from .watch import Watch
 from .writer import Call, Fault, Work, Writer
 
+_ALONE = 0.001  # seconds
 _GRACE = 1.0  # seconds beyond the patience with a foreign program, for the others of this package
 
 
@@ -47,6 +48,7 @@ class Engine:
 
     def __init__(self, place: Place, settings: Settings) -> None:
         self.closed = False
+        self._latest = "", 0.0  # whose work was asked for last, and when
         self._settings = settings
         self._place = place
         self._full = settings.synchronous == "full"
@@ -111,16 +113,16 @@ class Engine:
         work: Work,
         *,
         durable: bool,
+        whose: str | None = None,
         note: Callable[[Any], object] = lambda result: None,
-        brief: bool = True,
     ) -> Any:
         """The result of `work` in a transaction. `SessionStoreError` on a fault, and after a long wait.
 
         It is not known then whether the work was done. A task that is cancelled waits for what is `durable`,
-        and `note` is told the result before the cancellation goes on; anything else is left. What is not
-        `brief` never runs in the task itself.
+        and `note` is told the result before the cancellation goes on; anything else is left. Short work on
+        one session, `whose` id this is, may run in the task itself.
         """
-        if brief and not (durable and self._full):
+        if whose is not None and self._is_alone(whose) and not (durable and self._full):
             result = self.writer.run_alone(work)
             if result is not NotImplemented:
                 note(result)
@@ -146,15 +148,25 @@ class Engine:
             raise cancelled
         return result
 
-    def send(self, work: Work, *, durable: bool = False) -> None:
+    def _is_alone(self, whose: str) -> bool:
+        """Whether no other session has been written a moment ago.
+
+        What a task writes by itself holds up the event loop: of many that are ready, all would wait for all.
+        """
+        (last, when), now = self._latest, time.monotonic()
+        self._latest = whose, now
+        return last == whose or now - when > _ALONE
+
+    def send(self, work: Work, *, whose: str, durable: bool = False) -> None:
         """Have work done that nobody waits for, after what was asked for earlier and is as durable."""
-        if durable or self.writer.run_alone(work) is NotImplemented:
+        if durable or not self._is_alone(whose) or self.writer.run_alone(work) is NotImplemented:
             self.writer.put(Call(work, durable))
 
     def release(self, session_id: str, token: str | None, *, durable: bool = False) -> None:
         """Have a lock let go, if there is one. `durable` as that call which may still take it, or need it."""
         if token is not None:
-            self.send(partial(locks.release, session_id=session_id, token=token), durable=durable)
+            work = partial(locks.release, session_id=session_id, token=token)
+            self.send(work, whose=session_id, durable=durable)
 
     def close(self) -> None:
         """Let all locks of this process go, and close what is open. Blocks."""

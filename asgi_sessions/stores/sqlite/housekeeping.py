@@ -13,7 +13,8 @@ from .transaction import Transaction
 BITE = 100  # expired records that are deleted in one transaction
 TIDY = 5.0  # seconds between two looks for expired records
 SOON = 0.02  # seconds, where the last look did not find the end
-FOLD = 2000  # pages written, about, until the log is folded into the database
+FOLD = 2000  # pages that the log has, about, when it is folded into the database
+_STRIDE = 8  # times as many calls may take so many pages as are assumed at first, or as few
 PAGE = 4096
 _VACUUM = 100  # free pages that are given back at once
 _SPARE = 4  # a fourth of the file may be free: it is needed again soon
@@ -71,6 +72,31 @@ def _vacuum(db: sqlite3.Connection) -> bool:
     return True
 
 
-def fold(db: sqlite3.Connection) -> None:
-    """Copy the log into the database as far as no reader needs the old pages; the log then begins anew."""
-    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+class Log:
+    """SQLite's log as its writer sees it: the calls that it holds, and how many of them make it long.
+
+    How many pages a call takes depends on how many calls share a transaction, and is learned at each fold.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0  # since the last fold
+        self._most = FOLD // 2
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time to fold it."""
+        return self.calls >= self._most
+
+    def fold(self, db: sqlite3.Connection) -> None:
+        """Copy the log into the database as far as no reader needs the old pages, and begin it anew.
+
+        The first write to a new log waits for the disk, so that is done here and not in an event loop.
+        """
+        calls, self.calls = self.calls, 0
+        busy, pages, _ = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        if pages > 0:
+            least, most = FOLD // 2 // _STRIDE, FOLD // 2 * _STRIDE
+            self._most = max(least, min(calls * FOLD // pages, most))
+        if not busy:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute(f"PRAGMA user_version = {version}")  # writes one page

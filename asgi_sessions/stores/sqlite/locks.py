@@ -14,6 +14,10 @@ _ENTER_IF_FREE = (
     "INSERT INTO lock (id, pos, token, process, until, lease, since, route)"
     " SELECT ?, 1, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM lock WHERE id = ?)"
 )
+_RELEASE_ALONE = (
+    "DELETE FROM lock WHERE id = ? AND token = ?"
+    " AND NOT EXISTS (SELECT 1 FROM lock WHERE id = ? AND token != ?)"
+)
 _FIRST_TWO = "SELECT pos, token FROM lock WHERE id = ? ORDER BY pos LIMIT 2"
 
 
@@ -79,6 +83,8 @@ def release(tx: Transaction, session_id: str, token: str) -> None:
     """
     tx.desk.drop(token)
     tx.desk.dismiss(session_id, token)
+    if tx.db.execute(_RELEASE_ALONE, (session_id, token, session_id, token)).rowcount:
+        return
     first = tx.db.execute(_FIRST_TWO, (session_id,)).fetchall()
     if not first or first[0][1] != token:
         tx.db.execute("DELETE FROM lock WHERE id = ? AND token = ?", (session_id, token))

@@ -19,8 +19,6 @@ _COUNT_OF_USER = "SELECT count(*) FROM session WHERE user_id = ? AND id IS NOT ?
 _LOCKED_OF_USER = "SELECT id FROM session WHERE user_id = ? AND id IS NOT ? AND id IN (SELECT id FROM lock)"
 _RECORDS_OF_USER = f"SELECT id, {records.VALUE} FROM session WHERE user_id = ? AND ends > ?"  # noqa: S608
 _DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ?"
-_REPLACE = "UPDATE session SET record = ?, version = ? WHERE id = ? AND version = ? AND ends > ?"
-_REPLACE_LOCKED = f"{_REPLACE} AND (SELECT token FROM lock WHERE id = ? ORDER BY pos LIMIT 1) = ?"  # noqa: S608
 _HELD, _FULL = Standing.HELD, Standing.FULL
 
 
@@ -88,7 +86,7 @@ def write_back(
 ) -> Outcome:
     """Write the record if the claim holds. `columns` is None where they are those that were loaded."""
     outcome = _STORED
-    if columns is not None or not _replaced(tx, claim, record, version):
+    if not records.replace(tx, claim.session_id, claim.versions[0], claim.token, record, version, columns):
         outcome = _judge(tx, claim)
         if outcome is _STORED:
             records.rewrite(tx, claim.session_id, record, version, columns or columns_of(record))
@@ -225,14 +223,6 @@ def _inserted(tx: Transaction, new: New, value: Value) -> Checkout:
         locks.enter(tx, new.owner)
         token = new.owner.token
     return value.checkout(new.session_id, tx.now, token)
-
-
-def _replaced(tx: Transaction, claim: Claim, record: bytes, version: str) -> bool:
-    """Replace the record in the common case, in one statement; False where it takes a closer look."""
-    values = record, version, claim.session_id, claim.versions[0], tx.now
-    if claim.token is None:
-        return tx.db.execute(_REPLACE, values).rowcount == 1
-    return tx.db.execute(_REPLACE_LOCKED, (*values, claim.session_id, claim.token)).rowcount == 1
 
 
 def _judge(tx: Transaction, claim: Claim) -> Outcome:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ...record.queries import SessionFilter
 
 ALIVE = "ends > ?"
+MOST = 2**62  # a larger number does not fit into a column or a query
 _SLACK = 0.001  # seconds; the record itself is compared exactly
 
 
@@ -26,9 +27,9 @@ def ids_of(criteria: SessionFilter, users: Sequence[str], now: float) -> tuple[s
     if criteria.created_before is not None:
         parts.append(("created <= ?", [criteria.created_before.timestamp() + _SLACK]))
     if criteria.min_messages:
-        parts.append(("messages > 0 AND messages >= ?", [criteria.min_messages]))
+        parts.append(("messages > 0 AND messages >= ?", [min(criteria.min_messages, MOST)]))
     if criteria.max_messages is not None:
-        parts.append(("messages <= ?", [criteria.max_messages]))
+        parts.append(("messages <= ?", [min(criteria.max_messages, MOST)]))
     parts.append((f"+{ALIVE}" if parts else ALIVE, [now]))
     condition = " AND ".join(part for part, _ in parts)
     return f"SELECT id FROM session WHERE {condition}", [value for _, values in parts for value in values]  # noqa: S608

@@ -20,6 +20,13 @@ _REWRITE = (
     "UPDATE session SET record = ?, version = ?, user_id = ?, created = ?, messages = ?, escalated = ?"
     " WHERE id = ?"
 )
+_THIS = "WHERE id = ? AND version = ? AND ends > ?"
+_HELD = "(SELECT token FROM lock WHERE id = ? ORDER BY pos LIMIT 1) IS ?"
+_REPLACE = f"UPDATE session SET record = ?, version = ? {_THIS}"  # noqa: S608  # constants, as below
+_REPLACE_ALL = (
+    "UPDATE session SET record = ?, version = ?, user_id = ?, created = ?, messages = ?, escalated = ?"  # noqa: S608
+    f" {_THIS}"
+)
 _BOUND = "UPDATE session SET version = ?, expires = ?, idle = ?, until = ?, ends = ? WHERE id = ?"
 _TOUCH = (
     "UPDATE session SET until = max(until, ? + idle), ends = min(expires, max(until, ? + idle))"
@@ -52,6 +59,26 @@ def insert(tx: Transaction, session_id: str, value: Value, columns: Columns) -> 
 def rewrite(tx: Transaction, session_id: str, record: bytes, version: str, columns: Columns) -> None:
     """Replace a record that is there; its bounds stay."""
     tx.db.execute(_REWRITE, (record, version, *columns, session_id))
+
+
+def replace(
+    tx: Transaction,
+    session_id: str,
+    loaded: str,
+    token: str | None,
+    record: bytes,
+    version: str,
+    columns: Columns | None,
+) -> bool:
+    """Replace a live record that has the loaded version, by whoever has the lock under this token, if any.
+
+    False where it takes a closer look. `columns` is None where they stay: their indexes cost nothing then.
+    """
+    sql = _REPLACE if columns is None else _REPLACE_ALL
+    values = record, version, *(columns or ()), session_id, loaded, tx.now
+    if token is not None:
+        sql, values = f"{sql} AND {_HELD}", (*values, session_id, token)
+    return tx.db.execute(sql, values).rowcount == 1
 
 
 def bound(tx: Transaction, session_id: str, value: Value) -> None:

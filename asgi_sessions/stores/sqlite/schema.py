@@ -15,6 +15,7 @@ from .place import Place
 
 OLDEST = (3, 35)  # the release of SQLite that has RETURNING
 _LEAST = 512  # bytes; SQLite takes what is shorter for a new database
+_HEADER = b"SQLite format 3\x00"
 APPLICATION = 0x41534753  # "ASGS", in the header of each database of ours
 
 # Times are seconds by the store's clock, those of `lock` by the monotonic clock. `ends` is the earlier of
@@ -78,11 +79,10 @@ def prepare(place: Place, patience: float) -> None:
     try:
         if not place.exists():
             _make(place.path)
+        elif not place.path.is_file():
+            raise SessionStoreError(f"{place.path} is no file, but a pipe, a socket or a device")
         elif place.path.stat().st_size < _LEAST:
-            raise SessionStoreError(
-                f"{place.path} is empty or cut off, and so no database: remove it, and a new one is made, or"
-                " put a backup in its place"
-            )
+            _refuse_short(place.path)
         elif not os.access(place.path, os.R_OK | os.W_OK):
             raise SessionStoreError(
                 f"{place.path} cannot be written: check its owner, its mode, and whether its file system is"
@@ -92,6 +92,16 @@ def prepare(place: Place, patience: float) -> None:
             _migrate(db, place.path)
     except (sqlite3.Error, OSError) as error:
         raise fault_of(error) from error
+
+
+def _refuse_short(path: Path) -> None:
+    """Say whether it was a database. SQLite cannot have it open, so it may be read."""
+    if _HEADER.startswith(path.read_bytes()[: len(_HEADER)]):
+        raise SessionStoreError(
+            f"{path} is empty or cut off, and so no database: remove it, and a new one is made, or put a"
+            " backup in its place"
+        )
+    raise SessionStoreError(f"{path} is no SQLite database; it is left as it is")
 
 
 def _make(path: Path) -> None:

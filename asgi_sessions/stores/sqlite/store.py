@@ -12,7 +12,6 @@ from contextlib import aclosing, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -24,6 +23,7 @@ from ...record.values import check_id
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
 from ..running import while_client_stays
+from ..tokens import new_token
 from ..value import Value, new_version
 from . import housekeeping, operations, records, urls
 from .answers import Answer
@@ -32,7 +32,7 @@ from .engine import Engine, Settings
 from .faults import DELETED, fault_of
 from .operations import New
 from .place import Place
-from .queries import ALIVE, ids_of
+from .queries import ALIVE, MOST, ids_of
 from .schema import OLDEST
 from .transaction import Standing, Waiter
 from .turns import turn_of
@@ -119,11 +119,11 @@ class SQLiteSessionStore(SessionStore[M]):
             return await self._load(engine, session_id, lifetime)
         engine.require_room()
         moment = self._settings.moments()
-        waiter = Waiter(session_id, token_hex(16), lock, lifetime, moment, Answer(), route())
+        waiter = Waiter(session_id, new_token().decode(), lock, lifetime, moment, Answer(), route())
         began = time.monotonic()
         try:
             taken = await engine.perform(
-                partial(operations.check_out, waiter=waiter, passive=passive), durable=False
+                partial(operations.check_out, waiter=waiter, passive=passive), durable=False, whose=session_id
             )
             if taken is _QUEUED:
                 taken = await while_client_stays(
@@ -144,7 +144,7 @@ class SQLiteSessionStore(SessionStore[M]):
             if rule is None or shorter(rule, taken) is None:
                 return taken
         found: Checkout | Missing = await engine.perform(
-            partial(operations.load, session_id=session_id, rule=rule), durable=False
+            partial(operations.load, session_id=session_id, rule=rule), durable=False, whose=session_id
         )
         return found
 
@@ -152,12 +152,14 @@ class SQLiteSessionStore(SessionStore[M]):
         if checkout.idle is not None:
             engine = self._ready() or await self._get()
             when = self._clock()
-            engine.send(partial(records.touch, session_id=checkout.session_id, when=when))
+            whose = checkout.session_id
+            engine.send(partial(records.touch, session_id=whose, when=when), whose=whose)
 
     async def arrived(self, checkout: Checkout) -> None:
         engine = self._ready() or await self._get()
-        work = partial(records.touch, session_id=checkout.session_id, when=self._clock())
-        await engine.perform(work, durable=False)
+        whose = checkout.session_id
+        work = partial(records.touch, session_id=whose, when=self._clock())
+        await engine.perform(work, durable=False, whose=whose)
 
     async def create(
         self,
@@ -170,9 +172,11 @@ class SQLiteSessionStore(SessionStore[M]):
         engine = self._ready() or await self._get()
         new = new_of(session_id, record, lifetime, lock, user)
         try:
-            created: Checkout | None = await engine.perform(partial(operations.create, new=new), durable=True)
+            created: Checkout | None = await engine.perform(
+                partial(operations.create, new=new), durable=True, whose=session_id
+            )
         except BaseException:
-            engine.send(partial(operations.take_back, new=new), durable=True)
+            engine.send(partial(operations.take_back, new=new), whose=session_id, durable=True)
             raise
         return created
 
@@ -199,7 +203,7 @@ class SQLiteSessionStore(SessionStore[M]):
                 checkout.record, checkout.version, checkout.unsure = record, version, None
 
         try:
-            outcome: Outcome = await engine.perform(work, durable=True, note=note)
+            outcome: Outcome = await engine.perform(work, durable=True, whose=claim.session_id, note=note)
         except BaseException:
             if release:
                 engine.release(claim.session_id, claim.token, durable=True)
@@ -218,7 +222,9 @@ class SQLiteSessionStore(SessionStore[M]):
                 checkout.unsure = None
 
         work = partial(operations.set_bounds, claim=claim, lifetime=lifetime, version=version)
-        found: Checkout | Outcome = await engine.perform(work, durable=True, note=note)
+        found: Checkout | Outcome = await engine.perform(
+            work, durable=True, whose=claim.session_id, note=note
+        )
         return _STORED if isinstance(found, Checkout) else as_far_as_known(found, checkout.unsure)
 
     async def move(
@@ -243,7 +249,10 @@ class SQLiteSessionStore(SessionStore[M]):
 
         try:
             moved = await engine.perform(
-                partial(operations.move, claim=claim, new=new, leads=leads), durable=True, note=note
+                partial(operations.move, claim=claim, new=new, leads=leads),
+                durable=True,
+                whose=claim.session_id,
+                note=note,
             )
         except BaseException:
             engine.release(claim.session_id, claim.token, durable=True)
@@ -262,7 +271,9 @@ class SQLiteSessionStore(SessionStore[M]):
         claim = claim_of(checkout)
         checkout.token = None
         try:
-            outcome = await engine.perform(partial(operations.discard, claim=claim), durable=True)
+            outcome = await engine.perform(
+                partial(operations.discard, claim=claim), durable=True, whose=claim.session_id
+            )
         except BaseException:
             engine.release(claim.session_id, claim.token, durable=True)
             raise
@@ -321,7 +332,7 @@ class SQLiteSessionStore(SessionStore[M]):
             new=self._new(data), ttl=ttl, default_ttl=self.default_ttl, allow_new=create,
         )  # fmt: skip
         engine = self._ready() or await self._get()
-        stored: bool = await engine.perform(work, durable=True)
+        stored: bool = await engine.perform(work, durable=True, whose=session_id)
         return stored
 
     async def set_batch(
@@ -335,7 +346,7 @@ class SQLiteSessionStore(SessionStore[M]):
         for start in range(0, len(all_new), _AT_ONCE):
             some = all_new[start : start + _AT_ONCE]
             work = partial(operations.put_all, all_new=some, ttl=ttl, default_ttl=self.default_ttl)
-            stored += await engine.perform(work, durable=True, brief=False)
+            stored += await engine.perform(work, durable=True)
         return dict(zip(records, stored, strict=True))
 
     async def delete(self, session_id: str) -> bool:
@@ -349,7 +360,7 @@ class SQLiteSessionStore(SessionStore[M]):
         deleted: list[bool] = []
         for start in range(0, len(ids), _AT_ONCE):
             work = partial(operations.delete, session_ids=ids[start : start + _AT_ONCE])
-            deleted += await engine.perform(work, durable=True, brief=len(ids) == 1)
+            deleted += await engine.perform(work, durable=True, whose=ids[0] if len(ids) == 1 else None)
         return dict(zip(ids, deleted, strict=True))
 
     # -- all records: read in a thread, page by page --------------------------------------------------------
@@ -365,7 +376,8 @@ class SQLiteSessionStore(SessionStore[M]):
     async def list_active(self, limit: int | None = None, offset: int = 0) -> list[str]:
         engine = self._ready() or await self._get()
         sql = f"SELECT id FROM session WHERE {ALIVE} ORDER BY id LIMIT ? OFFSET ?"  # noqa: S608  # a constant
-        rows = await engine.reader.scan(sql, self._clock(), -1 if limit is None else limit, offset)
+        most = MOST if limit is None else min(limit, MOST)
+        rows = await engine.reader.scan(sql, self._clock(), most, min(offset, MOST))
         return [row[0] for row in rows]
 
     async def count_active(self) -> int:
@@ -405,7 +417,7 @@ class SQLiteSessionStore(SessionStore[M]):
         engine = self._ready() or await self._get()
         dropped, more = 0, True
         while more:
-            bite, more = await engine.perform(housekeeping.tidy, durable=False, brief=False)
+            bite, more = await engine.perform(housekeeping.tidy, durable=False)
             dropped += bite
         return dropped
 
@@ -444,9 +456,7 @@ class SQLiteSessionStore(SessionStore[M]):
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         engine = self._ready() or await self._get()
-        ended: int = await engine.perform(
-            partial(operations.end_all_of, user=user, keep=keep), durable=True, brief=False
-        )
+        ended: int = await engine.perform(partial(operations.end_all_of, user=user, keep=keep), durable=True)
         return ended
 
     async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
@@ -455,7 +465,7 @@ class SQLiteSessionStore(SessionStore[M]):
         if len(await engine.reader.rows(_SOME_OF_USER, user, self._clock(), most + 1)) <= most:
             return []
         work = partial(operations.end_surplus, user=user, most=most, keep=keep)
-        ended: list[str] = await engine.perform(work, durable=True, brief=False)
+        ended: list[str] = await engine.perform(work, durable=True)
         return ended
 
     # -- life of the store itself ---------------------------------------------------------------------------

@@ -27,10 +27,12 @@ async def turn_of(
     A request that has waited for a second tells who holds the lock, by the clock of leases, `moments`.
     """
     answer, ends = cast(Answer, waiter.granted), began + waiter.policy.wait
-    if not await answer.wait(min(ends, began + NOTICE_AFTER) - time.monotonic()):
+    await answer.wait(min(ends, began + NOTICE_AFTER) - time.monotonic())
+    if not answer.is_set:
         if ends > began + NOTICE_AFTER:
             await _tell_who_holds(reader, waiter.session_id, moments)
-        if not await answer.wait(ends - time.monotonic()):
+        await answer.wait(ends - time.monotonic())
+        if not answer.is_set:
             raise LockTimeoutError(time.monotonic() - began)
     if isinstance(answer.value, Fault):
         raise answer.value.error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 _FORM = "sqlite:///sessions.db, or sqlite:////var/lib/app/sessions.db for an absolute path"
 
@@ -19,11 +20,15 @@ class Options(NamedTuple):
 def read(url: str) -> Options:
     """The path and the options of `sqlite:///path?option=value`; `ValueError` for anything else."""
     parts = urlsplit(url)
-    path = unquote(parts.path)[1:]
+    path = os.fsdecode(unquote_to_bytes(parts.path)[1:])
     if parts.netloc or not path or "#" in url:
         raise ValueError(f"a SQLite URL reads {_FORM}; a # in the path is written %23")
     found = Options(path)
+    given: set[str] = set()
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in given:
+            raise ValueError(f"the URL gives {name} more than once: which one counts?")
+        given.add(name)
         if name == "synchronous":
             found = found._replace(synchronous=value)
         elif name == "busy_timeout":

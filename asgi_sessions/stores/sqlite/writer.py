@@ -98,7 +98,7 @@ class Writer:
         self._tidies_at = time.monotonic() + housekeeping.TIDY
         self._sleeps_until = self._tidies_at
         self._knows_due = self.desk.due  # when it wakes for a lease
-        self._pages = 0  # written since the log was folded, about
+        self._log = housekeeping.Log()
         self._thread = threading.Thread(target=self._serve, name="asgi_sessions-sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -123,10 +123,10 @@ class Writer:
 
         Nothing is waited for, not even another process.
         """
-        if not self._turn.acquire(blocking=False):
+        if self._calls or len(self.desk.leases) > 1 or not self._turn.acquire(blocking=False):
             return NotImplemented
         try:
-            if self._calls or self._closing or len(self.desk.leases) > 1 or not self._gate.try_enter():
+            if self._calls or self._closing or not self._gate.try_enter():
                 return NotImplemented
             try:
                 return self._attempt(work)
@@ -172,7 +172,7 @@ class Writer:
         """Everything that waits, and what is due beside it."""
         while True:
             calls = [self._calls.popleft() for _ in range(min(len(self._calls), _MOST))]
-            due = self._next_due() <= time.monotonic() or self._pages >= housekeeping.FOLD
+            due = self._next_due() <= time.monotonic() or self._log.is_long
             if calls or due:
                 self._behind_the_gate(calls, due)
             if not self._calls:
@@ -217,7 +217,7 @@ class Writer:
             self._db.execute("COMMIT")
         except Exception as error:
             self._roll_back(tx)
-            if self._pages and is_full(error):
+            if self._log.calls and is_full(error):
                 self._fold()
                 self._transact(calls, full=full)
             elif len(calls) > 1 and not self.lost:
@@ -226,7 +226,7 @@ class Writer:
             else:
                 _answer_all(calls, error)
             return
-        self._pages += 2 * len(calls)
+        self._log.calls += len(calls)
         self._finish(tx, done)
 
     def _attempt(self, work: Work) -> Any:
@@ -243,10 +243,10 @@ class Writer:
             if not isinstance(error, Exception):  # Ctrl-C, in the main thread
                 raise
             return NotImplemented  # the thread tries again, and says what is wrong
-        self._pages += 2
+        self._log.calls += 1
         self._finish(tx, [])
         self._hand_out()
-        if self._pages >= housekeeping.FOLD or self.desk.due < self._knows_due:
+        if self._log.is_long or self.desk.due < self._knows_due:
             self._knows_due, self._sleeps_until = self.desk.due, 0.0
             self._bell.put(None)
         return result
@@ -319,14 +319,13 @@ class Writer:
             self._transact([Call(lambda tx: tidied.append(housekeeping.tidy(tx)), False)], full=False)
             more = bool(tidied) and tidied[-1].more
             self._tidies_at = time.monotonic() + (housekeeping.SOON if more else housekeeping.TIDY)
-        if self._pages >= housekeeping.FOLD:
+        if self._log.is_long:
             self._fold()
 
     def _fold(self) -> None:
         """Fold the log in. It begins anew then, and takes no more room until it is as long again."""
-        self._pages = 0
         with contextlib.suppress(sqlite3.Error):
-            housekeeping.fold(self._db)
+            self._log.fold(self._db)
 
     def _refuse(self) -> None:
         """Answer what came too late."""

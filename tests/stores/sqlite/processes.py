@@ -117,7 +117,7 @@ class Program:
     async def stick(self) -> None:
         """Freeze in the middle of a transaction, and do nothing more afterwards."""
         engine = await self.store._get()
-        engine.send(stop_within, durable=True)
+        engine.send(stop_within, whose="s", durable=True)
         await asyncio.Event().wait()
 
 

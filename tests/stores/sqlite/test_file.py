@@ -159,6 +159,7 @@ def test_what_cannot_work(arguments: dict[str, Any], message: str) -> None:
         ("sqlite:///", "reads sqlite:///sessions.db"),
         ("sqlite:///a#b.db", "%23"),
         ("sqlite:///s.db?sync=normal", "unknown option 'sync'"),
+        ("sqlite:///s.db?synchronous=full&synchronous=normal", "synchronous more than once"),
         ("sqlite:///s.db?busy_timeout=soon", "busy_timeout is a number of seconds, not 'soon'"),
         ("sqlite:////nowhere/at/all/s.db", "there is no folder '/nowhere/at/all'"),
         ("sqlite:s.db", "not a URL"),
@@ -176,6 +177,10 @@ def test_a_url_names_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for url, path in (
         ("sqlite:///a%20b%25.db?synchronous=normal&busy_timeout=1.5", tmp_path / "a b%.db"),
         (f"sqlite:///{tmp_path}/c.db", tmp_path / "c.db"),
+        (
+            "sqlite:///caf%E9%FF.db",
+            tmp_path / os.fsdecode(b"caf\xe9\xff.db"),
+        ),  # no UTF-8, and a path all the same
     ):
         first = SessionMiddleware(None, "k" * 32, store=url)  # type: ignore[arg-type]  # as above
         second = SessionMiddleware(None, "k" * 32, store=url)  # type: ignore[arg-type]  # as above
@@ -206,6 +211,19 @@ async def test_a_file_that_is_no_database(path: Path) -> None:
     """It may be precious."""
     path.write_text("dear diary " * 1000)
     await refused(path, "is no SQLite database; it is left as it is")
+
+
+async def test_a_short_file_that_is_no_database(path: Path) -> None:
+    """It is not taken for a database that was cut off, which may be removed."""
+    path.write_text("dear diary")
+    await refused(path, "is no SQLite database; it is left as it is")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no other system has them")
+async def test_a_pipe(path: Path) -> None:
+    """It has no bytes and is no empty file."""
+    os.mkfifo(path)
+    await refused(path, "is no file, but a pipe")
 
 
 async def test_an_empty_file(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, closing
 from datetime import datetime, timedelta, timezone
@@ -307,10 +308,58 @@ async def test_an_interrupt_leaves_no_transaction_open(
 
     engine = await store._get()
     with pytest.raises(KeyboardInterrupt):
-        await engine.perform(interrupted, durable=False)
+        await engine.perform(interrupted, durable=False, whose="s")
     assert not engine._db.in_transaction
     assert await other.set("t", SessionData(session_id="t"))
     assert await store.list_active() == ["s", "t"]
+
+
+async def test_a_task_writes_by_itself_only_where_it_is_alone(store: SQLiteSessionStore) -> None:
+    """Of many that are ready at once, each would hold up the event loop for all others."""
+    await store.open()
+    engine = await store._get()
+    here = threading.get_ident()
+    by_task: list[bool] = []
+
+    async def write(session_id: str) -> None:
+        await engine.perform(
+            lambda tx: by_task.append(threading.get_ident() == here), durable=False, whose=session_id
+        )
+
+    for _ in range(3):
+        await write("s")
+    assert by_task == [True] * 3
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(write, f"s{number}")
+    assert sum(by_task[3:]) <= 1
+
+
+async def test_the_log_begins_anew_when_it_was_folded(store: SQLiteSessionStore) -> None:
+    """Its first page waits for the disk: whoever folds writes it, not the next task."""
+    for number in range(20):
+        await store.set(f"s{number}", SessionData(session_id=f"s{number}"))
+    engine = await store._get()
+    log, db = engine.writer._log, engine._db
+    assert engine.writer.pause(5)
+    try:
+        log.fold(db)
+        _, pages, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    finally:
+        engine.writer.resume(db)
+    assert (pages, copied) == (1, 1)
+    assert log.calls == 0
+    assert len(await store.list_active()) == 20
+
+
+async def test_limits_of_any_size(store: SQLiteSessionStore) -> None:
+    """A number that SQLite cannot hold is a bound like any other."""
+    await store.set("s", SessionData(session_id="s", message_count=3))
+    huge = 10**30
+    assert await store.list_active(limit=huge) == ["s"]
+    assert await store.list_active(offset=huge) == []
+    assert len(await store.find(SessionFilter(max_messages=huge), limit=huge)) == 1
+    assert await store.find(SessionFilter(min_messages=huge)) == []
 
 
 async def test_one_call_that_fails_takes_no_other_with_it(store: SQLiteSessionStore) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ....errors import SessionStoreError
 from ...checkout import LEADS_FOR, RETIRED_FOR
-from .tokens import new_nonce
+from ...tokens import new_nonce
 
 FOREIGN = "what lies under this id is not a session record; it is left alone"
 

@@ -9,6 +9,7 @@ from typing import cast
 
 from ....errors import SessionStoreError
 from ...checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
+from ...tokens import new_nonce, new_token
 from ..commands import commits
 from ..commands.commands import Commands
 from ..commands.header import (
@@ -35,7 +36,6 @@ from ..commands.scripts import (
     TOUCH,
 )
 from ..commands.timing import LockTiming
-from ..commands.tokens import new_nonce, new_token
 from ..commands.who import taken_here
 from ..connection.call import NotSentError
 from ..connection.replies import NOT_OURS, STORED, Reply

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 from ....errors import LockTimeoutError, SessionStoreError, TooManyWaitersError
 from ...holders import NOTICE_AFTER
 from ...running import while_client_stays
+from ...tokens import new_token
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.timing import LockTiming
-from ..commands.tokens import new_token
 from ..commands.who import taken_here, who_is_here
 from ..connection.call import CLOSED, NotSentError
 from .leases import Leases

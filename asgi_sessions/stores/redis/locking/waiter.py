@@ -8,11 +8,11 @@ from typing import NamedTuple, cast
 
 from ....errors import LockTimeoutError, TooManyWaitersError
 from ...holders import NOTICE_AFTER
+from ...tokens import new_token
 from ..commands.commands import Commands
 from ..commands.keys import Keys
 from ..commands.scripts import ACQUIRE
 from ..commands.timing import NO_CHANNEL, LockTiming
-from ..commands.tokens import new_token
 from ..connection.call import NotSentError
 from ..connection.replies import words_of
 from ..connection.resp import pack_args

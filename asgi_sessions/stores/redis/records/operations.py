@@ -10,11 +10,11 @@ from typing import cast
 
 from ....record.values import is_identifier
 from ...surplus import least
+from ...tokens import new_nonce
 from ..commands.commands import CHUNK, Commands
 from ..commands.header import milliseconds, parse
 from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import SET
-from ..commands.tokens import new_nonce
 from ..connection.replies import Reply, is_list, is_number, is_record, mark_of
 
 AT_ONCE = 100  # records that are read and parsed before others have their turn

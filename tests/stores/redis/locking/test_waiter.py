@@ -26,9 +26,9 @@ from asgi_sessions.stores.redis.commands.header import head_of, next_version, pa
 from asgi_sessions.stores.redis.commands.keys import KeySpace
 from asgi_sessions.stores.redis.commands.scripts import ACQUIRE, COMMIT, RELEASE, REMOVE
 from asgi_sessions.stores.redis.commands.timing import NO_CHANNEL, LockTiming
-from asgi_sessions.stores.redis.commands.tokens import new_nonce
 from asgi_sessions.stores.redis.connection.resp import pack, pack_args
 from asgi_sessions.stores.redis.locking.waiter import Place, question
+from asgi_sessions.stores.tokens import new_nonce
 
 KEYS = KeySpace("turn:").of("s")
 QUEUE = KEYS.record + b":wait"
