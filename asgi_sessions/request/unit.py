@@ -22,6 +22,7 @@ from .block import Block, inside
 from .commit import Commit, let_go
 from .commits import carry_out, commit_is_over, why_gone
 from .duplicates import settle
+from .ending import until_ended
 from .imports import take_over
 from .incoming import Incoming
 from .opening import load, note_missing
@@ -237,6 +238,12 @@ class UnitOfWork:
             self.error = error
             raise
         self.error = None
+
+    async def until_ended(self) -> None:
+        """See `Session.ended`."""
+        if self.block is None and self._keeps_token():
+            await self.commit(release=True)
+        await until_ended(self)
 
     # -- transactions -------------------------------------------------------------------------------------
 

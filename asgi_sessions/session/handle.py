@@ -32,6 +32,8 @@ class UnitOfWork(Protocol):
 
     def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
 
+    async def until_ended(self) -> None: ...
+
 
 class _Done:
     """May be awaited, and costs nothing where it is not."""
@@ -179,6 +181,18 @@ class Session(TrackedDict, Generic[M]):
         """
         return self._work().transaction(self)  # type: ignore[return-value]  # it yields this handle's `data`
 
+    async def ended(self) -> None:
+        """Return when somebody has ended the session, or given it a new id, in whatever process.
+
+        For WebSockets, streams and long polls, which are to end then; what expires has ended too. A new id
+        that this request itself gives the session is no end: its successor is waited for. Where there is no
+        stored session there is nothing to wait for, and it returns at once. A request that holds the lock
+        stores what changed and lets it go first, as `release` does: whoever ends the session may need it.
+        """
+        if self.unit is None:
+            raise SessionClosedError("this session belongs to no request")
+        await self.unit.until_ended()
+
     # -- for the middleware -----------------------------------------------------------------------------
 
     @property
@@ -219,7 +233,7 @@ class Session(TrackedDict, Generic[M]):
         self._is_new = True
         self._client_changed = False
 
-    def ended(self) -> None:
+    def note_end(self) -> None:
         """Take note that the record has ended. What was put in since the app asked for that begins anew."""
         if self.is_blank():
             self.forget()

@@ -16,6 +16,7 @@ from ..record.model import M, SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
+from .endings import Life
 from .local import LocalLocks, RetiredIds
 from .table import Table
 from .value import Value
@@ -53,7 +54,7 @@ class InMemorySessionStore(SessionStore[M]):
         self.model = model
         self._clock = clock
         self._locks = LocalLocks(clock)
-        self._table = Table(self._locks, clock)
+        self._table = Table(self._locks, clock, self._endings.tell)
         self._entries = self._table.entries
         self._retired = RetiredIds(clock)
         self._versions = 0
@@ -282,6 +283,10 @@ class InMemorySessionStore(SessionStore[M]):
             self._table.link(user_id, session_id)
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    async def _life_of(self, session_id: str) -> Life | None:
+        entry = self._table.find(session_id)
+        return None if entry is None else Life(entry.ends - self._clock(), True)
 
     def _facts(self) -> dict[str, Any]:
         return {"store_type": "memory", "default_ttl": self.default_ttl}

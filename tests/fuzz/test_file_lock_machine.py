@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from asgi_sessions.stores.sqlite.answers import Answer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -26,7 +27,6 @@ from asgi_sessions import SessionData
 from asgi_sessions.record.codec import encode_checked
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.sqlite import housekeeping, locks, operations
-from asgi_sessions.stores.sqlite.answers import Answer
 from asgi_sessions.stores.sqlite.claims import claim_of, record_of
 from asgi_sessions.stores.sqlite.gate import Presence
 from asgi_sessions.stores.sqlite.place import Place

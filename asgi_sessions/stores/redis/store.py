@@ -155,6 +155,11 @@ class RedisSessionStore(SessionStore[M]):
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""
         return await (await self._states.get()).checkouts.renew(checkouts)
 
+    async def until_ended(self, session_id: str) -> None:
+        """See `SessionStore.until_ended`; all processes are told at once, where Redis allows to publish."""
+        check_id(session_id)
+        await (await self._states.get()).endings.wait(session_id)
+
     async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
         await (await self._states.get()).index.link(user_id, session_id, lifetime.absolute)
 

@@ -15,7 +15,7 @@ from .transaction import Standing, Transaction, Waiter
 _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on Python 3.11
 _COUNT_OF_USER = "SELECT count(*) FROM session WHERE user_id = ? AND id IS NOT ? AND ends > ?"
 _LOCKED_OF_USER = "SELECT id FROM session WHERE user_id = ? AND id IS NOT ? AND id IN (SELECT id FROM lock)"
-_DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ?"
+_DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ? RETURNING id"
 _HELD, _FULL = Standing.HELD, Standing.FULL
 
 
@@ -161,7 +161,7 @@ def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     """Delete all records of a user but one; how many lived."""
     (lived,) = tx.db.execute(_COUNT_OF_USER, (user, keep, tx.now)).fetchone()
     locked = tx.db.execute(_LOCKED_OF_USER, (user, keep)).fetchall()
-    tx.db.execute(_DELETE_OF_USER, (user, keep))
+    tx.ended += [session_id for (session_id,) in tx.db.execute(_DELETE_OF_USER, (user, keep))]
     for (session_id,) in locked:
         locks.send_away(tx, session_id, Missing.ABSENT)
     return int(lived)

@@ -20,13 +20,13 @@ from ...errors import SessionStoreError, TooManyWaitersError
 from ...record.model import M, SessionData
 from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
+from ..answers import Answer
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
 from ..running import while_client_stays
 from ..tokens import new_token
 from ..value import Value, new_version
 from . import housekeeping, operations, records, urls
-from .answers import Answer
 from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
 from .faults import DELETED, fault_of
@@ -260,6 +260,12 @@ class SQLiteSessionStore(SessionStore[M]):
         claims = [claim_of(checkout) for checkout in checkouts]
         kept: list[bool] = await engine.perform(partial(operations.renew, claims=claims), durable=False)
         return kept
+
+    async def until_ended(self, session_id: str) -> None:
+        """See `SessionStore.until_ended`; all processes are told at once."""
+        check_id(session_id)
+        engine = self._ready() or await self._get()
+        await engine.endings.wait(session_id)
 
     # -- records --------------------------------------------------------------------------------------------
 

@@ -97,7 +97,8 @@ class Checkouts:
         """
         token = self._held(taken)[1]
         asked = self._loop.time()
-        args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
+        bounds = milliseconds(rule.absolute), milliseconds(rule.idle)
+        args = pack_args(token, *bounds, self._commands.ended)
         call = self._commands.call(SHORTEN, keys.record, SHORTEN.by_sha + keys.packed + args, keys.mark)
         try:
             found = self._commands.found(await call, asked)
@@ -259,7 +260,9 @@ class Checkouts:
         keys, token, timing = self._held(checkout)
         self._leases.drop(token)
         name = new_nonce()  # by which the call knows its own retry
-        args = pack_args(token, commits.known(checkout), retired, timing.claim_ms, commands.clustered, name)
+        args = pack_args(
+            token, commits.known(checkout), retired, timing.claim_ms, commands.clustered, name, commands.ended
+        )
         reply = commands.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
         self._locks.leave(keys, token)
         return reply
