@@ -11,6 +11,7 @@ from .client.cookie import Presented, SessionCookie
 from .client.fingerprint import Fingerprint
 from .client.headers import ByName, by_name
 from .client.starlette import StarletteCookies
+from .keys import derived_from
 from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
     Routes,
@@ -23,10 +24,12 @@ from .options import (
     resolve_model,
     resolve_names,
     resolve_origins,
+    resolve_recorder,
     resolve_routes,
 )
 from .record.model import SessionData
 from .request.answers import Answers
+from .request.devices import PURPOSE
 from .request.http import HTTPRequest, runs_without_lock
 from .request.rerun import Rerun
 from .request.running import Running
@@ -101,6 +104,7 @@ class SessionMiddleware:
         rolling: bool = False,
         fingerprint: Fingerprint | None = Fingerprint(),  # noqa: B008  # a frozen value
         trusted_proxies: Iterable[TrustedProxy] = (),
+        record_client: bool = False,
         exclude: Routes = (),
         read_only: Routes = (),
         passive: Routes = (),
@@ -148,6 +152,8 @@ class SessionMiddleware:
             early_release=release_lock == "response_start",
             rotate_on=resolve_names(rotate_on),
             client=client,
+            recorder=resolve_recorder(record_client, trusted_proxies, self._events, model),
+            device_keys=derived_from([secret_key, *secret_key_fallbacks], "secret_key", PURPOSE),
             reports_mismatch=fingerprint is not None and fingerprint.on_mismatch == "report",
             answers=self._answers,
             events=self._events,

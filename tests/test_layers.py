@@ -71,6 +71,7 @@ HOMES = {
     "fcntl": {"stores.sqlite.gate"},
     "trio": {"stores.answers"},
     "pytest": {"testing"},
+    "ua_parser": {"client.agent"},
     "pydantic": {"record", "session.draft", "options"},
     "pydantic_core": {"record", "session.draft"},
     "starlette": {"session.access"},
@@ -79,6 +80,7 @@ HOMES = {
 }
 
 LATE_IMPORTS = {
+    ("client.agent", "_parsed"),  # ua-parser is an optional dependency
     ("record.vault", "__init__"),  # cryptography is an optional dependency
     ("stores.urls", "_made"),  # redis is an optional dependency
     ("stores.answers", "_home"),  # so is trio
@@ -207,7 +209,7 @@ def test_memory_sessions_need_neither_redis_nor_a_framework() -> None:
     code = (
         "import sys, asgi_sessions as a\n"
         "a.SessionMiddleware(None, 'k' * 32)\n"
-        "optional = {'redis', 'hiredis', 'starlette', 'fastapi', 'pytest', 'httpx'}\n"
+        "optional = {'redis', 'hiredis', 'starlette', 'fastapi', 'pytest', 'httpx', 'ua_parser'}\n"
         "print(sorted(optional & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -398,9 +398,7 @@ class RequestOperations(Generic[M]):
     def read(self, record: bytes) -> M:
         """The record as this store's model; `SessionStoreError` where it does not parse, or has no key."""
         try:
-            if self.vault is not None:
-                record = self.vault.open(id_of(record) or "", record)
-            return decode(self.model, record)  # type: ignore[return-value]  # the model is M's class
+            return decode(self.model, self._plain(record))  # type: ignore[return-value]  # the model is M's class
         except NoKeyError as error:
             raise SessionStoreError(str(error)) from error
         except ValueError as error:
@@ -453,6 +451,9 @@ class RequestOperations(Generic[M]):
             await self.commit(taken, sealed, release=False)
         else:
             await self.commit_unlocked(taken, sealed)
+
+    def _plain(self, record: bytes) -> bytes:
+        return record if self.vault is None else self.vault.open(id_of(record) or "", record)
 
     def name_of(self, user_id: str) -> str:
         """How this store knows a user: by a keyed hash, if there are keys."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 import anyio.lowlevel
 
-from ..errors import SessionStoreError
 from ..record.codec import user_of
 from ..record.model import M, SessionData
 from ..record.values import check_id
@@ -132,13 +131,15 @@ class InMemorySessionStore(SessionStore[M]):
             await anyio.lowlevel.checkpoint()
         return dropped
 
-    async def _sessions_of(self, user: str) -> list[M]:
-        found = []
-        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in self.names_of(user)))
-        for session_id in sorted(known):
-            with suppress(SessionStoreError):  # of another model: not for a list
-                found.append(await self.get(session_id))
-        return [data for data in found if data is not None]
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
+        names = self.names_of(user) if user else []
+        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in names))
+        for count, session_id in enumerate(known, 1):
+            if count % _CHUNK == 0:
+                await anyio.lowlevel.checkpoint()
+            entry = self._table.find(session_id)
+            if entry is not None:
+                yield entry.record
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)

@@ -19,12 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from asgi_sessions.stores.sqlite.answers import Answer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from asgi_sessions import SessionData
 from asgi_sessions.record.codec import encode_checked
+from asgi_sessions.stores.answers import Answer
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.sqlite import housekeeping, locks, operations
 from asgi_sessions.stores.sqlite.claims import claim_of, record_of

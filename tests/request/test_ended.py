@@ -43,7 +43,7 @@ class Watch:
         self.ended.set()
 
 
-async def _ends(site: Site, request: Act, watch: Watch, *ends: object) -> None:
+async def _ends(site: Site, request: Act, watch: Watch, *ends: Act) -> None:
     """While `request` waits, each of `ends` happens; it has to learn of the last one and of no other."""
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:

@@ -429,6 +429,15 @@ class SQLiteSessionStore(SessionStore[M]):
                 for record, _ in rows:
                     yield record
 
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
+        engine, names = self._ready() or await self._get(), self.names_of(user) if user else []
+        marks = ",".join("?" * len(names))
+        sql = f"SELECT id FROM session WHERE user_id IN ({marks}) AND {ALIVE}"  # noqa: S608  # marks
+        ids = [row[0] for row in await engine.reader.scan(sql, *names, self._clock())]
+        for start in range(0, len(ids), _AT_ONCE):
+            for record in (await self._records(ids[start : start + _AT_ONCE])).values():
+                yield record
+
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         engine = self._ready() or await self._get()
         ended: int = await engine.perform(partial(operations.end_all_of, user=user, keep=keep), durable=True)
