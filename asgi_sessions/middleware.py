@@ -68,6 +68,7 @@ class SessionMiddleware:
     rolling: each request restarts `max_age`.
     fingerprint: which of a client's properties a session is bound to; None: to nothing.
     trusted_proxies: networks whose `X-Forwarded-For` or `Forwarded` is believed.
+    record_client: keeps user agent and address of a sign-in in `data.client`, for `Session.devices()`.
     exclude: requests without any session: path patterns ("/static/*") or a predicate of the scope.
     read_only: requests that load the session without its lock; only `transaction()` changes it.
     passive: requests that are no activity for `idle_timeout`, such as polls.

@@ -140,7 +140,7 @@ class SessionStore(RequestOperations[M]):
         out.
         """
         user = user_text(user_id) if user_id is not None else ""
-        found: list[SessionData] = []
+        found: list[M] = []
         async with aclosing(self._records_of(user)) as records:
             async for record in records:
                 with suppress(SessionStoreError):  # of another model: not for a list
