@@ -36,6 +36,7 @@ from .observation.events import SessionEvent, session_hash
 from .record.model import SessionData
 from .record.queries import SessionFilter, SessionMetrics
 from .session.access import get_session, get_session_data, session_dependency
+from .session.device import Device
 from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
@@ -43,6 +44,7 @@ from .stores.memory import InMemorySessionStore
 __version__ = "0.1.0"
 
 __all__ = [
+    "Device",
     "DistributedLock",
     "DistributedLockManager",
     "Fingerprint",

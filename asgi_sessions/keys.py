@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 
 MIN_KEY_BYTES = 32  # the output of SHA-256 (RFC 2104 section 3: a shorter key weakens the HMAC)
 
@@ -25,6 +26,11 @@ def weakness(key: bytes, where: str) -> str | None:
     if len(key) >= MIN_KEY_BYTES:
         return None
     return f"{where} has {len(key)} bytes, fewer than {MIN_KEY_BYTES}, and can be guessed; {MAKE_A_KEY}"
+
+
+def derived_from(keys: Sequence[object], where: str, purpose: bytes) -> tuple[bytes, ...]:
+    """A key for another purpose from each of these."""
+    return tuple(derived(key_bytes(key, where), purpose) for key in keys)
 
 
 def derived(key: bytes, purpose: bytes) -> bytes:

@@ -11,6 +11,7 @@ from .client.cookie import Presented, SessionCookie
 from .client.fingerprint import Fingerprint
 from .client.headers import ByName, by_name
 from .client.starlette import StarletteCookies
+from .keys import derived_from
 from .observation.events import ABSURD_COOKIE, ORIGIN_REFUSED, EventSink, SessionEvent
 from .options import (
     Routes,
@@ -25,11 +26,13 @@ from .options import (
     resolve_most_sessions,
     resolve_names,
     resolve_origins,
+    resolve_recorder,
     resolve_rotation,
     resolve_routes,
 )
 from .record.model import SessionData
 from .request.answers import Answers
+from .request.devices import PURPOSE
 from .request.http import HTTPRequest, runs_without_lock
 from .request.rerun import Rerun
 from .request.running import Running
@@ -68,6 +71,7 @@ class SessionMiddleware:
     rolling: each request restarts `max_age`.
     fingerprint: which of a client's properties a session is bound to; None: to nothing.
     trusted_proxies: networks whose `X-Forwarded-For` or `Forwarded` is believed.
+    record_client: keeps user agent and address of a sign-in in `data.client`, for `Session.devices()`.
     exclude: requests without any session: path patterns ("/static/*") or a predicate of the scope.
     read_only: requests that load the session without its lock; only `transaction()` changes it.
     passive: requests that are no activity for `idle_timeout`, such as polls.
@@ -107,6 +111,7 @@ class SessionMiddleware:
         rolling: bool = False,
         fingerprint: Fingerprint | None = Fingerprint(),  # noqa: B008  # a frozen value
         trusted_proxies: Iterable[TrustedProxy] = (),
+        record_client: bool = False,
         exclude: Routes = (),
         read_only: Routes = (),
         passive: Routes = (),
@@ -162,6 +167,8 @@ class SessionMiddleware:
             max_sessions_per_user=resolve_most_sessions(max_sessions_per_user),
             rotate_on=resolve_names(rotate_on),
             client=client,
+            recorder=resolve_recorder(record_client, trusted_proxies, self._events, model),
+            device_keys=derived_from([secret_key, *secret_key_fallbacks], "secret_key", PURPOSE),
             reports_mismatch=fingerprint is not None and fingerprint.on_mismatch == "report",
             answers=self._answers,
             events=self._events,

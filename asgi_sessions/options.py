@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from .asgi import Scope
 from .client.address import TrustedProxy
+from .client.agent import ClientRecorder
 from .client.cookie import SessionCookie
 from .client.fingerprint import Fingerprint, FingerprintReader
 from .client.paths import path_below
@@ -51,6 +52,25 @@ def resolve_client(
         known, trusted_proxies, lambda: events.warn_once(UNTRUSTED_PROXY, remedy=_PROXIES)
     )
     return None if fingerprint is None else reader
+
+
+def resolve_recorder(
+    record_client: object,
+    trusted_proxies: Iterable[TrustedProxy],
+    events: EventSink,
+    model: type[SessionData],
+) -> ClientRecorder | None:
+    """What tells the record who signs in; None where that is not kept. The model has to have our `client`."""
+    if not isinstance(record_client, bool):
+        raise TypeError(f"record_client is True or False, not {record_client!r}")
+    if not record_client:
+        return None
+    if model.model_fields["client"].annotation != SessionData.model_fields["client"].annotation:
+        raise ValueError(
+            f"record_client=True keeps who signs in in data.client, and {model.__name__} has another field of"
+            " that name: rename it (old records keep what they have), or leave record_client off"
+        )
+    return ClientRecorder(trusted_proxies, lambda: events.warn_once(UNTRUSTED_PROXY, remedy=_PROXIES))
 
 
 _PROXIES = (

@@ -50,13 +50,13 @@ SQLITE_FLOORS: tuple[tuple[str, ...], ...] = (
     ("",),  # what is public
     ("store",),
     ("engine", "claims", "turns"),  # what a process has open; what a call asks for, and how it waits
-    ("watch",),  # listens for other processes
+    ("watch", "ends"),  # listens for other processes; tells them which sessions have ended
     ("writer", "reader"),  # the thread that writes; connections that read
     ("operations", "housekeeping"),  # a store's operations, each in one transaction
     ("locks",),  # the queue for a session's lock
     ("records",),  # records, their bounds and columns
     ("transaction", "columns"),
-    ("answers", "waking", "gate", "schema", "queries", "urls"),  # threads and tasks, processes, tables
+    ("waking", "gate", "schema", "queries", "urls"),  # processes, tables
     ("place",),  # the file
     ("faults",),  # errors in words
 )
@@ -69,8 +69,9 @@ HOMES = {
     "sqlite3": {"stores.sqlite"},
     "cryptography": {"record.vault"},
     "fcntl": {"stores.sqlite.gate"},
-    "trio": {"stores.sqlite.answers"},
+    "trio": {"stores.answers"},
     "pytest": {"testing"},
+    "ua_parser": {"client.agent"},
     "pydantic": {"record", "session.draft", "options"},
     "pydantic_core": {"record", "session.draft"},
     "starlette": {"session.access"},
@@ -79,9 +80,10 @@ HOMES = {
 }
 
 LATE_IMPORTS = {
+    ("client.agent", "_parsed"),  # ua-parser is an optional dependency
     ("record.vault", "__init__"),  # cryptography is an optional dependency
     ("stores.urls", "_made"),  # redis is an optional dependency
-    ("stores.sqlite.answers", "_home"),  # so is trio
+    ("stores.answers", "_home"),  # so is trio
     ("session.access", "session_dependency"),  # and Starlette
     ("", "__getattr__"),  # the same, and for whoever names a class that needs it
     ("testing", "__getattr__"),  # and pytest, which the tests for authors of stores are made of
@@ -207,7 +209,7 @@ def test_memory_sessions_need_neither_redis_nor_a_framework() -> None:
     code = (
         "import sys, asgi_sessions as a\n"
         "a.SessionMiddleware(None, 'k' * 32)\n"
-        "optional = {'redis', 'hiredis', 'starlette', 'fastapi', 'pytest', 'httpx'}\n"
+        "optional = {'redis', 'hiredis', 'starlette', 'fastapi', 'pytest', 'httpx', 'ua_parser'}\n"
         "print(sorted(optional & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

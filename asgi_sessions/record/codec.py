@@ -18,7 +18,7 @@ from pydantic_core import SchemaValidator, core_schema, to_json
 from ..errors import SessionDataError
 from .lines import WHEN, WHO, Parts, items_of, join, parsed, split
 from .proof import NOT_COMPARED, check_same, check_size, explain, kept_fields
-from .writer import compile_writer, has_own_serializer
+from .writer import compile_writer, has_own_serializer, stored_only
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -67,7 +67,9 @@ class Codec(Generic[Record]):
         if self.has_lines:
             self._who = compile_writer(model, WHO, extras=False)
             self._when = compile_writer(model, WHEN, extras=False)
-            self._fields = compile_writer(model, names - {*_FACTS, "metadata"})
+            fields = names - {*_FACTS, "metadata"}
+            self._fields = compile_writer(model, fields)
+            self._without_client = compile_writer(model, fields - stored_only(model))  # most have none
 
     def decode(self, raw: str | bytes) -> Record:
         """See `decode`."""
@@ -107,7 +109,8 @@ class Codec(Generic[Record]):
         """See `Image`. Raises `ValueError` where a value has no JSON form."""
         if not self.has_lines:
             return (), self.line(data)
-        fields = self._fields.to_json(data, by_alias=False, warnings=False, exclude=self._computed)
+        writer = self._without_client if data.__dict__.get("client") is None else self._fields
+        fields = writer.to_json(data, by_alias=False, warnings=False, exclude=self._computed)
         return self.facts(data), fields[1:-1] + b"," if len(fields) > 2 else b""
 
     def has_same_line(self, one: Image, other: Image) -> bool:

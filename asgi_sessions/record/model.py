@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from typing_extensions import TypeVar  # in typing itself from Python 3.13: with a default
 
 from .codec import codec_of
+from .sighting import Client, ClientSchema
 from .values import (
     HexHash,
     Identifier,
@@ -25,7 +26,7 @@ from .values import (
     to_utc,
     utc_now,
 )
-from .writer import STORED_ONLY
+from .writer import StoredOnly, stored_only
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself from Python 3.11
@@ -53,8 +54,8 @@ class SessionData(BaseModel):
     naive ones are read as UTC, None is now. Raises pydantic's `ValidationError`, a `ValueError`.
 
     What frameworks make of a returned record (`model_dump`, `model_dump_json`, a response model) has no
-    `session_id` and no `fingerprint`; `to_dict` and `to_json` have them. `repr` shows neither, and of the
-    metadata the number of keys only.
+    `session_id`, no `fingerprint` and no `client`; `to_dict` and `to_json` have them. `repr` shows none of
+    them, and of the metadata the number of keys only. `client` is who signed in, with `record_client=True`.
     """
 
     model_config = ConfigDict(
@@ -76,6 +77,7 @@ class SessionData(BaseModel):
     updated_at: Moment = Field(default_factory=utc_now)
     last_activity: Moment = Field(default_factory=utc_now)
     fingerprint: Annotated[HexHash | None, Field(exclude=True)] = None
+    client: Annotated[Client | None, ClientSchema, StoredOnly(), Field(exclude=True)] = None
 
     @model_validator(mode="after")
     def _settle_times(self) -> Self:
@@ -173,10 +175,11 @@ class SessionData(BaseModel):
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """What `repr` shows: crash reporters print locals, and a session's id is a password."""
+        hidden = stored_only(type(self))
         for name, value in super().__repr_args__():
             if name == "metadata":
                 yield name, _Hidden(f"<{dict.__len__(value)} keys>")
-            elif name in type(self).__pydantic_fields__ and name not in STORED_ONLY:
+            elif name in type(self).__pydantic_fields__ and name not in hidden:
                 yield name, value
 
     def __copy__(self) -> Self:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import SessionDataError
 from .json import MAX_DEPTH, MAX_METADATA_BYTES, MAX_RECORD_BYTES, check_metadata_size, normalise, step
 from .lines import Parts
-from .writer import STORED_ONLY
+from .writer import stored_only
 
 _ATOMS = frozenset({str, int, float, bool, bytes, type(None), datetime, date, Decimal, UUID})
 NOT_COMPARED = frozenset(
@@ -106,7 +106,8 @@ def explain(data: BaseModel, fault: Exception) -> SessionDataError:
 def kept_fields(model: type[BaseModel]) -> list[str]:
     """The fields of a model that are stored."""
     fields = model.__pydantic_fields__.items()
-    return [name for name, field in fields if name in STORED_ONLY or not field.exclude]
+    hidden = stored_only(model)
+    return [name for name, field in fields if name in hidden or not field.exclude]
 
 
 @lru_cache(maxsize=1024)

@@ -13,8 +13,20 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import SchemaSerializer
 
-STORED_ONLY = frozenset({"session_id", "fingerprint"})
-"""The fields that records have and answers have not: one is a password, one tells about the client."""
+_STORED_ONLY = frozenset({"session_id", "fingerprint"})
+
+
+class StoredOnly:
+    """Marks one more field of this kind: a model of the app's own may have another under the same name."""
+
+
+def stored_only(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that records have and answers have not: one is a password, the others tell of the client."""
+    fields = model.__pydantic_fields__.items()
+    return _STORED_ONLY.union(
+        name for name, field in fields if any(isinstance(each, StoredOnly) for each in field.metadata)
+    )
+
 
 _Schema = dict[str, Any]
 
@@ -28,9 +40,10 @@ def compile_writer(
     """
     node, definitions = _node_of(model)
     inner = _find("model-fields", node["schema"], definitions)
+    hidden = stored_only(model)
     fields = {
         name: {key: value for key, value in field.items() if key != "serialization_exclude"}
-        if name in STORED_ONLY
+        if name in hidden
         else field
         for name, field in inner["fields"].items()
         if names is None or name in names

@@ -278,7 +278,7 @@ class Commit:
         if outcome not in (_STORED, _GONE):
             return outcome
         self.intent = _KEEP
-        self.session.ended()
+        self.session.note_end()
         self.record = Missing.ABSENT
         return _STORED
 

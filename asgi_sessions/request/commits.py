@@ -8,6 +8,7 @@ from ..errors import SessionDataError
 from ..session.changes import Change, Fate
 from ..stores.checkout import Checkout, Missing, Outcome
 from .commit import Commit, let_go
+from .devices import note_client
 from .state import OPTIMISTIC, RELEASED, News
 from .work import Work
 
@@ -17,6 +18,8 @@ _QUIET, _TOLD, _KEEP = News.NOTHING, News.TOLD, Fate.KEEP
 
 async def carry_out(work: Work, change: Change, *, release: bool) -> Outcome:
     """Do to the store what the handle asks for. Whatever comes of it, the request has learned it then."""
+    if work.settings.recorder is not None:
+        note_client(work)
     commit = work.committing = Commit(
         work.settings,
         work.session,

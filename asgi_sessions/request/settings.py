@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ..client.agent import ClientRecorder
 from ..client.cookie import Presented, SessionCookie
 from ..client.fingerprint import FingerprintReader
 from ..client.starlette import OldCookies
@@ -40,6 +41,8 @@ class Settings:
     rotate_on: frozenset[str]  # the values that say who is signed in
     client: FingerprintReader | None  # None: fingerprints are off
     reports_mismatch: bool  # another client's session is served and the app is told, instead of refused
+    recorder: ClientRecorder | None  # record_client: tells who signs in
+    device_keys: tuple[bytes, ...]  # for the handles of devices; the first makes them
     answers: Answers
     events: EventSink
 

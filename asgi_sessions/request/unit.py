@@ -15,13 +15,16 @@ from ..client.headers import ByName
 from ..errors import ReadOnlySessionError, SessionClosedError, SessionError
 from ..record.model import SessionData
 from ..session.changes import Change, Fate
+from ..session.device import Device
 from ..session.handle import Session
 from ..stores.checkout import Checkout, Missing, Outcome, raise_for
 from .answers import hear_nothing, say_nothing
 from .block import Block, inside
 from .commit import Commit, let_go
 from .commits import carry_out, commit_is_over, why_gone
+from .devices import devices, end_device
 from .duplicates import settle
+from .ending import until_ended
 from .imports import take_over
 from .incoming import Incoming
 from .lifetimes import of_new, of_stored
@@ -267,6 +270,20 @@ class UnitOfWork:
             self.error = error
             raise
         self.error = None
+
+    async def until_ended(self) -> None:
+        """See `Session.ended`."""
+        if self.block is None and self._keeps_token():
+            await self.commit(release=True)
+        await until_ended(self)
+
+    async def devices(self) -> list[Device]:
+        """See `Session.devices`."""
+        return await devices(self)
+
+    async def end_device(self, handle: object) -> bool:
+        """See `Session.end_device`."""
+        return await end_device(self, handle)
 
     # -- transactions -------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn, Protocol
 
+from ..asgi import Scope
 from ..session.handle import Session
 from ..stores.checkout import Checkout, Missing, Outcome
 from .block import Block
@@ -15,6 +16,7 @@ from .state import News, State
 class Work(Protocol):
     """`UnitOfWork`, which knows those parts; there it says what each member means."""
 
+    scope: Scope
     settings: Settings
     session: Session
     client: str | None

@@ -16,6 +16,7 @@ from ..record.lines import Parts, join, split, when_line
 from ..record.model import SessionData, stamp
 from ..record.proof import holds, same
 from ..record.read_back import ReadBack
+from ..record.sighting import MOST_OF_ADDRESS, MOST_OF_AGENT, Client
 from ..record.values import new_session_id
 from .expiry import Expiry
 
@@ -181,6 +182,11 @@ class Draft:
     def rename(self, live: dict[str, Any], session_id: str) -> None:
         """Put the record under another id."""
         vars(self.typed(live))["session_id"] = session_id
+
+    def note_client(self, live: dict[str, Any], user_agent: str, address: str) -> None:
+        """Keep who signed in in the record."""
+        client = Client(user_agent=user_agent[:MOST_OF_AGENT], address=address[:MOST_OF_ADDRESS])
+        vars(self.typed(live))["client"] = client
 
     def empty(self, live: dict[str, Any], session_id: str | None) -> None:
         """Bring values and fields back to their defaults; with an id, as a new session of that id."""

@@ -12,6 +12,7 @@ from ..record.codec import Who
 from ..record.model import M, SessionData
 from ..record.values import new_session_id, user_text
 from .changes import Change, Fate, fate_of
+from .device import Device
 from .draft import Draft
 from .expiry import Expiry
 from .tracking import TrackedDict
@@ -37,6 +38,12 @@ class UnitOfWork(Protocol):
     async def commit(self, *, release: bool) -> None: ...
 
     def transaction(self, session: Session) -> AbstractAsyncContextManager[SessionData]: ...
+
+    async def until_ended(self) -> None: ...
+
+    async def devices(self) -> list[Device]: ...
+
+    async def end_device(self, handle: object) -> bool: ...
 
 
 class _Done:
@@ -210,6 +217,33 @@ class Session(TrackedDict, Generic[M]):
         """
         return self._work().transaction(self)  # type: ignore[return-value]  # it yields this handle's `data`
 
+    async def ended(self) -> None:
+        """Return when somebody has ended the session, or given it a new id, in whatever process.
+
+        For WebSockets, streams and long polls, which are to end then; what expires has ended too. A new id
+        that this request itself gives the session is no end: its successor is waited for. Where there is no
+        stored session there is nothing to wait for, and it returns at once. A request that holds the lock
+        stores what changed and lets it go first, as `release` does: whoever ends the session may need it.
+        """
+        await self._unit().until_ended()
+
+    async def devices(self) -> list[Device]:
+        """All sessions of the user who is signed in by `login()`, the current one first, then the latest.
+
+        [] where nobody is. What the clients are is kept with `record_client=True` only. It costs what the
+        number of the user's sessions costs, and some hundred bytes for each.
+        """
+        self.accessed = True
+        return await self._unit().devices()
+
+    async def end_device(self, handle: str) -> bool:
+        """End the session of this user that `handle` names; its own is `invalidate()`d.
+
+        False for the handle of another user, for what is no handle, and where that session has ended.
+        """
+        self.accessed = True
+        return await self._unit().end_device(handle)
+
     # -- for the middleware -----------------------------------------------------------------------------
 
     @property
@@ -262,7 +296,7 @@ class Session(TrackedDict, Generic[M]):
         self._is_new = True
         self._client_changed = False
 
-    def ended(self) -> None:
+    def note_end(self) -> None:
         """Take note that the record has ended. What was put in since the app asked for that begins anew."""
         if self.is_blank():
             self.forget()
@@ -278,6 +312,10 @@ class Session(TrackedDict, Generic[M]):
     def rename(self, session_id: str) -> None:
         """Put the record under another id."""
         self._draft.rename(self, session_id)
+
+    def note_client(self, user_agent: str, address: str) -> None:
+        """Keep in the record who signed in."""
+        self._draft.note_client(self, user_agent, address)
 
     def is_blank(self) -> bool:
         """Whether nothing but the defaults is in it."""
@@ -376,8 +414,12 @@ class Session(TrackedDict, Generic[M]):
             self._is_new = is_new
 
     def _work(self) -> UnitOfWork:
+        unit = self._unit()
+        self._draft.take_back()
+        unit.session = self
+        return unit
+
+    def _unit(self) -> UnitOfWork:
         if self.unit is None:
             raise SessionClosedError("this session belongs to no request")
-        self._draft.take_back()
-        self.unit.session = self
         return self.unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
@@ -13,6 +14,7 @@ from ..record.model import M, SessionData
 from ..record.values import check_id
 from ..record.vault import NoKeyError, Vault
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome
+from .endings import Endings, Life
 from .local import Latches, LocalLocks, RetiredIds
 from .primitives import Values
 from .surplus import idleness, surplus
@@ -45,7 +47,8 @@ class RequestOperations(Generic[M]):
         self._check_primitives()
         self._locks = LocalLocks()
         self._retired = RetiredIds()
-        self._primitives = Values(self)
+        self._endings = Endings(self._life_of)
+        self._primitives = Values(self, self._endings.tell)
         self._users = Latches()  # of users who sign out, or whose session gets a new id
         self._responses = 0
         self._response_seconds = 0.0
@@ -414,6 +417,21 @@ class RequestOperations(Generic[M]):
         A link may outlive its session and never undoes a sign-out: the record decides.
         """
 
+    async def until_ended(self, session_id: str) -> None:
+        """Return when this session is not there any more: ended, replaced by another id, or expired.
+
+        At once where it is absent. An end in another process is noticed by looking, each 5 seconds at last;
+        stores for several processes tell one another. A fault of the backend is no end.
+        """
+        await self._endings.wait(session_id)
+
+    async def _life_of(self, session_id: str) -> Life | None:
+        """How a session lives that somebody waits for; None where it is absent."""
+        found = await self._primitives.find(session_id)
+        if isinstance(found, Missing):
+            return None if found is Missing.ABSENT else Life(math.inf, False)
+        return Life(found.ends - self.now(), False)
+
     # -- life of the store itself -----------------------------------------------------------------------
 
     def bind(self, model: type[SessionData], lock_policy: LockPolicy) -> None:
@@ -437,9 +455,7 @@ class RequestOperations(Generic[M]):
     def read(self, record: bytes) -> M:
         """The record as this store's model; `SessionStoreError` where it does not parse, or has no key."""
         try:
-            if self.vault is not None:
-                record = self.vault.open(id_of(record) or "", record)
-            return decode(self.model, record)  # type: ignore[return-value]  # the model is M's class
+            return decode(self.model, self._plain(record))  # type: ignore[return-value]  # the model is M's class
         except NoKeyError as error:
             raise SessionStoreError(str(error)) from error
         except ValueError as error:
@@ -492,6 +508,9 @@ class RequestOperations(Generic[M]):
             await self.commit(taken, sealed, release=False)
         else:
             await self.commit_unlocked(taken, sealed)
+
+    def _plain(self, record: bytes) -> bytes:
+        return record if self.vault is None else self.vault.open(id_of(record) or "", record)
 
     def name_of(self, user_id: str) -> str:
         """How this store knows a user: by a keyed hash, if there are keys."""

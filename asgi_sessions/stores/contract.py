@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from ..errors import SessionStoreError
-from ..record.codec import counts_of, encode
+from ..record.codec import counts_of, encode, user_of
 from ..record.model import M, SessionData, stamp
 from ..record.queries import SessionFilter, SessionMetrics
+from ..record.sighting import Sighting, sighting_of
 from ..record.values import check_id, new_session_id, user_text
+from ..record.vault import NoKeyError
 from .checkout import Checkout, Lifetime, LockPolicy, raise_for
 from .checkouts import RequestOperations
 from .running import holder_of
@@ -137,8 +140,25 @@ class SessionStore(RequestOperations[M]):
         out.
         """
         user = user_text(user_id) if user_id is not None else ""
-        found = await self._sessions_of(user) if user else []
-        return [data for data in found if data.user_id == user]
+        found: list[M] = []
+        async with aclosing(self._records_of(user)) as records:
+            async for record in records:
+                with suppress(SessionStoreError):  # of another model: not for a list
+                    found.append(self.read(record))
+        return sorted((data for data in found if data.user_id == user), key=attrgetter("session_id"))
+
+    async def iter_for_user(self, user_id: str | int | UUID) -> AsyncGenerator[Sighting, None]:
+        """What is known of each session of a user, without its values, in any order and in constant memory.
+
+        Use it within `contextlib.aclosing`. Records that no key here opens are left out.
+        """
+        user = user_text(user_id) if user_id is not None else ""
+        async with aclosing(self._records_of(user)) as records:
+            async for record in records:
+                with suppress(NoKeyError):
+                    found = sighting_of(self._plain(record))
+                    if found is not None and found.user_id == user:
+                        yield found
 
     async def delete_for_user(self, user_id: str | int | UUID, keep: str | None = None) -> int:
         """Sign a user out everywhere but in the session `keep`; how many sessions this call ended.
@@ -153,8 +173,15 @@ class SessionStore(RequestOperations[M]):
     def _name_in(self, data: SessionData) -> str | None:
         return None if data.user_id is None else self.name_of(data.user_id)
 
-    async def _sessions_of(self, user: str) -> list[M]:
-        return await self.find(SessionFilter(user_id=user))
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
+        """The records in which this user may be signed in, as they are stored; none for ""."""
+        names = self.names_of(user)
+        if not user:
+            return
+        async with aclosing(self._iter_stored()) as records:
+            async for record in records:
+                if user_of(record) in names:
+                    yield record
 
     async def get_metrics(self) -> SessionMetrics:
         """Figures about the active sessions. Response times are those of this process."""

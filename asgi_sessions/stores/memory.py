@@ -5,17 +5,17 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 import anyio.lowlevel
 
-from ..errors import SessionStoreError
 from ..record.codec import user_of
 from ..record.model import M, SessionData
 from ..record.values import check_id
 from .checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from .contract import SessionStore
+from .endings import Life
 from .local import LocalLocks, RetiredIds
 from .surplus import idleness, surplus
 from .table import Table
@@ -54,7 +54,7 @@ class InMemorySessionStore(SessionStore[M]):
         self.model = model
         self._clock = clock
         self._locks = LocalLocks(clock)
-        self._table = Table(self._locks, clock)
+        self._table = Table(self._locks, clock, self._endings.tell)
         self._entries = self._table.entries
         self._retired = RetiredIds(clock)
         self._versions = 0
@@ -132,13 +132,15 @@ class InMemorySessionStore(SessionStore[M]):
             await anyio.lowlevel.checkpoint()
         return dropped
 
-    async def _sessions_of(self, user: str) -> list[M]:
-        found = []
-        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in self.names_of(user)))
-        for session_id in sorted(known):
-            with suppress(SessionStoreError):  # of another model: not for a list
-                found.append(await self.get(session_id))
-        return [data for data in found if data is not None]
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
+        names = self.names_of(user) if user else []
+        known: set[str] = set().union(*(self._table.users.get(name, ()) for name in names))
+        for count, session_id in enumerate(known, 1):
+            if count % _CHUNK == 0:
+                await anyio.lowlevel.checkpoint()
+            entry = self._table.find(session_id)
+            if entry is not None:
+                yield entry.record
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         ending = sorted(self._table.users.get(user, set()) - {keep}, reverse=True)
@@ -313,6 +315,10 @@ class InMemorySessionStore(SessionStore[M]):
             self._table.link(user_id, session_id)
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    async def _life_of(self, session_id: str) -> Life | None:
+        entry = self._table.find(session_id)
+        return None if entry is None else Life(entry.ends - self._clock(), True)
 
     def _facts(self) -> dict[str, Any]:
         return {"store_type": "memory", "default_ttl": self.default_ttl}

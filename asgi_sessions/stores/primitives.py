@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -33,10 +33,14 @@ class Primitives(Protocol):
 
 
 class Values:
-    """A store's values by session id. Hold the session from before you read until you have written."""
+    """A store's values by session id. Hold the session from before you read until you have written.
 
-    def __init__(self, store: Primitives) -> None:
+    `on_erased` is told of each that is deleted.
+    """
+
+    def __init__(self, store: Primitives, on_erased: Callable[[Sequence[str]], None]) -> None:
         self._store = store
+        self._on_erased = on_erased
         self._latches = Latches()
 
     def hold(self, session_id: str) -> AbstractAsyncContextManager[None]:
@@ -95,8 +99,9 @@ class Values:
         await _to_the_end(self._store.write_value(session_id, value.pack(), ttl))
 
     async def erase(self, session_id: str) -> None:
-        """Delete a value."""
+        """Delete a value, and tell who waits for that."""
         await _to_the_end(self._store.delete_value(session_id))
+        self._on_erased([session_id])
 
 
 async def _to_the_end(write: Coroutine[Any, Any, None]) -> None:

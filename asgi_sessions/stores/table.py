@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .ends import Ends
@@ -18,10 +18,13 @@ _SHARDS = 64  # parts in which ids are listed: copying a million at once takes 2
 class Table:
     """Records by id. All that is kept about a record changes here, in one step.
 
-    A record under a lock of `locks` is never evicted. `clock` gives seconds and never goes back.
+    A record under a lock of `locks` is never evicted. `clock` gives seconds and never goes back. `on_dropped`
+    is told of each record that goes.
     """
 
-    def __init__(self, locks: LocalLocks, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, locks: LocalLocks, clock: Callable[[], float], on_dropped: Callable[[Sequence[str]], None]
+    ) -> None:
         self.entries: dict[str, Value] = {}
         self.shards: list[set[str]] = [set() for _ in range(_SHARDS)]  # the same ids, for listing
         self.ends = Ends()
@@ -29,6 +32,7 @@ class Table:
         self.evictions = self.expirations = 0
         self.locks = locks
         self._clock = clock
+        self._on_dropped = on_dropped
         self._anonymous: OrderedDict[str, None] = OrderedDict()  # least recently active first
         self._signed_in: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # the same, and who is signed in
 
@@ -58,6 +62,7 @@ class Table:
         self._anonymous.pop(session_id, None)
         for user_id in self._signed_in.pop(session_id, ()):
             self._forget(user_id, session_id)
+        self._on_dropped((session_id,))
 
     def used(self, session_id: str) -> None:
         """Note that the session was active: others are evicted before it."""

@@ -24,9 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asgi_sessions import SessionData
 from asgi_sessions.record.codec import encode_checked
+from asgi_sessions.stores.answers import Answer
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.sqlite import housekeeping, locks, operations
-from asgi_sessions.stores.sqlite.answers import Answer
 from asgi_sessions.stores.sqlite.claims import claim_of, record_of
 from asgi_sessions.stores.sqlite.gate import Presence
 from asgi_sessions.stores.sqlite.place import Place

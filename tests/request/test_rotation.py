@@ -343,3 +343,29 @@ def test_a_wrong_value_fails_at_the_start(wrong: Any) -> None:
     """With the name of the option."""
     with pytest.raises((TypeError, ValueError), match="rotate_every"):
         SessionMiddleware(lambda *_: None, "k" * 32, rotate_every=wrong)  # type: ignore[arg-type]
+
+
+async def test_a_stream_that_waits_for_the_end_waits_on(site: Site) -> None:
+    """An old id that is replaced is no end; a sign-out is one, and so is a sign-in elsewhere."""
+    for end in (lambda session: session.logout(), login):
+        browser = await old_session(site, n=1)
+        twin, ended, began = browser.twin(), anyio.Event(), anyio.Event()
+        fresh = site.browser()
+        fresh.cookie = _SIGNER.sign(browser.session_id)  # young enough to be left as it is
+
+        async def wait(session: Session, began: anyio.Event = began, ended: anyio.Event = ended) -> None:
+            began.set()
+            await session.ended()
+            ended.set()
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(fresh.open, stream(None, wait))
+                await began.wait()
+                before = twin.session_id
+                await twin.open(page(read))
+                assert twin.session_id != before
+                await anyio.sleep(0.05)
+                assert not ended.is_set()
+                await twin.open(page(end))
+                await ended.wait()

@@ -29,7 +29,7 @@ QUOTED = "s3cret%3A%2F%40%C3%BC"
 
 _LUA = files("asgi_sessions.stores.redis") / "lua"
 _CALL = re.compile(r"redis\.p?call\('(\w+)'")
-DIRECT = {"eval", "evalsha", "get", "mget", "exists", "scan", "zrange", "subscribe"}
+DIRECT = {"eval", "evalsha", "get", "mget", "exists", "scan", "zrange", "subscribe", "unsubscribe", "pttl"}
 """What is sent without a script; a database takes SELECT too, a cluster CLUSTER SLOTS."""
 
 

@@ -7,11 +7,15 @@ import secrets
 import weakref
 from collections.abc import AsyncGenerator
 
+from ...errors import SessionStoreError
+from ..endings import Endings, Life
 from .commands.commands import Commands
 from .commands.keys import Keys, KeySpace
+from .connection.call import CLOSED
 from .connection.deployment import Client, Deployment, deployment
 from .connection.routing import Cluster, OneNode, Router
 from .locking.checkouts import Checkouts
+from .locking.ended import EndedChannel
 from .locking.leases import Leases
 from .locking.locks import Locks
 from .locking.releases import Releases
@@ -25,9 +29,11 @@ class LoopState:
 
     def __init__(self, deployment: Deployment, keys: KeySpace) -> None:
         self.router: Router = Cluster(deployment) if deployment.seeds else OneNode(deployment)
-        self.commands = Commands(self.router)
+        self.commands = Commands(self.router, keys.ended)
         channel = b"%bwake:%b" % (keys.prefix, secrets.token_hex(8).encode())
-        self.subscription = Subscription(self.router.any_pipeline, channel, deployment.timeout)
+        self.endings = Endings(self._life_of)
+        told = EndedChannel(keys, self.endings)
+        self.subscription = Subscription(self.router.any_pipeline, channel, deployment.timeout, told)
         self.releases = Releases(self.router)
         self.leases = Leases(self.commands.run, self._lease_lost)
         self.locks = Locks(self.commands, self.subscription, self.releases, self.leases)
@@ -48,9 +54,15 @@ class LoopState:
         self.releases.close()
         await self.index.aclose()
         self.locks.close()
+        self.endings.close(SessionStoreError(CLOSED))
         await self.subscription.aclose()
         self.releases.end()
         await self.router.aclose()
+
+    async def _life_of(self, session_id: str) -> Life | None:
+        is_told = await self.subscription.join()
+        left = await self.records.left(session_id)
+        return None if left is None else Life(left, is_told)
 
     def _lease_lost(self, keys: Keys, token: bytes) -> None:
         self.locks.leave(keys, token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from ...errors import SessionStoreError
@@ -165,6 +165,11 @@ class RedisSessionStore(SessionStore[M]):
         """Prolong the leases now; False for each that was lost. The heartbeat does so by itself."""
         return await (await self._states.get()).checkouts.renew(checkouts)
 
+    async def until_ended(self, session_id: str) -> None:
+        """See `SessionStore.until_ended`; all processes are told at once, where Redis allows to publish."""
+        check_id(session_id)
+        await (await self._states.get()).endings.wait(session_id)
+
     async def link_user(self, user_id: str, session_id: str, lifetime: Lifetime) -> None:
         await (await self._states.get()).index.link(user_id, session_id, lifetime.absolute)
 
@@ -284,14 +289,12 @@ class RedisSessionStore(SessionStore[M]):
 
     # -- the sessions of a user -----------------------------------------------------------------------------
 
-    async def _sessions_of(self, user: str) -> list[M]:
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
         state = await self._states.get()
-        found: list[M] = []
-        members = [await state.index.members(name) for name in self.names_of(user)]
-        async for record in state.records.stored(sorted(set().union(*members))):
-            with suppress(SessionStoreError):  # of another model: not for a list
-                found.append(self.read(record))
-        return found
+        members = [await state.index.members(name) for name in (self.names_of(user) if user else [])]
+        async with aclosing(state.records.stored(sorted(set().union(*members)))) as records:
+            async for record in records:
+                yield record
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         """See `SessionStore.delete_for_user`.

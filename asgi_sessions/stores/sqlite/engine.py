@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 from ...errors import SessionStoreError
+from ..answers import PENDING, Answer
 from . import locks
-from .answers import PENDING, Answer
+from .ends import Ends
 from .faults import BUSY, CLOSED, FORKED, fault_of
 from .gate import Gate, Presence
 from .place import Place
@@ -90,13 +91,15 @@ class Engine:
             self._bury(db)
         self.reader = Reader(place.path, patience)
         opened.callback(self.reader.close)
+        ends = Ends(self.reader, self._waking, self._settings.clock)
+        self.endings = ends.endings
         self.writer = Writer(
             self._db, self._gate, place, self._presence,
             clock=self._settings.clock, moments=self._settings.moments,
             full=self._full, patience=patience,
-            tell=self._waking.tell, watch=self._waking.ring,
+            tell=self._waking.tell, on_ended=ends.tell, watch=self._waking.ring,
         )  # fmt: skip
-        self._watch = Watch(self._waking, self.writer)
+        self._watch = Watch(self._waking, self.writer, self.endings)
 
     @property
     def is_usable(self) -> bool:
@@ -173,6 +176,7 @@ class Engine:
         if self.closed:
             return
         self.closed = True
+        self.endings.close(SessionStoreError(CLOSED))
         self.writer.put(Call(_leave, False))
         self._watch.close()
         if not self.writer.close():

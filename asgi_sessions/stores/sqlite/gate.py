@@ -101,6 +101,7 @@ class Presence:
         for file in self._folder.glob("*.lock"):
             if not self.lives(file.stem):
                 file.with_suffix(".sock").unlink(missing_ok=True)
+                file.with_suffix(".waits").unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ _STORED = Outcome.STORED  # bound once: looking up an Enum's member is slow on P
 _COUNT_OF_USER = "SELECT count(*) FROM session WHERE user_id = ? AND id IS NOT ? AND ends > ?"
 _LOCKED_OF_USER = "SELECT id FROM session WHERE user_id = ? AND id IS NOT ? AND id IN (SELECT id FROM lock)"
 _RECORDS_OF_USER = f"SELECT id, {records.VALUE} FROM session WHERE user_id = ? AND ends > ?"  # noqa: S608
-_DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ?"
+_DELETE_OF_USER = "DELETE FROM session WHERE user_id = ? AND id IS NOT ? RETURNING id"
 _HELD, _FULL = Standing.HELD, Standing.FULL
 
 
@@ -176,7 +176,7 @@ def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     """Delete all records of a user but one; how many lived."""
     (lived,) = tx.db.execute(_COUNT_OF_USER, (user, keep, tx.now)).fetchone()
     locked = tx.db.execute(_LOCKED_OF_USER, (user, keep)).fetchall()
-    tx.db.execute(_DELETE_OF_USER, (user, keep))
+    tx.ended += [session_id for (session_id,) in tx.db.execute(_DELETE_OF_USER, (user, keep))]
     for (session_id,) in locked:
         locks.send_away(tx, session_id, Missing.ABSENT)
     return int(lived)

@@ -93,7 +93,8 @@ def touch(tx: Transaction, session_id: str, when: float) -> None:
 
 
 def remove(tx: Transaction, session_id: str) -> None:
-    """Delete a record."""
+    """Delete a record: its session has ended."""
+    tx.ended.append(session_id)
     tx.db.execute("DELETE FROM session WHERE id = ?", (session_id,))
 
 

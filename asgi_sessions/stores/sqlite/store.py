@@ -20,13 +20,13 @@ from ...errors import SessionStoreError, TooManyWaitersError
 from ...record.model import M, SessionData
 from ...record.queries import SessionFilter, SessionMetrics
 from ...record.values import check_id
+from ..answers import Answer
 from ..checkout import Checkout, Lifetime, LockPolicy, Missing, Outcome, shorter
 from ..contract import SessionStore
 from ..running import while_client_stays
 from ..tokens import new_token
 from ..value import Value, new_version
 from . import housekeeping, operations, records, urls
-from .answers import Answer
 from .claims import as_far_as_known, changed_columns, claim_of, new_of, record_of, route
 from .engine import Engine, Settings
 from .faults import DELETED, fault_of
@@ -292,6 +292,12 @@ class SQLiteSessionStore(SessionStore[M]):
         kept: list[bool] = await engine.perform(partial(operations.renew, claims=claims), durable=False)
         return kept
 
+    async def until_ended(self, session_id: str) -> None:
+        """See `SessionStore.until_ended`; all processes are told at once."""
+        check_id(session_id)
+        engine = self._ready() or await self._get()
+        await engine.endings.wait(session_id)
+
     # -- records --------------------------------------------------------------------------------------------
 
     async def get(self, session_id: str) -> M | None:
@@ -453,6 +459,15 @@ class SQLiteSessionStore(SessionStore[M]):
             async for rows in pages:
                 for record, _ in rows:
                     yield record
+
+    async def _records_of(self, user: str) -> AsyncGenerator[bytes, None]:
+        engine, names = self._ready() or await self._get(), self.names_of(user) if user else []
+        marks = ",".join("?" * len(names))
+        sql = f"SELECT id FROM session WHERE user_id IN ({marks}) AND {ALIVE}"  # noqa: S608  # marks
+        ids = [row[0] for row in await engine.reader.scan(sql, *names, self._clock())]
+        for start in range(0, len(ids), _AT_ONCE):
+            for record in (await self._records(ids[start : start + _AT_ONCE])).values():
+                yield record
 
     async def _end_all_of(self, user: str, keep: str | None) -> int:
         engine = self._ready() or await self._get()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from ..answers import Answer
 from ..checkout import Lifetime, LockPolicy
-from .answers import Answer
 
 _NEVER = math.inf
 
@@ -110,7 +110,7 @@ class Transaction:
     `now` is the time by the store's clock and `moment` by that of leases, both in seconds.
     """
 
-    __slots__ = ("db", "desk", "moment", "now", "others", "settled", "told", "undo")
+    __slots__ = ("db", "desk", "ended", "moment", "now", "others", "settled", "told", "undo")
 
     def __init__(self, db: sqlite3.Connection, now: float, moment: float, desk: Desk, others: Others) -> None:
         self.db = db
@@ -121,6 +121,7 @@ class Transaction:
         self.undo: list[Callable[[], object]] = []  # steps that undo what was noted at the desk
         self.settled: list[tuple[Answer, object]] = []  # answers to those who waited
         self.told: list[tuple[str, str]] = []  # processes, and the sessions to look after
+        self.ended: list[str] = []  # sessions
 
     def admit(self, waiter: Waiter) -> None:
         """Note one who waits."""

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import cast
 
 from ...errors import LockTimeoutError, SessionStoreError
+from ..answers import Answer
 from ..checkout import Checkout, Missing
 from ..holders import NOTICE_AFTER, Holder, host_name
 from ..running import running
-from .answers import Answer
 from .reader import Reader
 from .transaction import Waiter
 from .writer import Fault

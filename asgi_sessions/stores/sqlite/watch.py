@@ -6,9 +6,10 @@ import threading
 import time
 from functools import partial
 
+from ..endings import Endings
 from . import locks
 from .transaction import Transaction
-from .waking import Waking
+from .waking import ENDED, Waking
 from .writer import Call, Writer
 
 POLL = 0.05  # seconds after which waiters are looked after in any case: a process may have died
@@ -17,8 +18,9 @@ POLL = 0.05  # seconds after which waiters are looked after in any case: a proce
 class Watch:
     """A thread that tells the writer which sessions to look after. It sleeps while nobody waits."""
 
-    def __init__(self, waking: Waking, writer: Writer) -> None:
+    def __init__(self, waking: Waking, writer: Writer, endings: Endings) -> None:
         self._waking = waking
+        self._endings = endings
         self._writer = writer
         self._closing = False
         self._looks_at = 0.0
@@ -43,11 +45,19 @@ class Watch:
             if not waits:
                 self._looks_at = now + POLL
             heard = self._waking.listen(max(self._looks_at - now, 0.001) if waits else None)
-            for session_id in heard:
-                self._writer.put(Call(partial(locks.look, session_id=session_id), False))
+            for message in heard:
+                self._hear(message)
             if self._writer.desk.waiting and time.monotonic() >= self._looks_at:
                 self._writer.put(Call(_look_after_all, False))
                 self._looks_at = time.monotonic() + POLL
+
+    def _hear(self, message: str) -> None:
+        if message == ENDED:
+            self._endings.doubt()
+        elif message.startswith(ENDED):
+            self._endings.tell(message[1:].split(ENDED))
+        else:
+            self._writer.put(Call(partial(locks.look, session_id=message), False))
 
 
 def _look_after_all(tx: Transaction) -> None:

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from ...errors import SessionStoreError
+from ..answers import Answer, deliver
 from ..checkout import Checkout
 from . import housekeeping, locks
-from .answers import Answer, deliver
 from .faults import CLOSED, fault_of, is_busy, is_full
 from .gate import Gate
 from .place import Place
@@ -58,7 +58,8 @@ class Writer:
     Who has the turn uses the connection: the thread, or a task whose call is the only one (`run_alone`).
     `clock` is the store's, `moments` that of leases. `full` says whether a durable change survives a power
     cut, and `patience` for how many seconds a foreign program may lock the database. `tell` sends a message
-    to another process, and `watch` is called when somebody begins to wait here.
+    to another process, `on_ended` hears which sessions have ended, and `watch` is called when somebody begins
+    to wait here.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Writer:
         full: bool,
         patience: float,
         tell: Callable[[str, str], None],
+        on_ended: Callable[[list[str]], None],
         watch: Callable[[], None],
     ) -> None:
         self.desk = Desk()
@@ -86,8 +88,7 @@ class Writer:
         self._full = full
         self._is_full: bool | None = None  # what the connection is set to
         self._patience = patience
-        self._tell = tell
-        self._watch = watch
+        self._tell, self._on_ended, self._watch = tell, on_ended, watch
         self._waits = False
         self._calls: deque[Call] = deque()
         self._results: list[tuple[Answer, object]] = []  # committed, and not told yet
@@ -255,6 +256,8 @@ class Writer:
         """Note what was committed, to be told to those who wait here, and tell the other processes."""
         for process, session_id in tx.told:
             self._tell(process, session_id)
+        if tx.ended:
+            self._on_ended(tx.ended)
         self._results += done
         self._results += tx.settled
         if bool(self.desk.waiting) is not self._waits:

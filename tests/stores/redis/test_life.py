@@ -309,7 +309,7 @@ async def test_a_shortening_is_its_own_retry(store: RedisSessionStore, raw: Redi
     state = await store._states.get()
     taken = await _taken(store)
     assert taken.token is not None
-    args = (*_KEYS, taken.token.encode(), b"50000", b"0")
+    args = (*_KEYS, taken.token.encode(), b"50000", b"0", b"ended")
     first = await state.commands.run(SHORTEN, *args)
     before = await raw.get(_RECORD)
     second = await state.commands.run(SHORTEN, *args)

@@ -491,7 +491,7 @@ _RETRIES: list[tuple[str, Script, tuple[bytes, ...], list[tuple[bytes, ...]]]] =
     ),
     ("unlocked", COMMIT, (*_KEYS, b"", _HEAD, _VALUE % 2, b"1000", b"0"), []),
     ("set", SET, (_KEYS[0], b"b" * 16, b"{}", b"0", b"9000", b"1"), []),
-    ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0", b"call", b""), []),
+    ("retire", REMOVE, (*_KEYS, b"", _VERSION, b"60000", b"1000", b"0", b"call", b"", b"ended"), []),
     ("bound", BOUND, (*_KEYS, b"", _VERSION, b"9000", b"0", b"c" * 16), []),
 ]
 

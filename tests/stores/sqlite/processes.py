@@ -102,6 +102,11 @@ class Program:
         data.message_count += 1
         return (await self.store.commit(taken, encode_checked(data), release=True)).value
 
+    async def await_end(self, session_id: str) -> None:
+        """Begin to wait for the end of a session."""
+        self.waiting = asyncio.create_task(self.store.until_ended(session_id))
+        await asyncio.sleep(0.05)
+
     async def count_often(self, session_ids: list[str]) -> None:
         """Count in all of these sessions at once until killed; each count is told when it is stored."""
 

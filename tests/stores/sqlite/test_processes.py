@@ -285,3 +285,35 @@ def _note(process: Process, told: dict[str, int]) -> None:
     while (said := process.hear()) is not None:
         name, count = said
         told[name] = max(told[name], count)
+
+
+async def test_a_process_dies_that_waits_for_an_end(
+    start: Callable[..., Process], store: SQLiteSessionStore, path: Path
+) -> None:
+    """Nobody is kept from ending the session, and what the process left is removed."""
+    await store.set("s", SessionData(session_id="s"))
+    process = start()
+    process.ask("await_end", "s")
+    folder = Path(f"{path}-run")
+    assert len(list(folder.glob("*.waits"))) == 1
+    process.kill()
+    assert await store.delete("s")
+    await store.aclose()
+    await store.open()
+    assert list(folder.glob("*.waits")) == []
+
+
+async def test_messages_that_are_lost(store: SQLiteSessionStore, other: SQLiteSessionStore) -> None:
+    """More came at once than the system keeps: each session that somebody waits for is looked at."""
+    names = [f"s{number}" for number in range(40)]
+    for name in names:
+        await store.set(name, SessionData(session_id=name))
+    engine = await other._get()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(other.until_ended, name)
+            while len(engine.endings) < 40:  # noqa: ASYNC110  # it sets no event
+                await anyio.sleep(0.01)
+            for name in names:
+                await store.delete(name)

@@ -26,9 +26,13 @@ _KNOWN = 16  # lock timings; there is a policy and a rule for each middleware
 
 
 class Commands:
-    """Sends each call by the pipeline to its key's node. Made in a running loop, used in no other."""
+    """Sends each call by the pipeline to its key's node. Made in a running loop, used in no other.
 
-    def __init__(self, router: Router) -> None:
+    `ended` is the channel that tells which sessions have ended.
+    """
+
+    def __init__(self, router: Router, ended: bytes) -> None:
+        self.ended = ended
         self.loop = asyncio.get_running_loop()
         self.router = router
         self.clustered = b"1" if router.clustered else b"0"
@@ -130,7 +134,7 @@ class Commands:
 
     def remove(self, all_keys: Sequence[Keys]) -> list[asyncio.Future[Reply]]:
         """Delete records whoever holds them; what `remove.lua` says of each."""
-        args = pack_args(b"", b"", b"0", self.unlocked.claim_ms, self.clustered, b"", b"")
+        args = pack_args(b"", b"", b"0", self.unlocked.claim_ms, self.clustered, b"", b"", self.ended)
         return [self.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args) for keys in all_keys]
 
     def _refuse(self) -> asyncio.Future[Reply]:

@@ -52,6 +52,7 @@ class KeySpace:
         self.prefix = prefix.encode()
         self.all_keys = _GLOB.sub(rb"\\\1", self.prefix) + b"{*"  # of sessions, with locks and queues
         self.pattern = self.all_keys + b"}"
+        self.ended = self.prefix + b"wake:ended"  # the channel that tells which sessions have ended
         self.of: Callable[[str], Keys] = lru_cache(KNOWN)(self._of)
 
     def record(self, session_id: str) -> bytes:

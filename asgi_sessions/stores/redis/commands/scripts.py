@@ -28,9 +28,9 @@ COMMIT_AGAIN = Script("commit", 4, 6, doubtful=_OVERWRITTEN, fits=is_stored)  # 
 COMMIT_UNLOCKED = Script(  # BUSY: the first one may still arrive, when nobody holds the lock any more
     "commit_unlocked", 4, 3, doubtful=(*_OVERWRITTEN, b"BUSY"), fits=is_stored
 )
-SHORTEN = Script("shorten", 4, 3, fits=is_taken)
+SHORTEN = Script("shorten", 4, 4, fits=is_taken)
 BOUND = Script("bound", 4, 5, doubtful=_OVERWRITTEN, fits=is_bound)
-REMOVE = Script("remove", 4, 7, fits=is_removed)
+REMOVE = Script("remove", 4, 8, fits=is_removed)
 RELEASE = Script("release", 4, 4, fits=is_number)
 # With keys of their own:
 FOLLOW = Script("follow", 1, 2, fits=is_about)

@@ -117,7 +117,8 @@ class Checkouts:
         """
         token = self._held(taken)[1]
         asked = self._loop.time()
-        args = pack_args(token, milliseconds(rule.absolute), milliseconds(rule.idle))
+        bounds = milliseconds(rule.absolute), milliseconds(rule.idle)
+        args = pack_args(token, *bounds, self._commands.ended)
         call = self._commands.call(SHORTEN, keys.record, SHORTEN.by_sha + keys.packed + args, keys.mark)
         try:
             found = self._commands.found(await call, asked)
@@ -313,7 +314,9 @@ class Checkouts:
         self._leases.drop(token)
         name = new_nonce()  # by which the call knows its own retry
         versions, leads_to = commits.known(checkout), (successor or "").encode()
-        args = pack_args(token, versions, retired, timing.claim_ms, commands.clustered, name, leads_to)
+        args = pack_args(
+            token, versions, retired, timing.claim_ms, commands.clustered, name, leads_to, commands.ended
+        )
         reply = commands.call(REMOVE, keys.record, REMOVE.by_sha + keys.packed + args, STORED + name)
         self._locks.leave(keys, token)
         return reply

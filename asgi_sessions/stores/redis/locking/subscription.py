@@ -20,6 +20,7 @@ from ..connection.pipeline import ANSWER_WITHIN, IDLE, Pipeline
 from ..connection.pools import Connection, give_back
 from ..connection.replies import Reply, WrongRecords, is_number, is_record
 from ..connection.tasks import end
+from .ended import EndedChannel
 
 _BREATHER = 0.05  # seconds before a subscription that was just lost is made again
 
@@ -38,8 +39,11 @@ class Subscription:
     waiters poll.
     """
 
-    def __init__(self, pipeline: Callable[[], Pipeline], name: bytes, timeout: float) -> None:
+    def __init__(
+        self, pipeline: Callable[[], Pipeline], name: bytes, timeout: float, ended: EndedChannel
+    ) -> None:
         self.name = name
+        self._ended = ended
         self.live = False
         self._pipeline = pipeline
         self._timeout = timeout
@@ -82,6 +86,12 @@ class Subscription:
         opened = self._opened
         await asyncio.wait((opened,))
         return opened.result()
+
+    async def join(self) -> bool:
+        """Whether ended sessions are told here from now on; False where one has to look."""
+        if await self.open() != self.name or self._connection is None:
+            return False
+        return await self._ended.join(self._connection, self._pipeline())
 
     def vetted(self, value: bytes, mark: bytes) -> bytes | None:
         """The value of a message, if its record begins with this mark.
@@ -147,7 +157,7 @@ class Subscription:
                 self._subscriptions += 1
                 opened.set_result(self.name)
                 while True:
-                    self._deliver(await connection.read_response(disable_decoding=True))
+                    await self._read(connection)
             finally:
                 if self._question is not None:
                     self._question.cancel()
@@ -156,6 +166,16 @@ class Subscription:
             self._failed(error.__cause__ if isinstance(error, SessionStoreError) else error)
         finally:
             pipeline.on_lost = None
+
+    async def _read(self, connection: Connection) -> None:
+        try:
+            message = await connection.read_response(disable_decoding=True)
+        except NoPermissionError as error:
+            if not self._ended.refused(error):
+                raise
+        else:
+            if not self._ended.take(message, connection):
+                self._deliver(message)
 
     def _failed(self, error: BaseException | None) -> None:
         if isinstance(error, NoPermissionError):
@@ -205,6 +225,7 @@ class Subscription:
             self._lost_at = asyncio.get_running_loop().time()
         if not opened.done():
             opened.set_result(NO_CHANNEL)
+        self._ended.lost()
         self._wake_all()
 
     def _wake_all(self) -> None:

@@ -3,6 +3,7 @@
 -- ARGV  1 token ('': whoever holds it)  2 versions that may be deleted ('': whatever it says)
 --       3 remember as retired (ms; 0: no)  4 claim of the next holder (ms)  5 '1': in a cluster
 --       6 this call's own name  7 the id to which a retired one leads, or ''; see follow.lua
+--       8 the channel on which it is told, by the record's key, that a session has ended
 -- Reply 'STORED' and the call's name: deleted | 'GONE' was absent | 'LOST' another has the lock
 --       'CONFLICT' another version | 'X' not a record of ours, left alone. With a token our lock is let go, whatever
 --       the reply. (A lease that has run out is as good as held where nobody took the lock since: the version tells
@@ -28,6 +29,7 @@ elseif state == 'X' then
   return 'X'
 else
   redis.call('DEL', KEYS[1])
+  redis.pcall('PUBLISH', ARGV[8], KEYS[1]) -- which may be forbidden: whoever waits for the end looks, then
   if retire > 0 then
     redis.call('SET', KEYS[4], ARGV[6] .. ARGV[7], 'PX', retire)
   end

@@ -1,7 +1,7 @@
 -- Shorten the life of a record to a rule that is newer than it. A record that has ended by the rule is deleted.
 -- KEYS  1 record  2 lock  3 wait  4 retired
 -- ARGV  1 token ('': no lock; then nothing is written)  2 absolute timeout (ms from the begin; 0: none)
---       3 idle timeout (ms; 0: none)
+--       3 idle timeout (ms; 0: none)  4 the channel on which it is told, by the record's key, that a session has ended
 -- Reply {'L', record, now} it lives on, with the shorter bounds if it is locked
 --       {'A'} absent, or ended by the rule  {'R'} retired  {'X'} not a record of ours; nothing is locked any more
 --       {'B', lock's ttl} the lock is not ours any more; nothing is done
@@ -33,6 +33,7 @@ local left = sooner(ends, idle > 0 and came + idle or 0) - now
 if left <= 0 then
   if ours then
     redis.call('DEL', KEYS[1])
+    redis.pcall('PUBLISH', ARGV[4], KEYS[1])
     dismiss('A', now)
   end
   return {'A'}

@@ -17,6 +17,7 @@ from ..commands.keys import Keys, KeySpace
 from ..commands.scripts import SET
 from ..connection.replies import Reply, is_list, is_number, is_record, mark_of
 
+_ABSENT = -2  # what PTTL says
 AT_ONCE = 100  # records that are read and parsed before others have their turn
 
 
@@ -62,6 +63,19 @@ class Records:
     async def exists(self, session_id: str) -> bool:
         """Whether anything lies under this id."""
         return await self._commands.command(b"EXISTS", self._keys.record(session_id), fits=is_number) == 1
+
+    async def left(self, session_id: str) -> float | None:
+        """For how many seconds a record lives, inf without a bound; None where it is absent.
+
+        A script is asked for an absence: a replica, which may lag, is believed no more than a lost reply.
+        """
+        keys, commands = self._keys.of(session_id), self._commands
+        left = cast(int, await commands.command(b"PTTL", keys.record, fits=is_number))
+        if left != _ABSENT:
+            return left / 1000 if left >= 0 else math.inf
+        asked = commands.loop.time()
+        found = commands.found(await commands.take(keys, b"", commands.unlocked, asked), asked)
+        return None if found in (b"A", b"R") else 0.0
 
     async def write(
         self, records: Mapping[str, bytes], ttl: float | None, default_ttl: float, create: bool

@@ -406,7 +406,7 @@ def call_of(process: Process, move: str) -> list[bytes]:
         return [COMMIT.by_sha + KEYS.packed + args + flags]
     if move in ("discards", "removed"):
         who = (place.token, version) if move == "discards" else (b"", b"")
-        args = pack_args(*who, b"0", TIMING.claim_ms, b"0", new_nonce(), b"")
+        args = pack_args(*who, b"0", TIMING.claim_ms, b"0", new_nonce(), b"", b"ended")
         return [REMOVE.by_sha + KEYS.packed + args]
     return [RELEASE.by_sha + KEYS.packed + pack_args(token) + TIMING.release for token in place.left()]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from ...backend import Wake
+from ..backend import Wake
 
 PENDING = object()
 
