@@ -19,6 +19,7 @@ pytestmark = pytest.mark.anyio
 HYPERCORN = ("-m", "hypercorn", "{app}", "--bind", "127.0.0.1:{port}", "--log-level", "warning")
 TWO_OF_UVICORN = (*UVICORN, "--http", "h11", "--ws", "wsproto", "--workers", "2")
 GRANIAN = ("-m", "granian", "{app}", "--interface", "asgi", "--port", "{port}", "--log-level", "warning")
+GUNICORN = ("-m", "gunicorn", "{app}", "--bind", "127.0.0.1:{port}", "--worker-class", "asgi")
 DAPHNE = ("-m", "daphne", "{app}", "--port", "{port}", "--verbosity", "0")
 
 
@@ -39,6 +40,7 @@ ROWS = [
     Row("uvicorn, h11, wsproto, two workers, Redis", TWO_OF_UVICORN, processes=2, redis=True),
     Row("Hypercorn, asyncio", HYPERCORN),
     Row("Hypercorn, trio, HTTP/2", (*HYPERCORN, "--worker-class", "trio"), http2=True),
+    Row("Gunicorn, two workers", (*GUNICORN, "--workers", "2"), processes=2),
     Row("Granian, two workers", (*GRANIAN, "--workers", "2"), processes=2, drops="granian"),
     Row("Daphne", DAPHNE, drops="daphne"),
 ]
