@@ -1,4 +1,4 @@
-"""The pages' markup: parts of `demo.html`, filled in."""
+"""The pages' markup: parts of `demo_web/pages.html`, filled in."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ class Html(str):
     __slots__ = ()
 
 
-_SPLIT = re.split(r"<!-- == (\S+) -->\n", Path(__file__).with_name("demo.html").read_text(encoding="utf-8"))
+WEB = Path(__file__).with_name("demo_web")
+
+_SPLIT = re.split(r"<!-- == (\S+) -->\n", (WEB / "pages.html").read_text(encoding="utf-8"))
 PARTS = dict(zip(_SPLIT[1::2], _SPLIT[2::2], strict=True))
 
 
 def fill(part: str, **values: object) -> Html:
-    """A part of `demo.html` with its {{marks}} filled in."""
+    """A part of `pages.html` with its {{marks}} filled in."""
 
     def value(mark: re.Match[str]) -> str:
         text = values[mark[1]]

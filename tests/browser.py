@@ -66,10 +66,8 @@ class Chromium:
     def profile(self) -> Iterator[Tab]:
         """A tab in a profile of its own: without cookies, and forgotten afterwards."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
-        page = self.call("Target.createTarget", url="about:blank", browserContextId=context)
-        session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         try:
-            yield Tab(self, context, session["sessionId"])
+            yield Tab(self, context)
         finally:
             self.call("Target.disposeBrowserContext", browserContextId=context)
 
@@ -105,32 +103,66 @@ class Chromium:
 
 
 class Tab:
-    """One tab of one profile."""
+    """One tab of one profile, which has the focus whatever other tabs do."""
 
-    def __init__(self, browser: Chromium, context: str, session: str) -> None:
+    def __init__(self, browser: Chromium, context: str) -> None:
+        page = browser.call("Target.createTarget", url="about:blank", browserContextId=context)
+        session = browser.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._browser = browser
         self._context = context
-        self._session = session
+        self._session: str = session["sessionId"]
+        self._call("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def another(self) -> Tab:
+        """A second tab of the same profile, with the same cookies."""
+        return Tab(self._browser, self._context)
 
     def open(self, url: str) -> str:
         """Go there by a link of no page, as from the address bar; the text of the page."""
-        call = self._browser.call
-        loaded = call("Page.navigate", session=self._session, url=url)
+        loaded = self._call("Page.navigate", url=url)
         assert "errorText" not in loaded, f"{url}: {loaded['errorText']}"
         return str(self.run(_WHEN_LOADED.replace("LOADER", json.dumps(url))))
 
     def run(self, script: str) -> object:
         """What a script of the page gives."""
-        params = {"expression": script, "awaitPromise": True, "returnByValue": True}
-        answer = self._browser.call("Runtime.evaluate", session=self._session, **params)
+        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         value: object = answer["result"].get("value")
         return value
+
+    def until(self, condition: str) -> None:
+        """Wait until this expression of the page is true; a message that names it where it does not become so."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.run(condition):
+            page = self.run("document.body.innerText")
+            assert time.monotonic() < deadline, f"never came true: {condition}\non this page:\n{page}"
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        """A key for what has the focus: Enter, Tab, or one that stands for itself."""
+        text = {"Enter": "\r", "Tab": ""}.get(key, key)
+        code = {"Enter": 13, "Tab": 9}.get(key, 0)
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, text=text, windowsVirtualKeyCode=code)
+
+    def type(self, text: str) -> None:
+        """Text for the field that has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def screen(self, width: int, height: int, *, dark: bool = False) -> None:
+        """A screen of this size, in CSS pixels, of somebody who likes it light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
+        self._call("Emulation.setDeviceMetricsOverride", **size, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
 
     def cookies(self, name: str) -> list[tuple[str, str]]:
         """Domain and path of each cookie of this name; a domain that the server named begins with a dot."""
         found = self._browser.call("Storage.getCookies", browserContextId=self._context)["cookies"]
         return sorted((cookie["domain"], cookie["path"]) for cookie in found if cookie["name"] == name)
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, session=self._session, **params)
 
 
 _WHEN_LOADED = """
