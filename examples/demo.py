@@ -5,7 +5,7 @@
     python examples/demo.py --redis [URL]    sessions on Redis
 
 Ctrl-C ends it. This file is the command line and the server. `demo_shop.py` is the app, and what an app of
-yours would contain; `demo_race.py` has the race, `demo_web/` what the browser gets.
+yours would contain; `demo_race.py` has the race, `demo_web/` the markup, the style and the scripts.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def redis_store(url: str) -> SessionStore:
 
 
 class Server(uvicorn.Server):
-    """A server that tells the app when it is being stopped, so that a stream ends instead of being waited for."""
+    """A server that tells the app when it is being stopped, so that nobody has to wait for a stream."""
 
     def __init__(self, config: uvicorn.Config, leaving: asyncio.Event) -> None:
         super().__init__(config)
@@ -123,10 +123,12 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SystemExit(
-                f"Port {port} is in use, perhaps by another demo. Choose another one: --port {port % 65535 + 1}"
-                ", or --port 0 for any free one."
+                f"Port {port} is in use, perhaps by another demo. Choose another one:"
+                f" --port {port % 65535 + 1}, or --port 0 for any that is free."
             ) from None
-        raise SystemExit(f"Cannot listen on {host}, port {port}: {error.strerror}. See --host, --port.") from None
+        raise SystemExit(
+            f"Cannot listen on {host}, port {port}: {error.strerror}. See --host, --port."
+        ) from None
 
 
 def port_number(text: str) -> int:
@@ -140,9 +142,9 @@ def command_line() -> argparse.ArgumentParser:
     """The options, each explained."""
     parser = argparse.ArgumentParser(
         description="A small shop that shows asgi-server-sessions at work. Ctrl-C ends it.",
-        epilog="Sessions are kept in memory unless you say otherwise: they end with the program. The key that signs"
-        " cookies is made anew for each start, or kept beside the SQLite file. To use your own, put it into the"
-        " environment variable SESSION_SECRET.",
+        epilog="Unless you say otherwise, sessions are kept in memory and end with the program. The key that"
+        " signs cookies is made anew at each start, or kept beside the SQLite file. To use your own, put it"
+        " into the environment variable SESSION_SECRET.",
     )
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
@@ -155,7 +157,7 @@ def command_line() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS",
-        help="the address to listen on (default: 127.0.0.1, this machine only; 0.0.0.0 is for the whole network)",
+        help="the address to listen on (default: 127.0.0.1, for this machine only; 0.0.0.0 is for all)",
     )  # fmt: skip
     parser.add_argument(
         "--port", default=8000, type=port_number, metavar="NUMBER",
@@ -171,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store, name, secret = kept_in(options.sqlite, options.redis)
     logging.basicConfig(level=logging.INFO, format="  %(asctime)s  %(message)s", datefmt="%H:%M:%S")
     app = build(store, os.environ.get("SESSION_SECRET") or secret, name)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(BANNER.format(store=name, url=url), flush=True)

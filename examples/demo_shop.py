@@ -1,6 +1,7 @@
 """The demo's app: a tea shop whose pages each show one thing that sessions have to get right.
 
-An app of yours would contain what this file does. `demo.py` starts it, `demo_pages.py` fills in the markup.
+An app of yours would contain what this file does. `demo.py` starts it, `demo_frame.py` has
+what all pages share, `demo_pages.py` fills in the markup.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from demo_frame import Item, ShopSession, facts, field, page, pause, short, store_of
 from demo_pages import WEB, clock, device_of, euro, fill, join
 from demo_race import RACERS, WORK, WRITERS, Counter, LastWriterWins, race
-from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
-    HTMLResponse,
     JSONResponse,
     RedirectResponse,
     Response,
@@ -33,30 +33,11 @@ from starlette.websockets import WebSocket
 from asgi_sessions import (
     Session,
     SessionConflictError,
-    SessionData,
     SessionMiddleware,
     SessionStore,
     get_session,
     get_session_data,
-    session_hash,
 )
-
-
-class Item(BaseModel):
-    """One line of a cart."""
-
-    sku: str
-    quantity: int = 1
-
-
-class ShopSession(SessionData):
-    """What this shop keeps of a visitor. Every field has a default, because a session begins empty."""
-
-    cart: list[Item] = Field(default_factory=list)
-    clicks: int = 0
-    sockets: int = 0
-    device: str = ""
-    previous_id: str = ""
 
 
 class Product(NamedTuple):
@@ -68,7 +49,6 @@ class Product(NamedTuple):
 
 
 HERE = Path(__file__).parent
-SLOW = 5  # seconds that a payment takes
 
 PRODUCTS = {
     "sencha": Product("Sencha", "Green, steamed, from Uji", 890),
@@ -147,8 +127,9 @@ async def cart(request: Request) -> Response:
         for item, p in lines
     ]
     total = euro(sum(item.quantity * product.cents for item, product in lines))
-    cart = fill("filled-cart", rows=join(rows), total=total, slow=SLOW) if rows else fill("empty-cart")
-    return page(request, "cart", "Shop", shelf=join(shelf), cart=cart, slow=SLOW)
+    slow = round(request.app.state.slow)
+    filled = fill("filled-cart", rows=join(rows), total=total, slow=slow) if rows else fill("empty-cart")
+    return page(request, "cart", "Shop", shelf=join(shelf), cart=filled, slow=slow)
 
 
 async def add_to_cart(request: Request) -> Response:
@@ -175,12 +156,14 @@ async def remove_from_cart(request: Request) -> Response:
 
 
 async def pay(request: Request) -> Response:
-    """Pay what is in the cart. It is slow, and as a POST it holds the lock: the session's other changes wait."""
+    """Pay what is in the cart. It is slow, and holds the lock like each POST: other changes wait."""
     data = get_session_data(request, ShopSession)
+    if not data.cart:
+        return RedirectResponse("/cart", 303)
     at_the_till: set[str] = request.app.state.at_the_till
     at_the_till.add(data.session_id)
     try:
-        if not await pause(request, SLOW):
+        if not await pause(request, request.app.state.slow):
             raise HTTPException(503, "The server is being stopped. Nothing was paid.")
     finally:
         at_the_till.discard(data.session_id)
@@ -260,32 +243,6 @@ async def run_race(request: Request) -> Response:
 # -- pages --------------------------------------------------------------------------------------------------
 
 
-def page(request: Request, part: str, title: str, status: int = 200, **values: object) -> Response:
-    """A whole page, with the session's facts at the top."""
-    body = fill(part, **values)
-    markup = fill("layout", title=title, body=body, store=request.app.state.store_name, **facts(request))
-    return HTMLResponse(markup, status, {"cache-control": "no-store"})  # Back shows no signed-out page
-
-
-def short(connection: HTTPConnection, session_id: str) -> str:
-    """The session's name in the log. The id itself is a secret."""
-    return session_hash(session_id, connection.app.state.secret)
-
-
-def facts(connection: HTTPConnection) -> dict[str, str]:
-    """The session in short, for the strip on each page; `turn` is what others wait for now."""
-    session, data = get_session(connection), get_session_data(connection, ShopSession)
-    return {
-        "id": "none" if session.is_new else short(connection, session.session_id),
-        "since": "not yet" if session.is_new else f"{data.created_at:%H:%M:%S}",
-        "user": data.user_id or "anonymous",
-        "cart": str(sum(item.quantity for item in data.cart)),
-        "messages": str(data.message_count),
-        "clicks": str(data.clicks),
-        "turn": "a checkout" if data.session_id in connection.app.state.at_the_till else "",
-    }
-
-
 async def session_facts(request: Request) -> Response:
     """The facts, which each open page asks for twice a second: a poll, so it does not count as activity."""
     return JSONResponse(facts(request), headers={"cache-control": "no-store"})
@@ -304,7 +261,7 @@ async def socket_page(request: Request) -> Response:
 async def home(request: Request) -> Response:
     """What this is, and the race; `?run=1` starts it at once."""
     return page(
-        request, "race", "Sessions that lose nothing", racers=RACERS, writers=WRITERS, work=round(1000 * WORK),
+        request, "race", "Race", racers=RACERS, writers=WRITERS, work=round(1000 * WORK),
         floor=round(1000 * WORK * RACERS), writing=round(1000 * WORK * WRITERS),
     )  # fmt: skip
 
@@ -317,27 +274,6 @@ async def readme(request: Request) -> Response:
 async def code(request: Request) -> Response:
     """This file."""
     return FileResponse(HERE / "demo_shop.py", media_type="text/plain; charset=utf-8")
-
-
-async def pause(request: Request, seconds: float) -> bool:
-    """Wait so long. False, and at once, where the server is being stopped."""
-    leaving: asyncio.Event = request.app.state.leaving
-    try:
-        await asyncio.wait_for(leaving.wait(), seconds)
-    except asyncio.TimeoutError:
-        return True
-    return False
-
-
-async def field(request: Request, name: str) -> str:
-    """A form field's text, empty where it was not sent."""
-    return str((await request.form()).get(name, ""))
-
-
-def store_of(request: Request) -> SessionStore:
-    """The store of this app's sessions."""
-    store: SessionStore = request.app.state.store
-    return store
 
 
 # -- putting it together ------------------------------------------------------------------------------------
@@ -365,8 +301,10 @@ ROUTES = [
 ]
 
 
-def build(store: SessionStore, secret: str, store_name: str = "memory", pause: float = 0.07) -> Starlette:
-    """The app; `pause` is the chat's, in seconds from word to word. Setting `state.leaving` ends what is slow."""
+def build(
+    store: SessionStore, secret: str, store_name: str = "memory", pause: float = 0.07, slow: float = 5.0
+) -> Starlette:
+    """The app; `pause` between the words of the chat and a `slow` payment are in seconds."""
     sessions = Middleware(
         SessionMiddleware,
         secret,
@@ -379,7 +317,7 @@ def build(store: SessionStore, secret: str, store_name: str = "memory", pause: f
     )
     app = Starlette(routes=ROUTES, middleware=[sessions])
     app.state.store, app.state.secret = store, secret
-    app.state.store_name, app.state.pause = store_name, pause
+    app.state.store_name, app.state.pause, app.state.slow = store_name, pause, slow
     app.state.at_the_till = set()
     app.state.leaving = asyncio.Event()
     return app

@@ -1,4 +1,8 @@
-"""A real Chromium without a window, driven by its own protocol, and a server for it to visit."""
+"""A real Chromium without a window, driven by its own protocol, and a server for it to visit.
+
+Tests that take the fixture `chromium` or `tab` are skipped where there is none, and fail there with
+`--browser`, which CI sets.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +135,7 @@ class Tab:
         return value
 
     def until(self, condition: str) -> None:
-        """Wait until this expression of the page is true; a message that names it where it does not become so."""
+        """Wait until this expression of the page is true; it is named where it does not become so."""
         deadline = time.monotonic() + PATIENCE
         while not self.run(condition):
             page = self.run("document.body.innerText")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 from asgi import FileStore, PrimitiveStore, Shop, Site
+from browser import HOW_TO_GET_IT, Chromium, Tab, find_chromium
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis_server import RedisServer
@@ -127,6 +128,26 @@ def own_redis() -> Iterator[RedisServer]:
     """A server that this test may kill, freeze or configure."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def chromium(request: pytest.FixtureRequest) -> Iterator[Chromium]:
+    """One browser for all tests of a module; each opens a profile of its own."""
+    program = find_chromium()
+    if program is None:
+        if request.config.getoption("--browser"):
+            pytest.fail(HOW_TO_GET_IT)
+        pytest.skip(HOW_TO_GET_IT)
+    browser = Chromium(program)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Chromium) -> Iterator[Tab]:
+    """A tab of a new profile."""
+    with chromium.profile() as tab:
+        yield tab
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])

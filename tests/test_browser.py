@@ -1,7 +1,4 @@
-"""Cookies in a real browser: releases that change their scope, and cookies that somebody planted.
-
-Needs Chromium. Without it the tests are skipped, with `--browser` they fail.
-"""
+"""Cookies in a real browser: releases that change their scope, and cookies that somebody planted."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import HOW_TO_GET_IT, Chromium, Tab, find_chromium, served
+from browser import Chromium, Tab, served
 
 from asgi_sessions import InMemorySessionStore, SessionMiddleware
 from asgi_sessions.asgi import Receive, Scope, Send
@@ -20,19 +17,6 @@ from asgi_sessions.client.signer import CookieSigner
 KEY = "k" * 32
 HOST = "shop.example.test"
 OURS, NAMED, PARENT = HOST, f".{HOST}", ".example.test"  # domains as the browser keeps them
-
-
-@pytest.fixture(scope="module")
-def chromium(request: pytest.FixtureRequest) -> Iterator[Chromium]:
-    """One browser for all tests; each opens a profile of its own."""
-    program = find_chromium()
-    if program is None:
-        if request.config.getoption("--browser"):
-            pytest.fail(HOW_TO_GET_IT)
-        pytest.skip(HOW_TO_GET_IT)
-    browser = Chromium(program)
-    yield browser
-    browser.close()
 
 
 class Shop:
@@ -83,12 +67,6 @@ def shop() -> Iterator[Shop]:
     shop = Shop()
     with served(shop) as shop.port:
         yield shop
-
-
-@pytest.fixture
-def tab(chromium: Chromium) -> Iterator[Tab]:
-    with chromium.profile() as tab:
-        yield tab
 
 
 def visits(shop: Shop, tab: Tab, count: int) -> list[str]:

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import json
-import os
-import re
-import signal
+import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import httpx
 import pytest
+from demo_site import SECRET, demo_module, ended, events, running_demo
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from asgi_sessions import InMemorySessionStore, session_hash
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-SECRET = "a-secret-of-the-tests-and-of-nothing-else"
-
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[ModuleType]:
-    """The module `examples/demo.py`, with its neighbours importable as when it is run as a script."""
-    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "demo", module)
-        spec.loader.exec_module(module)
+    """The module `examples/demo.py`."""
+    with demo_module() as module:
         yield module
 
 
@@ -50,8 +36,8 @@ def store() -> InMemorySessionStore:
 
 @pytest.fixture
 def client(demo: ModuleType, store: InMemorySessionStore) -> Iterator[TestClient]:
-    """A browser in front of the demo, whose chat does not pause between words."""
-    with TestClient(demo.build(store, SECRET, pause=0)) as client:
+    """A browser in front of the demo, where nothing is slow."""
+    with TestClient(demo.build(store, SECRET, pause=0, slow=0)) as client:
         yield client
 
 
@@ -69,11 +55,14 @@ def facts(client: TestClient) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        ("/", "Sign in"),
+        ("/", "Start the race"),
         ("/cart", "On the shelf"),
         ("/chat", "Hang up"),
-        ("/socket", "new WebSocket("),
-        ("/race", "Start the race"),
+        ("/socket", "/web/socket.js"),
+        ("/account", "Sign in"),
+        ("/web/socket.js", "new WebSocket("),
+        ("/readme", "# asgi-server-sessions"),
+        ("/code", "async def add_to_cart"),
     ],
 )
 def test_each_page_is_served(client: TestClient, path: str, content: str) -> None:
@@ -86,7 +75,7 @@ def test_each_page_is_served(client: TestClient, path: str, content: str) -> Non
 
 def test_looking_stores_nothing(client: TestClient, store: InMemorySessionStore) -> None:
     """A visitor who only looks gets no cookie and no record."""
-    for path in ("/", "/cart", "/chat", "/socket", "/race", "/session"):
+    for path in ("/", "/cart", "/chat", "/socket", "/account", "/session", "/readme", "/web/page.js"):
         assert "set-cookie" not in client.get(path).headers
     assert asyncio.run(store.count_active()) == 0
 
@@ -153,8 +142,8 @@ def test_sign_out_everywhere_ends_the_other_browsers_session(client: TestClient)
     other.post("/sign-in", data={"name": "ann"})
     stranger.post("/sign-in", data={"name": "bob"})
     page = client.post("/sign-in", data={"name": "ann"}).text
-    assert f'<span class="id">{facts(other)["id"]}</span>' in page
-    assert page.count("this one") == 1
+    assert f'<code class="id">{facts(other)["id"]}</code>' in page
+    assert page.count("this browser") == 1
     client.post("/sign-out-everywhere")
     assert [facts(browser)["user"] for browser in (client, other, stranger)] == [
         "anonymous",
@@ -180,6 +169,25 @@ def test_product_taken_out_of_the_cart_is_gone(client: TestClient) -> None:
     assert "Remove Assam" not in page
 
 
+def test_payment_empties_the_cart(client: TestClient) -> None:
+    """What was paid is no longer in the cart, and nobody waits for it any more."""
+    client.post("/cart/add", data={"sku": "assam"})
+    assert "Nothing yet" in client.post("/cart/pay").text
+    assert (facts(client)["cart"], facts(client)["turn"]) == ("0", "")
+
+
+def test_a_poll_is_no_activity(client: TestClient, store: InMemorySessionStore) -> None:
+    """An open page keeps no session alive, although it asks for the facts all the time."""
+    client.post("/cart/add", data={"sku": "assam"})
+    session_id = client.cookies["session"].partition(".")[0]
+    before = asyncio.run(store.get(session_id))
+    facts(client)
+    after = asyncio.run(store.get(session_id))
+    assert before is not None
+    assert after is not None
+    assert after.last_activity == before.last_activity
+
+
 def test_unknown_product_is_not_found(client: TestClient) -> None:
     """What is not on the shelf is answered with 404 and nothing is stored."""
     assert client.post("/cart/add", data={"sku": "coffee"}).status_code == 404
@@ -191,20 +199,20 @@ def test_streamed_answer_counts_when_it_ends(client: TestClient) -> None:
     for count in ("1", "2"):
         answer = client.post("/chat", data={"question": "Is <b>tea</b>\n\nevent: done good?"})
         assert answer.headers["content-type"].startswith("text/event-stream")
-        events = re.findall(r"event: (\w+)\ndata: (.*)\n\n", answer.text)
-        assert [data for kind, data in events if kind == "done"] == [count]
-        assert ("word", "<b>tea</b>") in events
+        told = events(answer.text)
+        assert [data for kind, data in told if kind == "done"] == [count]
+        assert ("word", "<b>tea</b>") in told
         assert facts(client)["messages"] == count
 
 
 def test_socket_counts_clicks(client: TestClient) -> None:
-    """Each click is answered with the stored count, over one connection and the next."""
+    """Each click is stored before it is answered, over one connection and the next."""
     client.post("/cart/add", data={"sku": "assam"})
     for start in (0, 2):
         with client.websocket_connect("/socket/clicks") as connection:
             for click in (1, 2):
                 connection.send_text("click")
-                assert connection.receive_json() == {"clicks": start + click}
+                assert connection.receive_text() == "stored"
                 assert facts(client)["clicks"] == str(start + click)
 
 
@@ -213,7 +221,7 @@ def test_socket_begins_a_session(client: TestClient) -> None:
     with client.websocket_connect("/socket/clicks") as connection:
         headers: dict[bytes, bytes] = dict(connection.extra_headers or [])
         connection.send_text("click")
-        connection.receive_json()
+        connection.receive_text()
     client.cookies["session"] = headers[b"set-cookie"].decode().partition("=")[2].partition(";")[0]
     assert facts(client)["clicks"] == "1"
 
@@ -225,7 +233,7 @@ def test_socket_of_an_ended_session_closes(client: TestClient) -> None:
         client.post("/sign-out")
         connection.send_text("click")
         with pytest.raises(WebSocketDisconnect) as closed:
-            connection.receive_json()
+            connection.receive_text()
     assert closed.value.code == 4001
     assert facts(client)["user"] == "anonymous"
 
@@ -245,47 +253,19 @@ def test_race(client: TestClient, store: InMemorySessionStore) -> None:
     assert asyncio.run(store.count_active()) == 0
 
 
-@contextmanager
-def running_demo(*options: str) -> Iterator[int]:
-    """The script's port while it runs as a process of its own; Ctrl-C must end it cleanly."""
-    command = [sys.executable, str(EXAMPLES / "demo.py"), "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
-        try:
-            yield port_told_by(server)
-        finally:
-            server.send_signal(signal.SIGINT)
-            _, errors = server.communicate(timeout=30)
-    assert server.returncode == 0, errors
-    assert "Traceback" not in errors
-    assert "Warning" not in errors
-
-
-def port_told_by(server: subprocess.Popen[str]) -> int:
-    """The port in the address that the script prints once it listens."""
-    assert server.stdout is not None
-    for line in server.stdout:
-        address = re.search(r"http://127\.0\.0\.1:(\d+)/race", line)
-        if address is not None:
-            return int(address[1])
-    raise AssertionError("the script ended without telling its address")
-
-
 def test_script_serves_until_it_is_interrupted() -> None:
     """`python examples/demo.py` says where it is, serves the home page, and ends cleanly by Ctrl-C."""
-    with running_demo() as port:
-        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
-        assert "A shop that keeps its promises" in page.text
+    with running_demo() as demo:
+        page = httpx.get(demo.url, timeout=30)
+        assert "Sessions that never lose a change" in page.text
 
 
 def test_sessions_in_a_file_survive_a_restart(tmp_path: Path) -> None:
     """Everybody is still signed in, with their cart; the file's secret is kept beside it, for its owner."""
     file, cookies = tmp_path / "demo.db", httpx.Cookies()
     for run in range(3):
-        with running_demo("--sqlite", str(file)) as port:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, cookies=cookies) as browser:
+        with running_demo("--sqlite", str(file)) as demo:
+            with httpx.Client(base_url=demo.url, timeout=30, cookies=cookies) as browser:
                 if run == 0:
                     browser.post("/sign-in", data={"name": "ann"})
                 browser.post("/cart/add", data={"sku": "pot"})
@@ -299,17 +279,78 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     """The script ends with the reason."""
     (tmp_path / "demo.db").write_text("dear diary " * 1000)
     for path, reason in (("demo.db", "no SQLite database"), ("nowhere/demo.db", "no folder")):
-        command = [sys.executable, str(EXAMPLES / "demo.py"), "--sqlite", str(tmp_path / path)]
-        environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert ended.returncode == 1
-        assert ended.stderr.startswith("--sqlite: ")
-        assert reason in ended.stderr
+        code, _, errors = ended("--port", "0", "--sqlite", str(tmp_path / path))
+        assert code == 1
+        assert errors.startswith("--sqlite: ")
+        assert reason in errors
+
+
+def test_a_port_in_use_is_named_with_the_remedy() -> None:
+    """One sentence that names the port and `--port`, and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, _, errors = ended("--port", str(port))
+    assert code == 1
+    assert errors.startswith(f"Port {port} is in use")
+    assert "--port" in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [
+        (("--port", "eighty"), 2, "'eighty' is no port: 0 to 65535"),
+        (("--port", "65536"), 2, "'65536' is no port: 0 to 65535"),
+        (("--host", "192.0.2.1", "--port", "0"), 1, "Cannot listen on 192.0.2.1"),
+    ],
+)
+def test_an_address_that_cannot_be_used(options: tuple[str, ...], code: int, reason: str) -> None:
+    """The script ends with the reason and names the option."""
+    ended_with, _, errors = ended(*options)
+    assert ended_with == code
+    assert reason in errors
+    assert options[0] in errors
+    assert "Traceback" not in errors
+
+
+def test_help_explains_each_option(demo: ModuleType) -> None:
+    """None is left without a sentence, and each default is named."""
+    for action in demo.command_line()._actions:
+        assert action.help, action.dest
+    text = " ".join(ended("--help")[1].split())
+    for option in ("--host", "--port", "--sqlite", "--redis", "SESSION_SECRET"):
+        assert option in text
+    for default in ("127.0.0.1", "8000", "demo.db", "redis://127.0.0.1:6379/0", "in memory"):
+        assert default in text
+
+
+def test_ctrl_c_ends_a_stream_a_payment_and_a_socket() -> None:
+    """None of them is waited for: the stream breaks off and counts nothing, the payment is taken back."""
+    with running_demo() as demo, httpx.Client(base_url=demo.url, timeout=30) as browser:
+        browser.post("/cart/add", data={"sku": "pot"})
+        cookie = {"cookie": f"session={browser.cookies['session']}", "user-agent": "python-httpx"}
+        browser.headers["user-agent"] = "python-httpx"
+        with connect(f"ws://127.0.0.1:{demo.port}/socket/clicks", additional_headers=cookie) as clicks:
+            with browser.stream("POST", "/chat", data={"question": "Is tea good?"}) as answer:
+                parts = answer.iter_text()
+                text = next(parts)
+                with ThreadPoolExecutor() as threads:
+                    payment = threads.submit(browser.post, "/cart/pay")
+                    while not browser.get("/session").json()["turn"]:
+                        pass
+                    demo.interrupt()
+                    text += "".join(parts)
+                    assert payment.result().status_code == 503
+            with pytest.raises(ConnectionClosed):
+                clicks.recv(timeout=30)
+        demo.process.wait(timeout=30)
+    assert "word" in dict(events(text))
+    assert "done" not in dict(events(text))
 
 
 def test_hanging_up_is_not_counted() -> None:
     """Who leaves before a streamed answer ends is not counted, and the next request gets its turn."""
-    with running_demo() as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as browser:
+    with running_demo() as demo, httpx.Client(base_url=demo.url, timeout=30) as browser:
         with browser.stream("POST", "/chat", data={"question": "Is tea good?"}) as answer:
             next(answer.iter_text())
         assert browser.post("/cart/add", data={"sku": "pot"}).status_code == 303
@@ -319,7 +360,7 @@ def test_hanging_up_is_not_counted() -> None:
 
 def test_clicks_over_a_real_connection() -> None:
     """Browser and server speak WebSocket: the cookie of the accept names the session that counts."""
-    with running_demo() as port, connect(f"ws://127.0.0.1:{port}/socket/clicks") as connection:
+    with running_demo() as demo, connect(f"ws://127.0.0.1:{demo.port}/socket/clicks") as connection:
         assert connection.request is not None
         assert connection.response is not None
         headers = {
@@ -327,6 +368,6 @@ def test_clicks_over_a_real_connection() -> None:
             "user-agent": connection.request.headers["user-agent"],
         }
         connection.send("click")
-        assert json.loads(connection.recv()) == {"clicks": 1}
-        facts = httpx.get(f"http://127.0.0.1:{port}/session", headers=headers).json()
+        assert connection.recv() == "stored"
+        facts = httpx.get(f"{demo.url}/session", headers=headers).json()
         assert facts["clicks"] == "1"
