@@ -328,16 +328,19 @@ def test_ctrl_c_ends_a_stream_a_payment_and_a_socket() -> None:
     """None of them is waited for: the stream breaks off and counts nothing, the payment is taken back."""
     with running_demo() as demo, httpx.Client(base_url=demo.url, timeout=30) as browser:
         browser.post("/cart/add", data={"sku": "pot"})
-        cookie = {"cookie": f"session={browser.cookies['session']}", "user-agent": "python-httpx"}
-        browser.headers["user-agent"] = "python-httpx"
-        with connect(f"ws://127.0.0.1:{demo.port}/socket/clicks", additional_headers=cookie) as clicks:
+        headers = {
+            "cookie": f"session={browser.cookies['session']}",
+            "user-agent": browser.headers["user-agent"],
+        }
+        address = f"ws://127.0.0.1:{demo.port}/socket/clicks"
+        with connect(address, additional_headers=headers, user_agent_header=None) as clicks:
             with browser.stream("POST", "/chat", data={"question": "Is tea good?"}) as answer:
                 parts = answer.iter_text()
                 text = next(parts)
                 with ThreadPoolExecutor() as threads:
                     payment = threads.submit(browser.post, "/cart/pay")
                     while not browser.get("/session").json()["turn"]:
-                        pass
+                        assert not payment.done()
                     demo.interrupt()
                     text += "".join(parts)
                     assert payment.result().status_code == 503
