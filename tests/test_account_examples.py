@@ -44,10 +44,10 @@ class Site:
 
 
 @pytest.fixture
-def site(example: str) -> Iterator[Site]:
+def site(example: str, tmp_path: Path) -> Iterator[Site]:
     port = free_port()
     command = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), f"{example}:app", "--port", str(port)]
-    server = subprocess.Popen([sys.executable, *command, "--log-level", "warning"])
+    server = subprocess.Popen([sys.executable, *command, "--log-level", "warning"], cwd=tmp_path)
     deadline = time.monotonic() + 60
     try:
         with ExitStack() as stack:
@@ -103,3 +103,31 @@ def test_the_page_of_devices(site: Site) -> None:
     page = ada.post("/devices/end-others").text
     assert "value=" not in page
     assert [*map(is_signed_in, (ada, phone, tablet))] == [True, False, False]
+
+
+@pytest.mark.parametrize("example", ["sign_in"])
+def test_signing_in(site: Site) -> None:
+    """A guard, "remember me", a fresh password for what matters, and out here or everywhere."""
+    visitor, ada, phone = (site.browser(password=None) for _ in range(3))
+    assert visitor.get("/account").status_code == 401
+    assert visitor.post("/payout").status_code == 401
+    assert visitor.post("/sign-in", data={"name": "ada", "password": "guess"}).status_code == 403
+    ages = []
+    for client, remember in ((ada, "true"), (phone, "false")):
+        form = {"name": "ada", "password": PASSWORD, "remember": remember}
+        answer = client.post("/sign-in", data=form)
+        assert answer.json() == "ada"
+        ages.append(int(answer.headers["set-cookie"].partition("Max-Age=")[2].partition(";")[0]))
+    assert ages == [30 * 24 * 3600, 12 * 3600]
+    assert ada.get("/account").json() == "ada"
+    assert ada.post("/payout").json() == "paid to ada"
+    ada.post("/sign-out")
+    assert ada.get("/account").status_code == 401
+    assert phone.post("/sign-out-everywhere").json() == 1
+    assert phone.get("/account").status_code == 401
+
+
+def test_readme_has_the_example_of_signing_in() -> None:
+    """Word by word, so that what a reader types is what is tested."""
+    code = (EXAMPLES / "sign_in.py").read_text("utf-8").partition('"""\n\n')[2]
+    assert f"```python\n{code}```" in (EXAMPLES.parent / "README.md").read_text("utf-8")

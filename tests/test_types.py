@@ -69,6 +69,9 @@ store: SessionStore = InMemorySessionStore()
 """What the pieces of README take as given. Any other name that they lack is one that a reader misses."""
 
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 def snippets() -> Iterator[tuple[int, str]]:
     """README's pieces of Python, with the line on which each begins."""
     readme = ROOT.joinpath("README.md").read_text("utf-8")
@@ -84,7 +87,7 @@ def module_of(snippet: str) -> str:
         alias.asname or alias.name for node in ast.walk(tree) for alias in getattr(node, "names", ())
         if isinstance(alias, ast.alias)
     }  # fmt: skip
-    made |= {getattr(node, "name", "") for node in tree.body} | {
+    made |= {node.name for node in ast.walk(tree) if isinstance(node, _DEFINITIONS)} | {
         argument.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for argument in node.args
     }
     missing = {node.id for node in names} - made - set(dir(builtins))
