@@ -109,7 +109,9 @@ def read(session: Session) -> None:
 
 
 async def lie_idle(browser: Browser, seconds: float) -> None:
-    """So many seconds of the idle timeout are left."""
+    """So many seconds of the idle timeout are left, of a session that began some minutes ago."""
+    began = int(await browser.raw.getrange(browser.key, 51, 63)) - 600_000
+    await browser.raw.setrange(browser.key, 51, b"%013d" % began)
     await browser.raw.pexpire(browser.key, round(seconds * 1000))
 
 

@@ -358,5 +358,7 @@ def test_another_event_loop_ends_it(kind: str, request: pytest.FixtureRequest, t
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     """Of a waiter that was never woken."""
+    before = set(threading.enumerate())
     yield
-    assert not [each for each in threading.enumerate() if each.name.startswith("Thread-")]
+    left = set(threading.enumerate()) - before
+    assert not [each for each in left if each.name.startswith("Thread-")]
