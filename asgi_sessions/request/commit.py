@@ -225,7 +225,8 @@ class Commit:
             if outcome is _STORED:
                 outcome = await settings.store.move(
                     taken, session_id, self.sealed,
-                    lifetime=lifetime, lock=lock, was=was, user=self.user, leads=self.intent is _ROTATE,
+                    lifetime=lifetime, lock=lock, was=was, user=self.user,
+                    leads=self.intent is _ROTATE and session.stored_user == self.user_id,
                 )  # fmt: skip
         finally:
             if taken.successor is not None:
@@ -268,13 +269,16 @@ class Commit:
         elif outcome is _STORED:
             self.settings.events.emit(SESSION_REGENERATED, taken.session_id)
         elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
-            await self._end(taken)
+            if await self._end(taken) is _GONE and await self._is_elsewhere(taken):
+                return Outcome.CONFLICT
             return await self._create()
         return outcome
 
     async def _delete(self, taken: Checkout) -> Outcome:
         """The app ended the session, or emptied it."""
         outcome = await (self._end if self.intent is _END else self._discard)(taken)
+        if outcome is _GONE and await self._is_elsewhere(taken):
+            return Outcome.CONFLICT
         if outcome not in (_STORED, _GONE):
             return outcome
         self.intent = _KEEP
@@ -287,16 +291,35 @@ class Commit:
         outcome = await self._discard(taken)
         if outcome in (_STORED, _GONE):
             return outcome
-        if not await self.settings.store.delete(taken.session_id):
+        if not (await self.settings.store.delete(taken.session_id) or await self._end_following(taken)):
             return _GONE
         self._note_end(taken)
         return _STORED
 
     async def _discard(self, taken: Checkout) -> Outcome:
         outcome = await self.settings.store.discard(taken)
+        if outcome is _GONE and await self._end_following(taken):
+            outcome = _STORED
         if outcome is _STORED:
             self._note_end(taken)
         return outcome
+
+    async def _is_elsewhere(self, taken: Checkout) -> bool:
+        """Whether the record is gone because it got a new id: it was not ended."""
+        found = await self.settings.store.checkout(taken.session_id, None, None, passive=True)
+        return found is Missing.RETIRED
+
+    async def _end_following(self, taken: Checkout) -> bool:
+        """Delete the record that got a new id meanwhile only because the old one was old."""
+        store, following = self.settings.store, taken.session_id
+        while self.settings.rotate_every is not None:
+            successor = await store.successor_of(following)
+            if successor is None:
+                break
+            if await store.delete(successor):
+                return True
+            following = successor
+        return False
 
     def _note_end(self, taken: Checkout) -> None:
         self.settings.events.emit(SESSION_ENDED, taken.session_id)

@@ -22,7 +22,7 @@ async def devices(work: Work) -> list[Device]:
     found: list[Device] = []
     async with aclosing(_sightings(work)) as seen:
         async for each in seen:
-            handle, is_current = _handle(keys[0], each.session_id), each.session_id == current
+            handle, is_current = _handle(keys[0], each), each.session_id == current
             name = name_of(each.user_agent)
             found.append(Device(handle, name, each.address, each.created_at, each.last_activity, is_current))
     found.sort(key=attrgetter("current", "last_activity"), reverse=True)
@@ -30,21 +30,31 @@ async def devices(work: Work) -> list[Device]:
 
 
 async def end_device(work: Work, handle: object) -> bool:
-    """See `Session.end_device`. All sessions of the user are compared, whichever it is."""
+    """See `Session.end_device`. All sessions of the user are compared, whichever it is.
+
+    Where the session gets a new id before it is deleted, it is looked for again.
+    """
     if not isinstance(handle, str):
         return False
-    given, meant = handle.encode("utf-8", "surrogatepass"), None
+    given = handle.encode("utf-8", "surrogatepass")
+    while meant := await _meant(work, given):
+        if work.session.identity().session_id in meant:
+            work.session.invalidate()
+            return True
+        if any((await work.settings.store.delete_batch(meant)).values()):
+            return True
+    return False
+
+
+async def _meant(work: Work, given: bytes) -> list[str]:
+    """The id of the session of this handle; its old and its new one while it gets another."""
+    meant: list[str] = []
     async with aclosing(_sightings(work)) as seen:
         async for each in seen:
             for key in work.settings.device_keys:
-                if hmac.compare_digest(_handle(key, each.session_id).encode(), given):
-                    meant = each.session_id
-    if meant is None:
-        return False
-    if meant == work.session.identity().session_id:
-        work.session.invalidate()
-        return True
-    return await work.settings.store.delete(meant)
+                if hmac.compare_digest(_handle(key, each).encode(), given):
+                    meant.append(each.session_id)
+    return meant
 
 
 def note_client(work: Work) -> None:
@@ -64,5 +74,7 @@ async def _sightings(work: Work) -> AsyncGenerator[Sighting, None]:
                 yield each
 
 
-def _handle(key: bytes, session_id: str) -> str:
-    return hmac.digest(key, session_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+def _handle(key: bytes, each: Sighting) -> str:
+    """By what stays when the session gets a new id."""
+    named = f"{each.created_at.isoformat()} {each.user_id}"
+    return hmac.digest(key, named.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]

@@ -16,9 +16,21 @@ from ..stores.contract import SessionStore
 _LIKELIEST = (Missing.RETIRED, Missing.UNREADABLE, Missing.ABSENT)
 
 
-async def settle(presented: Presented, store: SessionStore, lifetime: Lifetime) -> Presented:
-    """The request's one session, from its `rivals`. Costs one look at the store for each, without a lock."""
+async def settle(
+    presented: Presented, store: SessionStore, lifetime: Lifetime, *, follows: bool = False
+) -> Presented:
+    """The request's one session, from its `rivals`. Costs one look at the store for each, without a lock.
+
+    `follows`: an id that was replaced because it was old is alive while it leads to a session that is.
+    """
     found = [(rival, await store.checkout(rival.session_id, None, lifetime)) for rival in presented.rivals]
+    live = {record.session_id for _, record in found if isinstance(record, Checkout)}
+    for index, (rival, record) in enumerate(found):
+        if follows and record is Missing.RETIRED:
+            successor = await store.successor_of(rival.session_id)
+            if successor is not None and successor not in live:
+                found[index] = rival, await store.checkout(successor, None, lifetime)
+                live.add(successor)
     return choose(found, only_ours=presented.only_ours)
 
 

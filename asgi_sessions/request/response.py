@@ -50,14 +50,15 @@ async def _prolong(unit: UnitOfWork) -> bool:
     A sign-in meanwhile has given the client another cookie, which an answer that was on its way without the
     lock would overwrite. False too if the store cannot tell. The link to its user is renewed with the cookie.
     """
-    taken, store, user_id = unit.record, unit.settings.store, unit.session.stored_user
+    taken, store = unit.record, unit.settings.store
     if not isinstance(taken, Checkout):
         return False
+    user = store.user_in(taken, unit.session.stored_user)
     try:
         found = await store.checkout(taken.session_id, None, None, passive=True)
-        if isinstance(found, Checkout) and user_id is not None:
+        if isinstance(found, Checkout) and user is not None:
             left = remaining(unit.settings, taken, unit.held_since)
-            await store.link_user(user_id, taken.session_id, left)
+            await store.link_user(user, taken.session_id, left)
     except SessionStoreError:
         return False
     return isinstance(found, Checkout)

@@ -111,7 +111,9 @@ class UnitOfWork:
         settings, presented = self.settings, self.presented
         self.passive = passive
         if presented.rivals:
-            presented = self.presented = await settle(presented, settings.store, settings.lifetime)
+            presented = self.presented = await settle(
+                presented, settings.store, settings.lifetime, follows=settings.rotate_every is not None
+            )
         if presented.reason is not None:
             note_missing(settings, presented.reason)
         if presented.old is not None:
@@ -124,7 +126,7 @@ class UnitOfWork:
                 note_missing(settings, missing, presented.session_id)
             elif isinstance(self.record, Checkout):
                 if presented.old is not None:
-                    self.news = presented.session_id
+                    self.news = self.record.session_id
                 elif settings.renews(self.presented):
                     self._renew()
         if presented.old is not None and (presented.session_id is None or missing is not None):
@@ -137,7 +139,8 @@ class UnitOfWork:
         """The cookie is old: its id is replaced, or it is sent again where this request cannot do that."""
         taken = self.record
         holds = isinstance(taken, Checkout) and (taken.token is not None or self.settings.lock is None)
-        if self.may_rotate and holds and self.settings.rotates(self.presented):
+        may_rotate = self.may_rotate and not self.passive  # a new id restarts the idle timeout
+        if may_rotate and holds and self.settings.rotates(self.presented):
             self.session.want(Fate.ROTATE)
         elif self.settings.refreshes(self.presented):
             self.news = News.REFRESH

@@ -8,7 +8,7 @@ value; a fault of the backend is a `SessionStoreError`. To change what a store r
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from operator import attrgetter
 from typing import Any
@@ -168,6 +168,12 @@ class SessionStore(RequestOperations[M]):
         """
         user = user_text(user_id) if user_id is not None else ""
         names = self.names_of(user) if user else ()
+        return await self._end_all_named(names, keep) if user else 0
+
+    async def _end_all_named(self, names: Sequence[str], keep: str | None) -> int:
+        """End all sessions of a user who is known by these names. Another process may give the session of
+        one the other meanwhile, each in its turn: stores for several processes end all in one step.
+        """
         return sum([await self._end_all_of(name, keep) for name in names])
 
     def _name_in(self, data: SessionData) -> str | None:
@@ -269,16 +275,15 @@ class SessionStore(RequestOperations[M]):
             if active and taken.idle is not None:
                 await self.keep_alive(taken)
             data = self.read(taken.record)
-            user_id, before = data.user_id, encode(data)
+            was, before = user_of(taken.record), encode(data)
             yield data
             if encode(data) != before:
                 self.check(session_id, data, None)  # under another session's id nobody could read it
                 stamp(data)
                 record = self.encode(data)
-                if data.user_id is not None and data.user_id != user_id:
-                    await self.link_user(
-                        self.name_of(data.user_id), session_id, Lifetime(absolute=taken.expires_in)
-                    )
+                user = self._name_in(data)
+                if user is not None and user != was:  # somebody else, or known by another key from now on
+                    await self.link_user(user, session_id, Lifetime(absolute=taken.expires_in))
                 raise_for(await self.commit(taken, record, release=True))
         finally:
             if taken.token is not None:

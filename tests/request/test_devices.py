@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -311,7 +312,7 @@ async def test_a_user_with_thousands_of_sessions(store: SessionStore) -> None:
                     session_id=name,
                     user_id="ada",
                     metadata={"much": "x" * size},
-                    created_at=began,
+                    created_at=began + timedelta(seconds=int(name[1:])),
                     client=Client(user_agent=f"{FIREFOX} {name}"),
                 )
                 for name in names
@@ -334,3 +335,31 @@ async def test_a_user_with_thousands_of_sessions(store: SessionStore) -> None:
     assert looks[0].devices == count + 1
     assert looks[0].peak < count * size / 2
     assert len(await store.list_for_user("ada")) == count
+
+
+async def test_a_handle_outlives_an_id(way: str) -> None:
+    """Of a page that is open while the other device gets a new id, earlier or in the middle of its end."""
+    site = Site()
+    here, there = site.browser(), site.browser()
+    for each in (here, there):
+        await each.open(page(lambda session: session.login("ada")))
+    handles: list[str] = []
+
+    async def look(session: Session) -> None:
+        handles.extend(each.handle for each in await session.devices() if not each.current)
+
+    async def end(session: Session) -> None:
+        assert await session.end_device(handles[0])
+
+    await here.open(page(look))
+    await there.open(page(lambda session: session.regenerate_id()))
+    delete_batch = site.store.delete_batch
+
+    async def overtaken(session_ids: Iterable[str]) -> dict[str, bool]:
+        site.store.delete_batch = delete_batch  # type: ignore[method-assign]
+        await there.open(page(lambda session: session.regenerate_id()))
+        return await delete_batch(session_ids)
+
+    site.store.delete_batch = overtaken  # type: ignore[method-assign]
+    assert (await here.open(page(end))).status == 200
+    assert await there.stored() is None

@@ -369,3 +369,46 @@ async def test_a_stream_that_waits_for_the_end_waits_on(site: Site) -> None:
                 assert not ended.is_set()
                 await twin.open(page(end))
                 await ended.wait()
+
+
+def clear_and_go_on(session: Session) -> None:
+    session.logout()
+    session["lang"] = "en"
+
+
+@pytest.mark.parametrize("end", [lambda session: session.logout(), clear_and_go_on], ids=["logout", "anew"])
+async def test_an_end_follows_an_id_that_was_replaced_meanwhile(site: Site, end: Act) -> None:
+    """Without a lock a parallel request may give the session a new id first: that one is ended, too."""
+    browser = await old_session(site.option(lock=False), n=1)
+    twin, old = browser.twin(), browser.session_id
+
+    async def be_overtaken(session: Session) -> None:
+        await twin.open(page(read))
+        end(session)
+
+    assert (await browser.open(page(be_overtaken))).status == 200
+    assert twin.session_id != old
+    assert not await site.store.exists(twin.session_id)
+    assert browser.cookie is None or await browser.stored() == {"lang": "en"}
+
+
+@pytest.mark.parametrize("end", [lambda session: session.logout(), clear_and_go_on], ids=["logout", "anew"])
+async def test_an_end_of_what_got_another_id_is_refused(site: Site, end: Act) -> None:
+    """Nothing tells which one: the answer is 409, not a sign-out that was none."""
+    browser = await old_session(site.option(lock=False, rotate_every=None), n=1)
+    twin = browser.twin()
+
+    async def be_overtaken(session: Session) -> None:
+        await twin.open(page(lambda session: session.regenerate_id()))
+        end(session)
+
+    assert (await browser.twin().open(page(be_overtaken))).status == 409
+    assert await twin.stored() == {"n": 1}
+
+
+async def test_a_passive_request_replaces_no_id(site: Site) -> None:
+    """A new id restarts the idle timeout, and polls are no activity."""
+    browser = await old_session(site.option(passive="*"), n=1)
+    before = browser.session_id
+    await browser.open(page(read))
+    assert browser.session_id == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -222,6 +223,29 @@ async def test_keys_rotate(stores: Stores) -> None:
     last = between.at(stores.with_keys(NEW))
     assert (await last.values())["card"] == SECRET
     assert await stores.made[-1].delete_for_user("ada@example.com") == 1
+
+
+async def test_a_transaction_after_a_new_key(stores: Stores) -> None:
+    """It encrypts the record anew, and the user is found by the new name: a sign-out ends the session."""
+    visit = Visit(stores.with_keys(OLD))
+    await visit.open(sign_in)
+    store = stores.with_keys(NEW, OLD)
+    assert await store.update(visit.browser.session_id, {"n": 1})
+    assert len(await store.list_for_user("ada@example.com")) == 1
+    assert (await visit.at(store).open(lambda session: session.regenerate_id())).status == 200
+    assert await store.delete_for_user("ada@example.com") == 1
+
+
+async def test_a_cookie_that_is_sent_again(stores: Stores) -> None:
+    """The link to the user, which is renewed with it, does not name them."""
+    store = stores.with_keys(NEW)
+    visit = Visit(store, rolling=True)
+    await visit.open(sign_in)
+    signer, name = CookieSigner(KEY), visit.browser.session_id
+    visit.browser.cookie = signer.sign(name, int(time.time()) - 600_000)
+    assert len((await visit.open()).cookies) == 1
+    assert b"ada@" not in await stores.everything()
+    assert await store.delete_for_user("ada@example.com") == 1
 
 
 @pytest.mark.parametrize("keys", [(), (NEW,)], ids=["no key", "another key"])

@@ -296,14 +296,14 @@ class RedisSessionStore(SessionStore[M]):
             async for record in records:
                 yield record
 
-    async def _end_all_of(self, user: str, keep: str | None) -> int:
+    async def _end_all_named(self, names: Sequence[str], keep: str | None) -> int:
         """See `SessionStore.delete_for_user`.
 
         `keep` is ended too where an earlier call that did not keep it was cut off. `SessionStoreError` where
         something cannot be told to be a session or not: all others have ended then, and that one can no
         longer get a new id.
         """
-        return await (await self._states.get()).index.end(user, keep)
+        return await (await self._states.get()).index.end(names, keep)
 
     async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:
         return await (await self._states.get()).index.end_surplus(user, most, keep)

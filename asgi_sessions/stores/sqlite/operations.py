@@ -172,8 +172,12 @@ def delete(tx: Transaction, session_ids: Sequence[str]) -> list[bool]:
     return [_delete(tx, session_id) for session_id in session_ids]
 
 
-def end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
-    """Delete all records of a user but one; how many lived."""
+def end_all_of(tx: Transaction, users: Sequence[str], keep: str | None) -> int:
+    """Delete all records of a user, who is known by these names, but one; how many lived."""
+    return sum([_end_all_of(tx, user, keep) for user in users])
+
+
+def _end_all_of(tx: Transaction, user: str, keep: str | None) -> int:
     (lived,) = tx.db.execute(_COUNT_OF_USER, (user, keep, tx.now)).fetchone()
     locked = tx.db.execute(_LOCKED_OF_USER, (user, keep)).fetchall()
     tx.ended += [session_id for (session_id,) in tx.db.execute(_DELETE_OF_USER, (user, keep))]

@@ -469,9 +469,10 @@ class SQLiteSessionStore(SessionStore[M]):
             for record in (await self._records(ids[start : start + _AT_ONCE])).values():
                 yield record
 
-    async def _end_all_of(self, user: str, keep: str | None) -> int:
+    async def _end_all_named(self, names: Sequence[str], keep: str | None) -> int:
         engine = self._ready() or await self._get()
-        ended: int = await engine.perform(partial(operations.end_all_of, user=user, keep=keep), durable=True)
+        work = partial(operations.end_all_of, users=names, keep=keep)
+        ended: int = await engine.perform(work, durable=True)
         return ended
 
     async def end_surplus(self, user: str, most: int, keep: str) -> list[str]:

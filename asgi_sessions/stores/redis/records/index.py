@@ -123,20 +123,25 @@ class UserIndex:
         reply = await self._commands.command(b"ZRANGE", self._keys.user(user_id), b"0", b"-1", fits=is_list)
         return sorted(member.decode() for member in cast("list[bytes]", reply))
 
-    async def end(self, user_id: str, keep: str | None) -> int:
+    async def end(self, names: Sequence[str], keep: str | None) -> int:
         """End all sessions of a user but `keep`; how many were ended by this call.
 
-        What another call, or a sign-in that finishes its work, ends at the same time counts there. The links
-        are marked first, then the records deleted, then the links forgotten. A process that dies in between
-        leaves marks: sessions that can no longer move, and that the next call or the next sign-ins end.
-        `SessionStoreError` where what lies at a link is of no format that is known here: all others are ended
-        then, and the link stays marked.
+        `names` are those by which the user may be known. What another call, or a sign-in that finishes its
+        work, ends at the same time counts there. The links of all names are marked first, then the
+        records deleted, then the links forgotten. A process that dies in between leaves marks:
+        sessions that can no longer move, and that the next call or the next sign-ins end.
+        `SessionStoreError` where what lies at a link is of no format that is known here: all others
+        are ended then, and the link stays marked.
         """
-        links = _links(await self._commands.run(MARK, self._keys.user(user_id), (keep or "").encode()))
+        marked: dict[str, list[Link]] = {}
+        for name in (*names, *names[:-1]):  # once more: from one to another that had its turn
+            reply = await self._commands.run(MARK, self._keys.user(name), (keep or "").encode())
+            marked[name] = _links(reply)
         ended, unreadable = 0, 0
-        for start in range(0, len(links), AT_ONCE):
-            done = await self._look(user_id, links[start : start + AT_ONCE])
-            ended, unreadable = ended + len(done.sessions), unreadable + done.unreadable
+        for name, links in marked.items():
+            for start in range(0, len(links), AT_ONCE):
+                done = await self._look(name, links[start : start + AT_ONCE], names)
+                ended, unreadable = ended + len(done.sessions), unreadable + done.unreadable
         if unreadable:
             raise SessionStoreError(
                 f"{ended} sessions were ended; what lies under {unreadable} more ids of this user is in no"
@@ -184,10 +189,11 @@ class UserIndex:
         idle = await asyncio.gather(*[self._records.idleness(*each, today) for each in there.items()])
         return dict(zip(there, idle, strict=True))
 
-    async def _look(self, user_id: str, links: Sequence[Link]) -> Ended:
+    async def _look(self, user_id: str, links: Sequence[Link], names: Sequence[str] = ()) -> Ended:
         """See what lies at these links, end what is to be ended, and note in the index what was found."""
         found = await self._records.values([link.session_id for link in links])
-        verdicts = [(link, verdict(value, link, user_id)) for link, value in zip(links, found, strict=True)]
+        known = (user_id, *names)
+        verdicts = [(link, verdict(value, link, *known)) for link, value in zip(links, found, strict=True)]
         doomed = [link for link, word in verdicts if word == TO_END]
         replies = await self._records.delete([link.session_id for link in doomed])
         settled = [(link, word) for link, word in verdicts if word in (LIVES, NOTHING)]
@@ -212,7 +218,7 @@ class UserIndex:
         return self._commands.run(SETTLE, self._keys.user(user_id), _SETTLES, b"".join(lines))
 
 
-def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
+def verdict(value: bytes | None, link: Link, *names: str) -> bytes:
     """What a link comes to by what lies at its record, whatever the model.
 
     TO_END: the record is to be deleted, and NOTHING is there then. A record that does not say whose it is, is
@@ -225,7 +231,7 @@ def verdict(value: bytes | None, link: Link, user_id: str) -> bytes:
         record = unpack(value).record
     except SessionStoreError:
         return LEFT_ALONE if link.is_marked else LIVES
-    if user_of(record) != user_id and id_of(record) == link.session_id:
+    if user_of(record) not in names and id_of(record) == link.session_id:
         return NOTHING
     return TO_END if link.is_marked else LIVES
 
