@@ -41,7 +41,7 @@ from .session.handle import Session
 from .stores.contract import SessionStore
 from .stores.memory import InMemorySessionStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Device",

@@ -250,11 +250,18 @@ class SessionMiddleware:
 
         self.store.openers += 1
         try:
-            await self.store.open()
+            await self._open(send)
             await self.app(scope, receive, closing)
         finally:
             if not closed:
                 await self._close()
+
+    async def _open(self, send: Send) -> None:
+        try:
+            await self.store.open()
+        except Exception as error:  # a mere exception says to some servers that there is no lifespan
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
 
     async def _close(self) -> None:
         self.store.openers -= 1

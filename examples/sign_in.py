@@ -86,5 +86,8 @@ def sign_out(request: Request) -> None:
 
 
 @app.post("/sign-out-everywhere")
-async def sign_out_everywhere(user: User) -> int:
-    return await store.delete_for_user(user)
+async def sign_out_everywhere(request: Request, user: User) -> int:
+    session = get_session(request)
+    others = await store.delete_for_user(user, keep=session.session_id)
+    session.logout()  # which removes the cookie, too
+    return others

@@ -123,8 +123,10 @@ def test_signing_in(site: Site) -> None:
     assert ada.post("/payout").json() == "paid to ada"
     ada.post("/sign-out")
     assert ada.get("/account").status_code == 401
+    ada.post("/sign-in", data={"name": "ada", "password": PASSWORD})
     assert phone.post("/sign-out-everywhere").json() == 1
-    assert phone.get("/account").status_code == 401
+    assert [client.get("/account").status_code for client in (ada, phone)] == [401, 401]
+    assert "session" not in phone.cookies
 
 
 def test_readme_has_the_example_of_signing_in() -> None:

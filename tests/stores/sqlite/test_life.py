@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
@@ -142,6 +144,24 @@ def test_a_lifespan_fails_with_the_reason(path: Path) -> None:
     )
     with pytest.raises(SessionStoreError, match="no SQLite database"), TestClient(app):
         pass
+
+
+@pytest.mark.parametrize("framework", ["starlette", "bare"])
+def test_a_server_does_not_start(path: Path, tmp_path: Path, framework: str) -> None:
+    """uvicorn as it comes takes an exception for an app without lifespan events, and starts all the same."""
+    path.write_text("dear diary " * 1000)
+    sessions = f"SessionMiddleware, secret_key='k' * 32, store='sqlite:///{path}'"
+    apps = {
+        "starlette": f"app = Starlette(); app.add_middleware({sessions})",
+        "bare": f"app = SessionMiddleware(Starlette(), {sessions.partition(', ')[2]})",
+    }
+    imports = "from asgi_sessions import SessionMiddleware\nfrom starlette.applications import Starlette\n"
+    (tmp_path / "main.py").write_text(imports + apps[framework])
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(tmp_path), "main:app", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "no SQLite database" in done.stderr
+    assert "startup failed" in done.stderr
 
 
 # --- closing ---------------------------------------------------------------------------------------------
