@@ -115,14 +115,19 @@ class Incoming:
         """There no message is lost where `receive` is cancelled."""
         taken: list[T] = []
         failure: Exception | None = None
-        async with anyio.create_task_group() as group:
-            self._leaving = group.cancel_scope
-            group.start_soon(self._ask_on_trio)
-            try:
-                taken.append(await turn)
-            except Exception as error:
-                failure = error
-            group.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as group:
+                self._leaving = group.cancel_scope
+                group.start_soon(self._ask_on_trio)
+                try:
+                    taken.append(await turn)
+                except Exception as error:
+                    failure = error
+                group.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():
+            if not taken:
+                raise
+            # what was taken is the caller's to let go: the cancellation comes again where it waits next
         if taken:
             return taken[0]
         raise failure or ClientGoneError

@@ -271,7 +271,7 @@ async def share(place: str, where: str, seconds: float, processes: int) -> Figur
     return {
         "median_ms": statistics.median(waits) * 1e3,
         "p99_ms": percentile(waits, 0.99) * 1e3,
-        "fairness": served[0] / served[-1],
+        "fairness": served[0] / max(served[-1], 1),
         "lost": lost,
         "done": len(stamps),
     }

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 SESSIONS = 12
 LEASE = 10.0  # seconds, which an unlucky session would be blocked for
-SOON = 1.0  # seconds: the last back-off of 0.2, and a busy machine
+SOON = 2.0  # seconds: the last back-off of 0.2, and a busy machine
 
 
 def write(session: Session) -> None:

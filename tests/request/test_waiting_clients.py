@@ -188,6 +188,26 @@ async def test_a_cancelled_request_is_cancelled(site: Site, browser: Browser, go
     assert (await browser.open(page(count))).status == 200
 
 
+async def test_a_request_that_is_cancelled_with_its_turn(site: Site, browser: Browser) -> None:
+    """It lets the lock go, whichever comes first: others would wait for the rest of the lease."""
+    for _ in range(5):
+        asking, scope = Asking(Client()), anyio.CancelScope()
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+
+                async def ask(scope: anyio.CancelScope = scope, asking: Asking = asking) -> None:
+                    with scope:
+                        await asking.run(post(browser, page(count)))
+
+                async with held(site.store, browser.session_id):
+                    group.start_soon(ask)
+                    await asking.client.is_waited_for()
+                scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert site.locks == 0
+    assert (await browser.open(page(count))).status == 200
+
+
 @pytest.mark.parametrize("sizes", [[0], [10, 20], [30_000] * 6, [200_000], [1] * 300], ids=lambda s: len(s))
 async def test_all_of_the_body_reaches_the_app(
     way: str, site: Site, browser: Browser, sizes: list[int]
