@@ -269,7 +269,7 @@ class Commit:
         elif outcome is _STORED:
             self.settings.events.emit(SESSION_REGENERATED, taken.session_id)
         elif begins_anew:  # an end wins over every other writer, and what begins has nothing to do with it
-            if await self._end(taken) is _GONE and await self._is_elsewhere(taken):
+            if await self._end(taken) is _GONE and await was_replaced(self.settings, taken):
                 return Outcome.CONFLICT
             return await self._create()
         return outcome
@@ -277,7 +277,7 @@ class Commit:
     async def _delete(self, taken: Checkout) -> Outcome:
         """The app ended the session, or emptied it."""
         outcome = await (self._end if self.intent is _END else self._discard)(taken)
-        if outcome is _GONE and await self._is_elsewhere(taken):
+        if outcome is _GONE and await was_replaced(self.settings, taken):
             return Outcome.CONFLICT
         if outcome not in (_STORED, _GONE):
             return outcome
@@ -303,11 +303,6 @@ class Commit:
         if outcome is _STORED:
             self._note_end(taken)
         return outcome
-
-    async def _is_elsewhere(self, taken: Checkout) -> bool:
-        """Whether the record is gone because it got a new id: it was not ended."""
-        found = await self.settings.store.checkout(taken.session_id, None, None, passive=True)
-        return found is Missing.RETIRED
 
     async def _end_following(self, taken: Checkout) -> bool:
         """Delete the record that got a new id meanwhile only because the old one was old."""
@@ -379,6 +374,11 @@ async def lock_as_loaded(settings: Settings, loaded: Checkout) -> Checkout | Non
     with anyio.CancelScope(shield=True):
         await let_go(settings, taken)
     return None
+
+
+async def was_replaced(settings: Settings, taken: Checkout) -> bool:
+    """Whether a record that is gone got a new id: it was not ended."""
+    return await settings.store.checkout(taken.session_id, None, None, passive=True) is Missing.RETIRED
 
 
 async def let_go(settings: Settings, taken: Checkout) -> None:

@@ -6,8 +6,8 @@ import anyio
 
 from ..errors import SessionDataError
 from ..session.changes import Change, Fate
-from ..stores.checkout import Checkout, Missing, Outcome
-from .commit import Commit, let_go
+from ..stores.checkout import Checkout, Outcome
+from .commit import Commit, let_go, was_replaced
 from .devices import note_client
 from .state import OPTIMISTIC, RELEASED, News
 from .work import Work
@@ -76,8 +76,7 @@ async def why_gone(work: Work) -> Outcome:
     if not isinstance(work.record, Checkout):
         return Outcome.GONE
     await let_go(work.settings, work.record)
-    found = await work.settings.store.checkout(work.record.session_id, None, None, passive=True)
-    if found is not Missing.RETIRED:
+    if not await was_replaced(work.settings, work.record):
         return Outcome.GONE
     work.is_clients = False
     return Outcome.CONFLICT

@@ -16,6 +16,7 @@ import pytest
 import redis.asyncio
 from anyio.to_thread import run_sync
 from deployments import NODE_TIMEOUT, SLOTS, Bed, RedisCluster, binaries, chosen, command, scripts
+from ends import all_processes_are_told
 from faults.chaos import ChaosProxy, Fault, Link, Send, anything
 from faults.checkers import count_flaws
 from moves import retire
@@ -37,7 +38,6 @@ from visitors import (
 
 from asgi_sessions import DistributedLock, RedisSessionStore, SessionData, SessionFilter, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores import endings
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Missing, Outcome
 from asgi_sessions.stores.redis.connection.routing import Cluster
 
@@ -601,15 +601,4 @@ async def test_all_processes_are_told_that_a_session_has_ended(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the session lives, and whichever node a process listens at."""
-    monkeypatch.setattr(endings, "LOOK_EVERY", 3600.0)
-    monkeypatch.setattr(endings, "_FIRST_PAUSE", 3600.0)
-    here, there = RedisSessionStore(cluster.url), RedisSessionStore(cluster.url)
-    names = [f"s{number}" for number in range(12)]
-    await there.set_batch({name: SessionData(session_id=name) for name in names})
-    tasks = [asyncio.create_task(here.until_ended(name)) for name in names]
-    known = (await here._states.get()).endings
-    await until(lambda: {*known._watched} == {*names}, "they wait")
-    await until(lambda: all(1e9 > each.due > 0 for each in known._watched.values()), "they have looked")
-    assert await there.delete_batch(names) == dict.fromkeys(names, True)
-    await asyncio.wait_for(asyncio.gather(*tasks), 20)
-    await asyncio.gather(here.aclose(), there.aclose())
+    await all_processes_are_told(cluster.url, monkeypatch)

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 from deployments import DOWN_AFTER, Bed, Sentinel, SentinelSet, command, is_stopped, scripts
+from ends import all_processes_are_told
 from faults.checkers import Fate, of_fate
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError
@@ -21,7 +22,6 @@ from visitors import PATIENCE, counting, crowd, failover_flaws, note_copies, ser
 
 from asgi_sessions import RedisSessionStore, SessionData, SessionStoreError
 from asgi_sessions.record.codec import encode_checked
-from asgi_sessions.stores import endings
 from asgi_sessions.stores.checkout import Checkout, LockPolicy, Outcome
 from asgi_sessions.stores.redis.connection.deployment import deployment
 from asgi_sessions.stores.redis.connection.sentinels import AGAIN
@@ -267,15 +267,4 @@ async def test_all_processes_are_told_that_a_session_has_ended(
     nodes: SentinelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the session lives, and whichever node a process listens at."""
-    monkeypatch.setattr(endings, "LOOK_EVERY", 3600.0)
-    monkeypatch.setattr(endings, "_FIRST_PAUSE", 3600.0)
-    here, there = RedisSessionStore(nodes.url), RedisSessionStore(nodes.url)
-    names = [f"s{number}" for number in range(12)]
-    await there.set_batch({name: SessionData(session_id=name) for name in names})
-    tasks = [asyncio.create_task(here.until_ended(name)) for name in names]
-    known = (await here._states.get()).endings
-    await until(lambda: {*known._watched} == {*names}, "they wait")
-    await until(lambda: all(1e9 > each.due > 0 for each in known._watched.values()), "they have looked")
-    assert await there.delete_batch(names) == dict.fromkeys(names, True)
-    await asyncio.wait_for(asyncio.gather(*tasks), 20)
-    await asyncio.gather(here.aclose(), there.aclose())
+    await all_processes_are_told(nodes.url, monkeypatch)
